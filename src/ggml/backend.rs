@@ -1,0 +1,298 @@
+//! Devices, and computing graphs on them.
+
+use std::ffi::{CStr, c_void};
+use std::ptr::NonNull;
+use std::sync::Arc;
+use std::sync::Once;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use ggml_sys as sys;
+
+use super::ops::Ops;
+use super::{GgmlError, Tensor};
+
+/// A device that ggml found.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DeviceInfo {
+    /// ggml's name: `CPU`, `CUDA0`.
+    pub name: String,
+    /// What it is, for people.
+    pub description: String,
+    /// Free memory in bytes.
+    pub free: usize,
+    /// Total memory in bytes.
+    pub total: usize,
+    /// True for anything with memory of its own.
+    pub is_gpu: bool,
+}
+
+/// All devices of this build on this machine, the CPU among them.
+pub fn devices() -> Vec<DeviceInfo> {
+    super::log::install();
+    // SAFETY: the registry is filled once by ggml; device handles live for the life of the process.
+    unsafe {
+        (0..sys::ggml_backend_dev_count())
+            .map(|i| {
+                let dev = sys::ggml_backend_dev_get(i);
+                let (mut free, mut total) = (0, 0);
+                sys::ggml_backend_dev_memory(dev, &mut free, &mut total);
+                let kind = sys::ggml_backend_dev_type(dev);
+                DeviceInfo {
+                    name: text(sys::ggml_backend_dev_name(dev)),
+                    description: text(sys::ggml_backend_dev_description(dev)),
+                    free,
+                    total,
+                    is_gpu: kind == sys::ggml_backend_dev_type_GGML_BACKEND_DEVICE_TYPE_GPU || kind == sys::ggml_backend_dev_type_GGML_BACKEND_DEVICE_TYPE_IGPU,
+                }
+            })
+            .collect()
+    }
+}
+
+/// A C string that ggml owns, copied.
+fn text(p: *const std::ffi::c_char) -> String {
+    if p.is_null() {
+        return String::new();
+    }
+    // SAFETY: ggml's names are NUL-terminated and static or owned by a live object.
+    unsafe { CStr::from_ptr(p) }.to_string_lossy().into_owned()
+}
+
+/// Where buffers come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BufferType {
+    raw: sys::ggml_backend_buffer_type_t,
+    repack: bool,
+}
+
+// SAFETY: buffer types are static objects of ggml without interior state that we touch.
+unsafe impl Send for BufferType {}
+// SAFETY: see above.
+unsafe impl Sync for BufferType {}
+
+impl BufferType {
+    pub(super) fn raw(self) -> sys::ggml_backend_buffer_type_t {
+        self.raw
+    }
+
+    /// Name for messages.
+    pub fn name(self) -> String {
+        // SAFETY: static object.
+        text(unsafe { sys::ggml_backend_buft_name(self.raw) })
+    }
+
+    /// Alignment of tensors in bytes.
+    pub fn alignment(self) -> usize {
+        // SAFETY: static object.
+        unsafe { sys::ggml_backend_buft_get_alignment(self.raw) }
+    }
+
+    /// Bytes that a tensor takes in such a buffer.
+    pub fn alloc_size(self, t: Tensor<'_>) -> usize {
+        // SAFETY: static object, live tensor.
+        unsafe { sys::ggml_backend_buft_get_alloc_size(self.raw, t.raw()) }
+    }
+
+    /// Whether a fresh buffer is cleared. Repacked weights are all written anyway.
+    pub(super) fn clears(self) -> bool {
+        !self.repack
+    }
+
+    /// ggml's buffer of weights rearranged for the CPU's blocked kernels, if this CPU has any.
+    pub fn cpu_repack() -> Option<BufferType> {
+        type GetExtra = unsafe extern "C" fn(sys::ggml_backend_dev_t) -> *mut sys::ggml_backend_buffer_type_t;
+        super::log::install();
+        // SAFETY: the symbol, where the registry has it, has this signature (ggml-backend.h); its list ends with null.
+        unsafe {
+            let dev = sys::ggml_backend_dev_by_type(sys::ggml_backend_dev_type_GGML_BACKEND_DEVICE_TYPE_CPU);
+            let reg = sys::ggml_backend_dev_backend_reg(dev);
+            let f = sys::ggml_backend_reg_get_proc_address(reg, c"ggml_backend_dev_get_extra_bufts".as_ptr());
+            if f.is_null() {
+                return None;
+            }
+            let f: GetExtra = std::mem::transmute::<*mut c_void, GetExtra>(f);
+            let mut list = f(dev);
+            while !list.is_null() && !(*list).is_null() {
+                let found = BufferType { raw: *list, repack: true };
+                if found.name() == "CPU_REPACK" {
+                    return Some(found);
+                }
+                list = list.add(1);
+            }
+            None
+        }
+    }
+
+    /// True if the CPU multiplies by a weight `[n_in, n_out]` of this type out of this (repacking) buffer.
+    pub fn can_multiply(self, ty: crate::gguf::GgmlType, n_in: usize, n_out: usize) -> bool {
+        // SAFETY: a scratch context for three headers; the empty buffer only carries its type; both are freed here.
+        unsafe {
+            let ctx = sys::ggml_init(sys::ggml_init_params {
+                mem_size: 4 * sys::ggml_tensor_overhead(),
+                mem_buffer: std::ptr::null_mut(),
+                no_alloc: true,
+            });
+            let buffer = sys::ggml_backend_buft_alloc_buffer(self.raw, 0);
+            let w = sys::ggml_new_tensor_2d(ctx, super::type_id(ty), n_in as i64, n_out as i64);
+            let x = sys::ggml_new_tensor_2d(ctx, sys::ggml_type_GGML_TYPE_F32, n_in as i64, 512);
+            (*w).buffer = buffer;
+            let product = sys::ggml_mul_mat(ctx, w, x);
+            let dev = sys::ggml_backend_dev_by_type(sys::ggml_backend_dev_type_GGML_BACKEND_DEVICE_TYPE_CPU);
+            let ok = sys::ggml_backend_dev_supports_op(dev, product);
+            sys::ggml_backend_buffer_free(buffer);
+            sys::ggml_free(ctx);
+            ok
+        }
+    }
+}
+
+/// A started device.
+pub struct Backend {
+    raw: NonNull<sys::ggml_backend>,
+    name: String,
+    is_cpu: bool,
+    threadpool: Option<NonNull<sys::ggml_threadpool>>,
+    galloc: NonNull<sys::ggml_gallocr>,
+    stop: Arc<AtomicBool>,
+}
+
+// SAFETY: a backend is used by one thread at a time (`compute` takes `&mut self`).
+unsafe impl Send for Backend {}
+
+impl Backend {
+    /// Starts a device by ggml's name (`CPU`, `CUDA0`). `n_threads` counts on the CPU only.
+    pub fn start(name: &str, n_threads: usize) -> Result<Self, GgmlError> {
+        super::log::install();
+        init_timer();
+        let all = devices();
+        let Some(index) = all.iter().position(|d| d.name.eq_ignore_ascii_case(name)) else {
+            let available = all.iter().map(|d| d.name.as_str()).collect::<Vec<_>>().join(", ");
+            return Err(GgmlError::NoDevice { name: name.into(), available });
+        };
+        let failed = || GgmlError::InitFailed { name: all[index].name.clone() };
+        // SAFETY: the index is in range; results are checked for null; the threadpool outlives the backend (see Drop).
+        unsafe {
+            let dev = sys::ggml_backend_dev_get(index);
+            let raw = NonNull::new(sys::ggml_backend_dev_init(dev, std::ptr::null())).ok_or_else(failed)?;
+            let is_cpu = sys::ggml_backend_is_cpu(raw.as_ptr());
+            let galloc = NonNull::new(sys::ggml_gallocr_new(sys::ggml_backend_get_default_buffer_type(raw.as_ptr()))).ok_or_else(failed)?;
+            let stop = Arc::new(AtomicBool::new(false));
+            let mut threadpool = None;
+            if is_cpu {
+                sys::ggml_backend_cpu_set_n_threads(raw.as_ptr(), n_threads.max(1) as i32);
+                let mut params = sys::ggml_threadpool_params_default(n_threads.max(1) as i32);
+                threadpool = NonNull::new(sys::ggml_threadpool_new(&mut params));
+                if let Some(pool) = threadpool {
+                    sys::ggml_backend_cpu_set_threadpool(raw.as_ptr(), pool.as_ptr());
+                }
+                sys::ggml_backend_cpu_set_abort_callback(raw.as_ptr(), Some(asked_to_stop), Arc::as_ptr(&stop).cast_mut().cast());
+            }
+            Ok(Self { raw, name: all[index].name.clone(), is_cpu, threadpool, galloc, stop })
+        }
+    }
+
+    /// ggml's name of the device.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// True for the CPU.
+    pub fn is_cpu(&self) -> bool {
+        self.is_cpu
+    }
+
+    /// The flag that stops a computation on the CPU between two operations (Ctrl-C).
+    pub fn stop_flag(&self) -> Arc<AtomicBool> {
+        self.stop.clone()
+    }
+
+    /// The device's ordinary memory.
+    pub fn buffer_type(&self) -> BufferType {
+        // SAFETY: live backend.
+        BufferType { raw: unsafe { sys::ggml_backend_get_default_buffer_type(self.raw.as_ptr()) }, repack: false }
+    }
+
+    /// Sizes the scratch memory for this graph, the largest of a run. Returns its bytes.
+    pub fn reserve(&mut self, graph: &Ops) -> Result<usize, GgmlError> {
+        // SAFETY: live objects.
+        unsafe {
+            let mut size = 0;
+            sys::ggml_gallocr_reserve_n_size(self.galloc.as_ptr(), graph.raw_graph(), std::ptr::null(), std::ptr::null(), &mut size);
+            if !sys::ggml_gallocr_reserve(self.galloc.as_ptr(), graph.raw_graph()) {
+                return Err(GgmlError::OutOfMemory { device: self.name.clone(), what: "the scratch of a tile".into(), bytes: size });
+            }
+        }
+        Ok(self.scratch_bytes())
+    }
+
+    /// Bytes of scratch memory held now.
+    pub fn scratch_bytes(&self) -> usize {
+        // SAFETY: live object.
+        unsafe { sys::ggml_gallocr_get_buffer_size(self.galloc.as_ptr(), 0) }
+    }
+
+    /// Gives every tensor of the graph its place in the scratch memory; inputs can be set afterwards.
+    pub fn allocate(&mut self, graph: &Ops) -> Result<(), GgmlError> {
+        // SAFETY: live objects.
+        let ok = unsafe { sys::ggml_gallocr_alloc_graph(self.galloc.as_ptr(), graph.raw_graph()) };
+        if ok {
+            return Ok(());
+        }
+        Err(GgmlError::OutOfMemory { device: self.name.clone(), what: "the scratch of a tile".into(), bytes: self.scratch_bytes() })
+    }
+
+    /// Computes an allocated graph; on a GPU this returns as soon as the work is queued.
+    pub fn compute(&mut self, graph: &Ops) -> Result<(), GgmlError> {
+        // SAFETY: the graph was allocated on this backend; tensors it names are alive (they are borrowed by `graph`).
+        let status = unsafe { sys::ggml_backend_graph_compute_async(self.raw.as_ptr(), graph.raw_graph()) };
+        if status == sys::ggml_status_GGML_STATUS_SUCCESS {
+            Ok(())
+        } else if status == sys::ggml_status_GGML_STATUS_ABORTED {
+            Err(GgmlError::Aborted)
+        } else {
+            Err(GgmlError::Compute { device: self.name.clone(), status })
+        }
+    }
+
+    /// Waits until all queued work is done.
+    pub fn synchronize(&mut self) {
+        // SAFETY: live backend.
+        unsafe { sys::ggml_backend_synchronize(self.raw.as_ptr()) }
+    }
+
+    /// The first operation of a graph that this device has no kernel for.
+    pub fn check_support(&self, graph: &Ops) -> Result<(), GgmlError> {
+        match graph.find_node(|op| {
+            // SAFETY: live backend and tensor.
+            unsafe { !sys::ggml_backend_supports_op(self.raw.as_ptr(), op) }
+        }) {
+            None => Ok(()),
+            Some((op, detail)) => Err(GgmlError::Unsupported { device: self.name.clone(), op, detail }),
+        }
+    }
+}
+
+/// ggml times itself; its clock has to be started once.
+fn init_timer() {
+    static START: Once = Once::new();
+    // SAFETY: no preconditions.
+    START.call_once(|| unsafe { sys::ggml_time_init() });
+}
+
+unsafe extern "C" fn asked_to_stop(flag: *mut c_void) -> bool {
+    // SAFETY: `flag` is the AtomicBool of the backend, which outlives the backend's computations.
+    unsafe { (*flag.cast::<AtomicBool>()).load(Ordering::Relaxed) }
+}
+
+impl Drop for Backend {
+    fn drop(&mut self) {
+        // SAFETY: each was made by `start` and is freed once; the backend goes before its threadpool.
+        unsafe {
+            sys::ggml_gallocr_free(self.galloc.as_ptr());
+            sys::ggml_backend_free(self.raw.as_ptr());
+            if let Some(pool) = self.threadpool {
+                sys::ggml_threadpool_free(pool.as_ptr());
+            }
+        }
+    }
+}

@@ -1,0 +1,310 @@
+//! The intermediate representation: a flat SSA list of transformer operations.
+//!
+//! A value is a matrix in ggml order, `[n_feat, n_rows]` with features fastest; a row is a token. Every shape is known
+//! when the graph is built: budgets are counts, and only *which* rows are selected is data.
+
+use std::fmt;
+
+/// A value of the graph: the result of the node with this number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct NodeId(pub u32);
+
+impl NodeId {
+    /// The node's place in [`Graph::nodes`].
+    pub fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+/// A weight matrix or vector: its number in the model's weight table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct WeightId(pub u32);
+
+/// Element type of a value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DType {
+    /// Hidden states, scores.
+    F32,
+    /// Token ids, positions, row indices.
+    I32,
+}
+
+/// Gate of a gated FFN.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activation {
+    /// x * sigmoid(x)
+    Silu,
+    /// The tanh approximation of GELU.
+    Gelu,
+}
+
+/// Which elements of a head rotate together (ggml's two layouts).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RopeLayout {
+    /// Neighbouring elements form a pair (Llama GGUFs).
+    Interleaved,
+    /// Element i pairs with i + n_rot/2 (NeoX, Qwen, Gemma, Phi).
+    HalfSplit,
+}
+
+/// Rotary embedding of one layer, in the terms of `ggml_rope_ext`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Rope {
+    /// Layout of the rotated pairs.
+    pub layout: RopeLayout,
+    /// Rotated dimensions of each head.
+    pub n_rot: usize,
+    /// Context length the model was trained with, before any scaling.
+    pub n_ctx_orig: usize,
+    /// Base of the frequencies.
+    pub freq_base: f32,
+    /// Reciprocal of the linear scaling factor.
+    pub freq_scale: f32,
+    /// YaRN: weight of the extrapolated part; 0 is plain or linear scaling.
+    pub ext_factor: f32,
+    /// Factor on the rotated values (attention temperature).
+    pub attn_factor: f32,
+    /// YaRN ramp, fast end (rotations).
+    pub beta_fast: f32,
+    /// YaRN ramp, slow end (rotations).
+    pub beta_slow: f32,
+    /// Per-pair frequency divisors `[n_rot / 2]` (Llama 3.1, Phi-3 long context).
+    pub factors: Option<WeightId>,
+}
+
+/// How probe scores are pooled over neighbouring candidates.
+pub use crate::spts::schedule::Pool;
+
+/// Attention geometry of one layer.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Heads {
+    /// Query heads.
+    pub n_head: usize,
+    /// Key and value heads (GQA: n_head is a multiple).
+    pub n_head_kv: usize,
+    /// Elements of one head.
+    pub head_dim: usize,
+    /// Factor on q.k before the softmax.
+    pub scale: f32,
+}
+
+/// What a node computes. Sources are listed in order; `[f, n]` is features by rows.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Op {
+    /// `-> I32 [1, n]`: the token ids of this call.
+    Tokens,
+    /// `-> I32 [1, n]`: the original positions of these tokens.
+    Positions,
+    /// `tokens -> [n_embd, n]`: rows of the embedding matrix, times `scale`.
+    Embed {
+        /// `[n_embd, n_vocab]`
+        weight: WeightId,
+        /// Gemma multiplies by sqrt(n_embd); 1 elsewhere.
+        scale: f32,
+    },
+    /// `x -> [f, n]`: x / rms(x) * weight, over groups of `group` features (a whole row, or one head).
+    RmsNorm {
+        /// `[group]`
+        weight: WeightId,
+        /// Added to the mean square.
+        eps: f32,
+        /// Features normalised together; divides f.
+        group: usize,
+    },
+    /// `x -> [n_out, n]`: W x + b.
+    Linear {
+        /// `[n_in, n_out]`
+        weight: WeightId,
+        /// `[n_out]`
+        bias: Option<WeightId>,
+    },
+    /// `x, positions -> [f, n]`: rotary embedding of every head.
+    Rope {
+        /// Elements of one head.
+        head_dim: usize,
+        /// Frequencies.
+        rope: Rope,
+    },
+    /// `q, k, v, pos_q, pos_k -> [n_head * head_dim, n_q]`: causal attention of layer `layer`. The rows of q are the last
+    /// rows of k, or the same rows; k and v enter the layer's KV cache. Causality is over row order, which is position order.
+    Attention {
+        /// Layer, that is, which cache.
+        layer: usize,
+        /// Geometry.
+        heads: Heads,
+        /// Sliding window in positions: a key is visible while `pos_q - pos_k < window`.
+        window: Option<usize>,
+    },
+    /// `gate, up -> [n_ff, n]`: act(gate) * up.
+    Glu {
+        /// act
+        act: Activation,
+    },
+    /// `a, b -> a + b`
+    Add,
+    /// `x, idx [1, m] -> [f, m]`: gather.
+    GetRows,
+    /// `h [f, n], idx [1, m], x [f, m] -> [f, n]`: h with x added to the rows idx. Rows outside idx are *skipped*.
+    ScatterAdd,
+    /// `x -> [f, rows]`: the last rows.
+    LastRows {
+        /// How many.
+        rows: usize,
+    },
+    /// `q [n_head * d, n_probe], k [n_head_kv * d, n] -> F32 [1, n]`: equation 4 of the paper, the mean over heads and probing
+    /// queries of softmax(q.k * scale). Probing query i of n_probe sees the candidates up to itself.
+    ProbeScores {
+        /// Geometry.
+        heads: Heads,
+    },
+    /// `s [1, n] -> [1, n]`: pooled over neighbouring candidates in order.
+    PoolScores {
+        /// Kind and width.
+        pool: Pool,
+    },
+    /// `y [n_embd, n] -> F32 [1, n]`: norm of the low-rank FFN proxy of a layer (LTP).
+    ProxyNorm {
+        /// Layer whose proxy it is.
+        layer: usize,
+        /// Activation of the FFN.
+        act: Activation,
+    },
+    /// `a, b -> a * b`, elementwise (scores).
+    Mul,
+    /// `x -> F32 [1, n]`: a uniform random score for every row of x, a control for ablations.
+    RandomScores {
+        /// Seed; the layer is mixed in.
+        seed: u64,
+        /// Layer.
+        layer: usize,
+    },
+    /// `s [1, n] -> I32 [1, m]`: ascending indices of the m best scores. The last `forced` rows are always in; the lower
+    /// index wins ties.
+    TopK {
+        /// Members.
+        m: usize,
+        /// Last rows that are always members.
+        forced: usize,
+    },
+    /// `h [f, n], idx [1, m] -> [f, m]`: the rows idx stay, all others are gone for good.
+    Prune,
+    /// `x -> x`: hands x to the host as it passes (calibration).
+    Capture {
+        /// Layer the state belongs to.
+        layer: usize,
+    },
+}
+
+impl Op {
+    /// Short name, as the printed graph shows it.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Op::Tokens => "tokens",
+            Op::Positions => "positions",
+            Op::Embed { .. } => "embed",
+            Op::RmsNorm { .. } => "rms_norm",
+            Op::Linear { .. } => "linear",
+            Op::Rope { .. } => "rope",
+            Op::Attention { .. } => "attention",
+            Op::Glu { .. } => "glu",
+            Op::Add => "add",
+            Op::GetRows => "get_rows",
+            Op::ScatterAdd => "scatter_add",
+            Op::LastRows { .. } => "last_rows",
+            Op::ProbeScores { .. } => "probe_scores",
+            Op::PoolScores { .. } => "pool_scores",
+            Op::ProxyNorm { .. } => "proxy_norm",
+            Op::Mul => "mul",
+            Op::RandomScores { .. } => "random_scores",
+            Op::TopK { .. } => "top_k",
+            Op::Prune => "prune",
+            Op::Capture { .. } => "capture",
+        }
+    }
+}
+
+/// One operation and its result.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Node {
+    /// Operation.
+    pub op: Op,
+    /// Sources, all earlier in the list.
+    pub src: Vec<NodeId>,
+    /// Features of a row (ne0).
+    pub n_feat: usize,
+    /// Rows (ne1).
+    pub n_rows: usize,
+    /// Element type.
+    pub dtype: DType,
+    /// Field name of the value, such as `ffn_inp`.
+    pub name: &'static str,
+    /// Layer, where the node belongs to one.
+    pub layer: Option<usize>,
+}
+
+/// The semantic nodes of one layer. Rewrite passes anchor on these, never on patterns of products.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct LayerAnchors {
+    /// Residual stream that enters the layer `[n_embd, n]`.
+    pub inp: NodeId,
+    /// Queries, after norm and rope.
+    pub q: NodeId,
+    /// Keys, after norm and rope.
+    pub k: NodeId,
+    /// Values.
+    pub v: NodeId,
+    /// The attention node.
+    pub attn: NodeId,
+    /// What attention adds to the residual stream.
+    pub attn_out: NodeId,
+    /// Residual stream after attention.
+    pub ffn_inp: NodeId,
+    /// Normalised input of the FFN.
+    pub ffn_norm: NodeId,
+    /// What the FFN adds to the residual stream.
+    pub ffn_out: NodeId,
+    /// Residual stream that leaves the layer.
+    pub out: NodeId,
+    /// Activation of the FFN.
+    pub act: Activation,
+    /// Sliding window of the attention.
+    pub window: Option<usize>,
+    /// Probe scores over the layer's candidates, once a pass has inserted them.
+    pub scores: Option<NodeId>,
+    /// Indices of the rows active in attention, once inserted.
+    pub active_attn: Option<NodeId>,
+    /// Indices of the rows active in the FFN, once inserted.
+    pub active_ffn: Option<NodeId>,
+    /// Indices of the rows that stay, where a stage ends here.
+    pub kept: Option<NodeId>,
+}
+
+/// A model's forward pass over `n_tokens` tokens.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Graph {
+    /// Operations in execution order.
+    pub nodes: Vec<Node>,
+    /// Anchors, one a layer.
+    pub layers: Vec<LayerAnchors>,
+    /// Positions of the tokens.
+    pub positions: NodeId,
+    /// Residual stream after the last layer.
+    pub hidden: NodeId,
+    /// Logits `[n_vocab, 1]` of the last token.
+    pub logits: NodeId,
+    /// Rows the graph starts with.
+    pub n_tokens: usize,
+}
+
+impl Graph {
+    /// The node that makes a value.
+    pub fn node(&self, id: NodeId) -> &Node {
+        &self.nodes[id.index()]
+    }
+}
+
+impl fmt::Display for NodeId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "%{}", self.0)
+    }
+}

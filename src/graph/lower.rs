@@ -1,0 +1,496 @@
+//! Turns one tile of a phase into a ggml graph.
+//!
+//! Conventions: a stored value is a persistent matrix `[n_feat, n_rows]`, of which a tile reads and writes its own rows; a
+//! gather or a scatter addresses the whole of it. Writes (cache, slots) are put into the graph before anything that reads
+//! them, and ggml computes in that order.
+
+use std::collections::HashMap;
+use std::ops::Range;
+
+use super::ir::*;
+use super::phases::{Phase, Program, Storage};
+use crate::ggml::Tensor;
+use crate::ggml::ops::{Ops, Precision};
+use crate::gguf::GgmlType;
+use crate::spts::schedule::Pool;
+
+/// Key and value rows that attention reads come in multiples of this (ggml's fast paths); caches have room for it.
+pub const KV_PAD: usize = 256;
+
+/// What persists between tiles: weights, caches, slots, masks.
+pub trait Memory {
+    /// A weight.
+    fn weight(&self, id: WeightId) -> Tensor<'_>;
+    /// A stored value `[n_feat, n_rows]`.
+    fn stored(&self, id: NodeId) -> Tensor<'_>;
+    /// Keys of a layer `[n_head_kv * head_dim, capacity]`.
+    fn cache_k(&self, layer: usize) -> Tensor<'_>;
+    /// Values of a layer, likewise.
+    fn cache_v(&self, layer: usize) -> Tensor<'_>;
+    /// Rows in the layer's cache before this call.
+    fn n_past(&self, layer: usize) -> usize;
+    /// Mask of full causal attention, or of the sliding window.
+    fn mask(&self, window: Option<usize>) -> MaskBuffer<'_>;
+    /// Low-rank proxy of a layer's FFN.
+    fn proxy(&self, layer: usize) -> ProxyTensors<'_>;
+    /// Precision that products of so many rows are asked for.
+    fn precision(&self, rows: usize) -> Option<Precision>;
+    /// Product with `weight`; the place to choose another kernel.
+    fn n_tokens(&self) -> usize;
+}
+
+/// One F16 matrix that masks every causal tile of up to `height` rows. Row i lets the columns up to `corner + i` pass (and,
+/// with a window, only the last `window` of them); a tile sees it through an offset that puts its own first query at the
+/// corner. One row longer than its height, so that the offset view stays inside.
+#[derive(Clone, Copy)]
+pub struct MaskBuffer<'a> {
+    /// F16 `[width, height + 1]`
+    pub tensor: Tensor<'a>,
+    /// Column of the first row's own key.
+    pub corner: usize,
+    /// Rows that a tile may have.
+    pub height: usize,
+}
+
+impl MaskBuffer<'_> {
+    /// Columns: the corner, the triangle, the padding of the keys.
+    pub fn width(corner: usize, height: usize) -> usize {
+        corner + height + KV_PAD
+    }
+
+    /// The matrix `[width, height + 1]` as F16 bits.
+    pub fn bits(corner: usize, height: usize, window: Option<usize>) -> Vec<u16> {
+        let width = Self::width(corner, height);
+        let masked = half::f16::NEG_INFINITY.to_bits();
+        let mut bits = vec![masked; width * (height + 1)];
+        for (i, row) in bits.chunks_exact_mut(width).take(height).enumerate() {
+            let end = corner + i + 1;
+            let start = window.map_or(0, |w| end.saturating_sub(w));
+            row[start..end].fill(0);
+        }
+        bits
+    }
+}
+
+/// Low-rank proxy of one FFN, as ggml products see it.
+#[derive(Clone, Copy)]
+pub struct ProxyTensors<'a> {
+    /// `[n_embd, 2 rank]`: U_gate beside U_up.
+    pub u_gu: Tensor<'a>,
+    /// `[rank, d_low]`
+    pub v_gate: Tensor<'a>,
+    /// `[rank, d_low]`
+    pub v_up: Tensor<'a>,
+    /// `[d_low, rank]`
+    pub v_down: Tensor<'a>,
+}
+
+/// What the host fills in after the graph is allocated and before it is computed.
+pub struct HostInput<'a> {
+    /// Where.
+    pub tensor: Tensor<'a>,
+    /// What.
+    pub what: InputKind,
+}
+
+/// Contents of a [`HostInput`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum InputKind {
+    /// I64 `[rows]`: cache rows `n_past ..` of layers whose cache has this length.
+    CacheRows {
+        /// Rows before this call.
+        n_past: usize,
+    },
+    /// F16 `[n_kv, rows]`: mask of queries whose own keys are the cache rows `first ..`.
+    Mask {
+        /// A layer of this kind (its cache's positions count, with a window).
+        layer: usize,
+        /// Row of the first query's own key.
+        first: usize,
+        /// First cache row that is read.
+        from: usize,
+        /// Sliding window.
+        window: Option<usize>,
+    },
+}
+
+/// A tile lowered into `ops`: what the host has to fill in, and what it may read afterwards.
+#[derive(Default)]
+pub struct Lowered<'a> {
+    /// To fill in.
+    pub inputs: Vec<HostInput<'a>>,
+    /// Captured states, by layer.
+    pub captures: Vec<(usize, Tensor<'a>)>,
+}
+
+/// How the tile addresses the cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CacheMode {
+    /// At offsets known when the graph is built; masks are views of the shared buffers. For prefill.
+    Fixed,
+    /// Through host inputs, so that the next token's graph has the same topology. For decode.
+    Indexed,
+}
+
+/// An upper bound on ggml operations for a phase, to size its graph. Each IR node takes a few; attention and probe scores
+/// take some for every part they are cut into.
+pub fn max_ggml_nodes(graph: &Graph, phase: &Phase, tile: usize, mask_height: usize) -> usize {
+    let parts = tile.div_ceil(mask_height.max(1)) + 64;
+    phase
+        .nodes
+        .iter()
+        .map(|id| match graph.node(*id).op {
+            Op::Attention { .. } => 40 + 12 * parts,
+            Op::ProbeScores { .. } => 24 + 16 * parts,
+            _ => 16,
+        })
+        .sum::<usize>()
+        + 64
+}
+
+/// Lowers rows `tile` of a phase.
+pub fn lower<'a>(ops: &'a Ops, memory: &'a dyn Memory, graph: &Graph, program: &Program, phase: &Phase, tile: Range<usize>, mode: CacheMode) -> Lowered<'a> {
+    let mut l = Lowerer { ops, memory, graph, program, tile, mode, values: HashMap::new(), out: Lowered::default() };
+    for &id in &phase.nodes {
+        l.node(id);
+    }
+    l.out
+}
+
+struct Lowerer<'a, 'g> {
+    ops: &'a Ops,
+    memory: &'a dyn Memory,
+    graph: &'g Graph,
+    program: &'g Program,
+    tile: Range<usize>,
+    mode: CacheMode,
+    values: HashMap<NodeId, Tensor<'a>>,
+    out: Lowered<'a>,
+}
+
+impl<'a> Lowerer<'a, '_> {
+    fn node(&mut self, id: NodeId) {
+        let node = self.graph.node(id);
+        let value = match &node.op {
+            Op::Tokens | Op::Positions => return,
+            Op::Embed { weight, scale } => {
+                let rows = self.ops.get_rows(self.memory.weight(*weight), self.index(node.src[0]));
+                if *scale == 1.0 { rows } else { self.ops.scale(rows, *scale) }
+            }
+            Op::RmsNorm { weight, eps, group } => self.rms_norm(node, *weight, *eps, *group),
+            Op::Linear { weight, bias } => self.linear(node, *weight, *bias),
+            Op::Rope { head_dim, rope } => {
+                let x = self.rows(node.src[0]);
+                let heads = self.ops.reshape(x, [*head_dim, node.n_feat / head_dim, x.ne(1)]);
+                let factors = rope.factors.map(|f| self.memory.weight(f));
+                let rotated = self.ops.rope(heads, self.index(node.src[1]), factors, rope);
+                self.flat(rotated, node.n_feat)
+            }
+            Op::Attention { layer, heads, window } => self.attention(node, *layer, heads, *window),
+            Op::Glu { act } => self.ops.glu(*act, self.rows(node.src[0]), self.rows(node.src[1])),
+            Op::Add => self.residual_add(id, node),
+            Op::Mul => self.ops.mul(self.rows(node.src[0]), self.rows(node.src[1])),
+            Op::GetRows | Op::Prune => self.ops.get_rows(self.memory.stored(node.src[0]), self.index(node.src[1])),
+            Op::ScatterAdd => {
+                let (h, idx) = (self.memory.stored(node.src[0]), self.index(node.src[1]));
+                let sum = self.ops.add(self.ops.get_rows(h, idx), self.rows(node.src[2]));
+                let written = self.ops.set_rows(h, sum, idx);
+                self.ops.expand(written);
+                return;
+            }
+            Op::LastRows { rows } => self.last_rows(node, *rows),
+            Op::ProbeScores { heads } => self.probe_scores(node, heads),
+            Op::PoolScores { pool } => self.pool_scores(node, *pool),
+            Op::ProxyNorm { layer, act } => self.proxy_norm(node, *layer, *act),
+            Op::TopK { m, forced } => self.top_k(node, *m, *forced),
+            Op::RandomScores { .. } => unreachable!("random scores are written by the host"),
+            Op::Capture { layer } => {
+                let x = self.rows(node.src[0]);
+                self.ops.output(x);
+                self.out.captures.push((*layer, x));
+                x
+            }
+        };
+        self.values.insert(id, value);
+        self.store(id, value);
+        self.ops.expand(value);
+    }
+
+    /// This tile's rows of a float value.
+    fn rows(&self, id: NodeId) -> Tensor<'a> {
+        match self.values.get(&id) {
+            Some(&t) => t,
+            None => self.ops.rows(self.memory.stored(id), self.tile.start, self.tile.len()),
+        }
+    }
+
+    /// This tile's part of a list of indices, tokens or positions, as a vector.
+    fn index(&self, id: NodeId) -> Tensor<'a> {
+        if let Some(&t) = self.values.get(&id) {
+            return self.ops.reshape(t, [t.n_elements(), 1, 1]);
+        }
+        let all = self.memory.stored(id);
+        self.ops.view_2d(all, [self.tile.len(), 1], self.tile.len() * 4, self.tile.start * 4)
+    }
+
+    fn flat(&self, t: Tensor<'a>, n_feat: usize) -> Tensor<'a> {
+        let n = t.n_elements() / n_feat;
+        self.ops.reshape(t, [n_feat, n, 1])
+    }
+
+    fn store(&mut self, id: NodeId, value: Tensor<'a>) {
+        let target = match self.program.storage[id.index()] {
+            Storage::Transient => return,
+            Storage::Slot(_) if self.is_in_place(id) => return,
+            Storage::Slot(_) => {
+                let all = self.memory.stored(id);
+                self.ops.view_2d(all, [value.ne(0), value.ne(1)], all.nb(1), self.tile.start * all.nb(1))
+            }
+            Storage::CacheK(layer) => return self.store_in_cache(layer, self.memory.cache_k(layer), value),
+            Storage::CacheV(layer) => return self.store_in_cache(layer, self.memory.cache_v(layer), value),
+        };
+        self.ops.expand(self.ops.copy(value, target));
+    }
+
+    fn is_in_place(&self, id: NodeId) -> bool {
+        let node = self.graph.node(id);
+        node.op == Op::Add && node.src.iter().any(|s| self.program.storage[s.index()] == self.program.storage[id.index()])
+    }
+
+    fn store_in_cache(&mut self, layer: usize, cache: Tensor<'a>, value: Tensor<'a>) {
+        let n_past = self.memory.n_past(layer);
+        let write = match self.mode {
+            CacheMode::Fixed => self.ops.copy(value, self.ops.rows(cache, n_past + self.tile.start, value.ne(1))),
+            CacheMode::Indexed => {
+                let rows = self.input(GgmlType::I64, [value.ne(1), 1], InputKind::CacheRows { n_past });
+                self.ops.set_rows(cache, value, rows)
+            }
+        };
+        self.ops.expand(write);
+    }
+
+    /// A host input, shared by all nodes that want the same contents.
+    fn input(&mut self, ty: GgmlType, ne: [usize; 2], what: InputKind) -> Tensor<'a> {
+        if let Some(found) = self.out.inputs.iter().find(|i| i.what == what) {
+            return found.tensor;
+        }
+        let tensor = self.ops.input(ty, ne);
+        self.out.inputs.push(HostInput { tensor, what });
+        tensor
+    }
+
+    fn rms_norm(&self, node: &Node, weight: WeightId, eps: f32, group: usize) -> Tensor<'a> {
+        let x = self.rows(node.src[0]);
+        let grouped = if group == node.n_feat { x } else { self.ops.reshape(x, [group, node.n_feat / group, x.ne(1)]) };
+        let normed = self.ops.mul(self.ops.rms_norm(grouped, eps), self.memory.weight(weight));
+        if group == node.n_feat { normed } else { self.flat(normed, node.n_feat) }
+    }
+
+    fn linear(&self, node: &Node, weight: WeightId, bias: Option<WeightId>) -> Tensor<'a> {
+        let product = self.product(self.memory.weight(weight), self.rows(node.src[0]));
+        match bias {
+            Some(b) => self.ops.add(product, self.memory.weight(b)),
+            None => product,
+        }
+    }
+
+    fn product(&self, w: Tensor<'a>, x: Tensor<'a>) -> Tensor<'a> {
+        let y = self.ops.mul_mat(w, x);
+        if let Some(precision) = self.memory.precision(x.ne(1)) {
+            self.ops.accumulate_in(y, precision);
+        }
+        y
+    }
+
+    fn residual_add(&self, id: NodeId, node: &Node) -> Tensor<'a> {
+        let (mut a, mut b) = (node.src[0], node.src[1]);
+        let storage = self.program.storage[id.index()];
+        let resident = |s: NodeId| storage != Storage::Transient && self.program.storage[s.index()] == storage;
+        if resident(b) {
+            (a, b) = (b, a);
+        }
+        if resident(a) { self.ops.add_in_place(self.rows(a), self.rows(b)) } else { self.ops.add(self.rows(a), self.rows(b)) }
+    }
+
+    fn last_rows(&self, node: &Node, rows: usize) -> Tensor<'a> {
+        let source = self.graph.node(node.src[0]);
+        if rows == source.n_rows && self.values.contains_key(&node.src[0]) {
+            return self.rows(node.src[0]);
+        }
+        let all = self.memory.stored(node.src[0]);
+        // Tiles of the last rows: the view starts behind the rows left out.
+        let view = self.ops.rows(all, source.n_rows - rows + self.tile.start, self.tile.len());
+        self.ops.cont(view)
+    }
+
+    fn attention(&mut self, node: &Node, layer: usize, heads: &Heads, window: Option<usize>) -> Tensor<'a> {
+        let q = self.rows(node.src[0]);
+        let n_keys = self.graph.node(node.src[1]).n_rows;
+        let n_past = self.memory.n_past(layer);
+        let first = n_past + n_keys - node.n_rows + self.tile.start;
+        let height = match self.mode {
+            CacheMode::Fixed => self.memory.mask(window).height,
+            CacheMode::Indexed => q.ne(1),
+        };
+        let n = q.ne(1);
+        let mut parts = Vec::new();
+        for start in (0..n).step_by(height) {
+            let len = height.min(n - start);
+            let part = if n == len { q } else { self.ops.rows(q, start, len) };
+            parts.push((start, self.attention_part(node, layer, heads, window, part, first + start)));
+        }
+        if let [(_, only)] = parts[..] {
+            return only;
+        }
+        // Parts are gathered in one matrix; the first one's memory is too small, so a copy it is.
+        let whole = self.ops.input(GgmlType::F32, [node.n_feat, n]);
+        for (start, part) in parts {
+            let target = self.ops.rows(whole, start, part.ne(1));
+            self.ops.expand(self.ops.copy(part, target));
+        }
+        whole
+    }
+
+    /// Attention of some queries, the first of which has its own key in cache row `first`.
+    fn attention_part(&mut self, node: &Node, layer: usize, heads: &Heads, window: Option<usize>, q: Tensor<'a>, first: usize) -> Tensor<'a> {
+        let (d, n) = (heads.head_dim, q.ne(1));
+        let (k, v) = (self.memory.cache_k(layer), self.memory.cache_v(layer));
+        let end = first + n;
+        // With a window, rows before it are not even looked at.
+        let from = window.map_or(0, |w| (first + 1).saturating_sub(w) / KV_PAD * KV_PAD);
+        let n_kv = (end.next_multiple_of(KV_PAD)).min(k.ne(1)) - from;
+        let per_head = |t: Tensor<'a>| self.ops.view_3d(t, [d, n_kv, heads.n_head_kv], [t.nb(1), t.nb(1) / heads.n_head_kv], from * t.nb(1));
+        let (k, v) = (per_head(k), per_head(v));
+        let mask = self.attention_mask(node, layer, window, first, from, n_kv, n);
+        let q = self.ops.permute(self.ops.reshape(q, [d, heads.n_head, n]), [0, 2, 1, 3]);
+        let out = self.ops.flash_attn(q, k, v, mask, heads.scale);
+        self.ops.accumulate_in(out, Precision::F32);
+        self.flat(out, d * heads.n_head)
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn attention_mask(&mut self, node: &Node, layer: usize, window: Option<usize>, first: usize, from: usize, n_kv: usize, n: usize) -> Tensor<'a> {
+        let in_order = matches!(self.graph.node(node.src[4]).op, Op::Positions);
+        let on_host = InputKind::Mask { layer, first, from, window };
+        if self.mode == CacheMode::Fixed && (window.is_none() || in_order) {
+            let buffer = self.memory.mask(window);
+            // The kernels read masks sixteen bytes at a time.
+            if (first - from) % 8 == 0 && first - from <= buffer.corner {
+                let width = buffer.tensor.ne(0);
+                return self.ops.view_2d(buffer.tensor, [width, n], width * 2, (buffer.corner - (first - from)) * 2);
+            }
+        }
+        if self.mode == CacheMode::Fixed && window.is_some() && !in_order {
+            return self.window_mask(node, window.unwrap_or(usize::MAX), first, from, n_kv, n);
+        }
+        self.input(GgmlType::F16, [n_kv, n], on_host)
+    }
+
+    /// Mask of a sliding window over rows whose positions have gaps (behind a prune): made on the device from the positions.
+    /// Only in a prefill that starts with an empty cache, where cache rows and rows are the same.
+    fn window_mask(&mut self, node: &Node, window: usize, first: usize, from: usize, n_kv: usize, n: usize) -> Tensor<'a> {
+        let n_keys = self.graph.node(node.src[4]).n_rows - from;
+        let positions = |id: NodeId, start: usize, len: usize| {
+            let all = self.memory.stored(id);
+            let view = self.ops.view_2d(all, [len, 1], len * 4, start * 4);
+            self.ops.cast(view, GgmlType::F32)
+        };
+        let n_real = n_keys.min(n_kv);
+        let key = positions(node.src[4], from, n_real);
+        let query = self.ops.reshape(positions(node.src[4], first, n), [1, n, 1]);
+        // distance = pos_k - pos_q, visible in (-window, 0]
+        let zero = self.ops.scale(self.ops.repeat(key, [n_real, n]), 1.0);
+        let distance = self.ops.sub(zero, query);
+        let not_later = self.ops.step(self.ops.scale_bias(distance, -1.0, 0.5));
+        let not_too_early = self.ops.step(self.ops.scale_bias(distance, 1.0, window as f32 - 0.5));
+        let visible = self.ops.mul(not_later, not_too_early);
+        // Rows behind the last key are padding: not visible.
+        let padded = self.ops.pad(visible, n_kv - n_real);
+        self.ops.cast(self.ops.log(padded), GgmlType::F16)
+    }
+
+    /// Equation 4, a chunk of probing queries at a time.
+    fn probe_scores(&mut self, node: &Node, heads: &Heads) -> Tensor<'a> {
+        let (q_node, k_node) = (self.graph.node(node.src[0]), self.graph.node(node.src[1]));
+        let (n, n_probe, d) = (k_node.n_rows, q_node.n_rows, heads.head_dim);
+        let k = match self.program.storage[node.src[1].index()] {
+            Storage::CacheK(layer) => self.memory.cache_k(layer),
+            _ => self.memory.stored(node.src[1]),
+        };
+        let k = self.ops.view_3d(k, [d, n, heads.n_head_kv], [k.nb(1), k.nb(1) / heads.n_head_kv], 0);
+        let q = self.memory.stored(node.src[0]);
+        const CHUNK_BYTES: usize = 128 << 20;
+        let chunk = (CHUNK_BYTES / (4 * n * heads.n_head)).clamp(n_probe.div_ceil(64), n_probe);
+        let mut total: Option<Tensor<'a>> = None;
+        for start in (0..n_probe).step_by(chunk) {
+            let len = chunk.min(n_probe - start);
+            let part = self.ops.reshape(self.ops.rows(q, start, len), [d, heads.n_head, len]);
+            let part = self.ops.cont(self.ops.permute(part, [0, 2, 1, 3]));
+            let logits = self.ops.mul_mat(k, part);
+            self.ops.accumulate_in(logits, Precision::F32);
+            let mask = (n_probe > 1).then(|| {
+                let buffer = self.memory.mask(None);
+                let width = buffer.tensor.ne(0);
+                let first = n - n_probe + start;
+                self.ops.cont(self.ops.view_2d(buffer.tensor, [n, len], width * 2, (buffer.corner - first) * 2))
+            });
+            let weights = self.ops.soft_max(logits, mask, heads.scale);
+            let flat = self.ops.reshape(weights, [n, len * heads.n_head, 1]);
+            let sum = self.ops.sum_rows(self.ops.cont(self.ops.permute(flat, [1, 0, 2, 3])));
+            total = Some(match total {
+                None => sum,
+                Some(t) => self.ops.add(t, sum),
+            });
+        }
+        let total = total.expect("at least one probing query");
+        self.ops.scale(total, 1.0 / (n_probe * heads.n_head) as f32)
+    }
+
+    fn pool_scores(&self, node: &Node, pool: Pool) -> Tensor<'a> {
+        let n = node.n_rows;
+        let row = self.ops.reshape(self.whole(node.src[0]), [n, 1, 1]);
+        let pooled = match pool {
+            Pool::None => row,
+            Pool::Avg(width) => self.ops.pool_1d(row, false, width),
+            Pool::Max(width) => self.ops.pool_1d(row, true, width),
+        };
+        self.ops.reshape(pooled, [1, n, 1])
+    }
+
+    fn whole(&self, id: NodeId) -> Tensor<'a> {
+        self.values.get(&id).copied().unwrap_or_else(|| self.memory.stored(id))
+    }
+
+    fn proxy_norm(&self, node: &Node, layer: usize, act: Activation) -> Tensor<'a> {
+        let y = self.rows(node.src[0]);
+        let p = self.memory.proxy(layer);
+        let rank = p.v_gate.ne(0);
+        let n = y.ne(1);
+        let both = self.product(p.u_gu, y);
+        let half = |i: usize| self.ops.cont(self.ops.view_2d(both, [rank, n], both.nb(1), i * rank * 4));
+        let gate = self.product(p.v_gate, half(0));
+        let up = self.product(p.v_up, half(1));
+        let out = self.product(p.v_down, self.ops.glu(act, gate, up));
+        self.ops.sqrt(self.ops.sum_rows(self.ops.sqr(out)))
+    }
+
+    /// On a device: the last `forced` scores are lifted above all others, a stable descending sort gives the best m (the
+    /// lower index wins ties), and a second sort puts them in ascending order.
+    fn top_k(&self, node: &Node, m: usize, forced: usize) -> Tensor<'a> {
+        let n = self.graph.node(node.src[0]).n_rows;
+        const LIFT: f32 = 1e30;
+        // ggml sorts rows of up to 1024 by a network that is not stable: pad them (with zeros, behind all real ones).
+        const STABLE_FROM: usize = 1025;
+        let scores = self.ops.cont(self.ops.reshape(self.memory.stored(node.src[0]), [n, 1, 1]));
+        self.ops.expand(scores);
+        let tail = self.ops.view_2d(scores, [forced, 1], forced * 4, (n - forced) * 4);
+        self.ops.expand(self.ops.copy(self.ops.scale_bias(tail, 1.0, LIFT), tail));
+        let stable = |t: Tensor<'a>, len: usize| if len < STABLE_FROM { self.ops.pad(t, STABLE_FROM - len) } else { t };
+        let order = self.ops.argsort(stable(scores, n), true);
+        let best = self.ops.cont(self.ops.view_2d(order, [m, 1], m * 4, 0));
+        let as_float = self.ops.cast(best, GgmlType::F32);
+        let sorted = self.ops.argsort(as_float, false);
+        let best = self.ops.reshape(best, [1, m, 1]);
+        self.ops.get_rows(best, sorted)
+    }
+}

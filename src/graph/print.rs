@@ -1,0 +1,71 @@
+//! A stable text of a graph, one node a line, for snapshot tests and `plan --graph`.
+
+use std::fmt::Write;
+
+use super::ir::*;
+
+/// Prints the graph; `weight_name` gives the name of a weight.
+pub fn print(graph: &Graph, weight_name: impl Fn(WeightId) -> String) -> String {
+    let mut out = String::new();
+    let mut layer = None;
+    for (i, node) in graph.nodes.iter().enumerate() {
+        if node.layer != layer {
+            layer = node.layer;
+            match layer {
+                Some(l) => writeln!(out, "layer {l}:"),
+                None => writeln!(out, "model:"),
+            }
+            .expect("a String takes all text");
+        }
+        line(&mut out, i, node, &weight_name);
+    }
+    out
+}
+
+fn line(out: &mut String, i: usize, node: &Node, weight_name: &impl Fn(WeightId) -> String) {
+    let mut args: Vec<String> = node.src.iter().map(|s| s.to_string()).collect();
+    match &node.op {
+        Op::Embed { weight, scale } => {
+            args.push(weight_name(*weight));
+            if *scale != 1.0 {
+                args.push(format!("scale={scale}"));
+            }
+        }
+        Op::RmsNorm { weight, group, .. } => {
+            args.push(weight_name(*weight));
+            if *group != node.n_feat {
+                args.push(format!("group={group}"));
+            }
+        }
+        Op::Linear { weight, bias } => {
+            args.push(weight_name(*weight));
+            args.extend(bias.map(weight_name));
+        }
+        Op::Rope { rope, .. } => args.push(format!("base={}", rope.freq_base)),
+        Op::Attention { heads, window, .. } => {
+            args.push(format!("heads={}:{}", heads.n_head, heads.n_head_kv));
+            args.extend(window.map(|w| format!("window={w}")));
+        }
+        Op::Glu { act } | Op::ProxyNorm { act, .. } => args.push(format!("{act:?}").to_lowercase()),
+        Op::PoolScores { pool } => args.push(pool.to_string()),
+        Op::TopK { m, forced } => args.push(format!("m={m}, forced={forced}")),
+        Op::RandomScores { seed, .. } => args.push(format!("seed={seed}")),
+        Op::LastRows { rows } => args.push(format!("rows={rows}")),
+        _ => {}
+    }
+    let dtype = match node.dtype {
+        DType::F32 => "f32",
+        DType::I32 => "i32",
+    };
+    let suffix = node.layer.map(|l| format!("-{l}")).unwrap_or_default();
+    writeln!(
+        out,
+        "  %{i} = {}({}) : {dtype}[{}, {}]  {}{suffix}",
+        node.op.name(),
+        args.join(", "),
+        node.n_feat,
+        node.n_rows,
+        node.name
+    )
+    .expect("a String takes all text");
+}

@@ -1,0 +1,134 @@
+//! Checks a graph before it is lowered.
+//!
+//! 1. Every source is an earlier node.
+//! 2. Element types fit: indices, token ids and positions are I32, all else is F32.
+//! 3. Shapes fit the operation: elementwise sources agree, indices are `[1, m]`, heads and groups divide the features.
+//! 4. Selections are possible: `0 < forced <= m <= n`.
+//! 5. Every layer has exactly one attention node, its keys and values have the same rows, and no fewer than its queries.
+//! 6. Rows are in position order: indices come from `top_k`, which sorts them.
+//! 7. A value that is scattered into has no reader after the scatter: it is written in place.
+//! 8. The logits have one row.
+
+use super::ir::*;
+
+/// What is wrong with a graph: a bug in an architecture or a pass, never in a file.
+#[derive(Debug, thiserror::Error, PartialEq)]
+#[error("graph node {node} ({op}, {name}): {what}")]
+pub struct VerifyError {
+    /// The node.
+    pub node: NodeId,
+    /// Its operation.
+    pub op: &'static str,
+    /// Its name.
+    pub name: &'static str,
+    /// The broken invariant.
+    pub what: String,
+}
+
+/// Checks the invariants listed at the head of this module.
+pub fn verify(graph: &Graph) -> Result<(), VerifyError> {
+    for i in 0..graph.nodes.len() {
+        let id = NodeId(i as u32);
+        check_node(graph, id).map_err(|what| error(graph, id, what))?;
+    }
+    check_layers(graph)?;
+    check_scatter_targets(graph)?;
+    if graph.node(graph.logits).n_rows != 1 {
+        return Err(error(graph, graph.logits, format!("logits of {} rows, expected 1", graph.node(graph.logits).n_rows)));
+    }
+    Ok(())
+}
+
+fn error(graph: &Graph, id: NodeId, what: String) -> VerifyError {
+    let node = graph.node(id);
+    VerifyError { node: id, op: node.op.name(), name: node.name, what }
+}
+
+fn check_node(graph: &Graph, id: NodeId) -> Result<(), String> {
+    let node = graph.node(id);
+    if let Some(s) = node.src.iter().find(|s| s.0 >= id.0) {
+        return Err(format!("source {s} is not an earlier node"));
+    }
+    let arity = match node.op {
+        Op::Tokens | Op::Positions => 0,
+        Op::Rope { .. } | Op::Glu { .. } | Op::Add | Op::GetRows | Op::ProbeScores { .. } | Op::Mul | Op::Prune => 2,
+        Op::ScatterAdd => 3,
+        Op::Attention { .. } => 5,
+        _ => 1,
+    };
+    if node.src.len() != arity {
+        return Err(format!("{} sources, expected {arity}", node.src.len()));
+    }
+    let src = |i: usize| graph.node(node.src[i]);
+    let want = |ok: bool, what: &str| if ok { Ok(()) } else { Err(format!("{what} (shape [{}, {}])", node.n_feat, node.n_rows)) };
+    let same = |i: usize| src(i).n_feat == node.n_feat && src(i).n_rows == node.n_rows;
+    let indices = |i: usize| src(i).dtype == DType::I32 && src(i).n_feat == 1 && matches!(src(i).op, Op::TopK { .. });
+    let column = |i: usize| src(i).n_feat == 1 && src(i).n_rows == node.n_rows && src(i).dtype == DType::F32;
+    want(node.n_rows > 0 && node.n_feat > 0, "an empty value")?;
+    match &node.op {
+        Op::Tokens | Op::Positions => want(node.n_feat == 1, "one feature"),
+        Op::RandomScores { .. } => want(node.n_feat == 1 && src(0).n_rows == node.n_rows, "one score a row"),
+        Op::Embed { .. } => want(src(0).dtype == DType::I32 && src(0).n_rows == node.n_rows, "one token id a row"),
+        Op::RmsNorm { group, .. } => want(same(0) && *group > 0 && node.n_feat % group == 0, "groups divide the features"),
+        Op::Linear { .. } => want(src(0).n_rows == node.n_rows && src(0).dtype == DType::F32, "rows as its source"),
+        Op::Rope { head_dim, rope } => {
+            want(same(0) && *head_dim > 0 && node.n_feat % head_dim == 0, "heads divide the features")?;
+            want(rope.n_rot <= *head_dim && rope.n_rot % 2 == 0, "rotated dimensions are even and within the head")?;
+            want(src(1).dtype == DType::I32 && src(1).n_rows == node.n_rows, "one position a row")
+        }
+        Op::Attention { heads, .. } => {
+            let (q, k, v) = (src(0), src(1), src(2));
+            want(same(0) && q.n_feat == heads.n_head * heads.head_dim, "queries of all heads")?;
+            want(heads.n_head % heads.n_head_kv == 0, "query heads are a multiple of KV heads")?;
+            want(k.n_feat == heads.n_head_kv * heads.head_dim && v.n_feat == k.n_feat, "keys and values of all KV heads")?;
+            want(k.n_rows == v.n_rows && q.n_rows <= k.n_rows, "as many values as keys, no more queries than keys")?;
+            want(src(3).n_rows == q.n_rows && src(4).n_rows == k.n_rows, "positions of queries and keys")
+        }
+        Op::Glu { .. } | Op::Add | Op::Mul => want(same(0) && same(1), "sources of the same shape"),
+        Op::GetRows | Op::Prune => {
+            want(indices(1) && src(1).n_rows == node.n_rows && src(0).n_feat == node.n_feat, "rows chosen by top_k")?;
+            want(node.n_rows <= src(0).n_rows, "no more rows than there are")
+        }
+        Op::ScatterAdd => want(same(0) && indices(1) && src(2).n_rows == src(1).n_rows && src(2).n_feat == node.n_feat, "an addend row for each index"),
+        Op::LastRows { rows } => want(*rows == node.n_rows && *rows <= src(0).n_rows, "no more rows than there are"),
+        Op::ProbeScores { heads } => {
+            want(src(0).n_feat == heads.n_head * heads.head_dim && src(1).n_feat == heads.n_head_kv * heads.head_dim, "queries and keys of all heads")?;
+            want(node.n_feat == 1 && node.n_rows == src(1).n_rows && src(0).n_rows <= src(1).n_rows, "a score for every candidate")
+        }
+        Op::PoolScores { .. } => want(column(0) && node.n_feat == 1, "one score a row"),
+        Op::ProxyNorm { .. } => want(node.n_feat == 1 && src(0).n_rows == node.n_rows, "one norm a row"),
+        Op::TopK { m, forced } => {
+            want(src(0).n_feat == 1 && src(0).dtype == DType::F32, "one score a row")?;
+            want(*m == node.n_rows && *forced >= 1 && forced <= m && *m <= src(0).n_rows, "0 < forced <= m <= candidates")
+        }
+        Op::Capture { .. } => want(same(0), "its source unchanged"),
+    }
+}
+
+fn check_layers(graph: &Graph) -> Result<(), VerifyError> {
+    for (l, a) in graph.layers.iter().enumerate() {
+        let of_layer: Vec<NodeId> = (0..graph.nodes.len() as u32)
+            .map(NodeId)
+            .filter(|&id| matches!(graph.node(id).op, Op::Attention { layer, .. } if layer == l))
+            .collect();
+        if of_layer != [a.attn] {
+            return Err(error(graph, a.attn, format!("layer {l} has {} attention nodes, expected the anchored one", of_layer.len())));
+        }
+    }
+    Ok(())
+}
+
+fn check_scatter_targets(graph: &Graph) -> Result<(), VerifyError> {
+    for (i, node) in graph.nodes.iter().enumerate() {
+        if node.op != Op::ScatterAdd {
+            continue;
+        }
+        let target = node.src[0];
+        let late = graph.nodes[i + 1..].iter().position(|n| n.src.contains(&target));
+        if let Some(k) = late {
+            let reader = NodeId((i + 1 + k) as u32);
+            return Err(error(graph, reader, format!("reads {target} after it was scattered into")));
+        }
+    }
+    Ok(())
+}

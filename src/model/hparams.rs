@@ -1,0 +1,247 @@
+//! Hyperparameters, read from a GGUF's metadata and checked.
+
+use crate::gguf::Gguf;
+use crate::graph::ir::{Heads, Rope, RopeLayout};
+
+use super::{Arch, ModelError};
+
+/// Sliding-window attention of some layers.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct SlidingWindow {
+    /// Positions that a query sees, itself included.
+    pub window: usize,
+    /// Every `pattern`-th layer has full attention, the others the window.
+    pub pattern: usize,
+    /// Rope base of the windowed layers.
+    pub freq_base: f32,
+}
+
+/// What defines a model besides its weights. Names as in the field's papers and GGUF's specification.
+#[derive(Clone, Debug, PartialEq)]
+pub struct HParams {
+    /// Architecture.
+    pub arch: Arch,
+    /// The model's own name, where the file has one.
+    pub name: String,
+    /// Context length of the training.
+    pub n_ctx_train: usize,
+    /// Width of the hidden state.
+    pub n_embd: usize,
+    /// Width of the FFN.
+    pub n_ff: usize,
+    /// Number of layers.
+    pub n_layer: usize,
+    /// Query heads.
+    pub n_head: usize,
+    /// Key and value heads.
+    pub n_head_kv: usize,
+    /// Elements of a head.
+    pub head_dim: usize,
+    /// Entries of the vocabulary.
+    pub n_vocab: usize,
+    /// Epsilon of the RMS norms.
+    pub rms_eps: f32,
+    /// Factor on q.k.
+    pub attn_scale: f32,
+    /// Rope of the layers with full attention, without per-pair factors.
+    pub rope: Rope,
+    /// Sliding window, if any layer has one.
+    pub swa: Option<SlidingWindow>,
+}
+
+const MAX_LAYERS: usize = 1024;
+const MAX_WIDTH: usize = 1 << 20;
+
+impl HParams {
+    /// Reads and checks the metadata.
+    ///
+    /// # Errors
+    /// Unknown architecture; a key that is missing, has the wrong type or a value that makes no sense.
+    pub fn from_gguf(gguf: &Gguf) -> Result<Self, ModelError> {
+        let keys = Keys { gguf, file: gguf.path().display().to_string(), arch: String::new() };
+        let arch_name = gguf.str("general.architecture")?.ok_or_else(|| keys.missing("general.architecture"))?.to_string();
+        let arch = Arch::from_name(&arch_name).ok_or_else(|| ModelError::UnsupportedArch { file: keys.file.clone(), arch: arch_name.clone() })?;
+        let keys = Keys { arch: arch_name, ..keys };
+
+        let n_layer = keys.size("block_count", 1, MAX_LAYERS)?;
+        let n_embd = keys.size("embedding_length", 1, MAX_WIDTH)?;
+        let n_head = keys.size("attention.head_count", 1, n_embd)?;
+        let n_head_kv = keys.size_or("attention.head_count_kv", n_head, 1, n_head)?;
+        if n_head % n_head_kv != 0 {
+            return Err(keys.invalid("attention.head_count_kv", n_head_kv, format!("a divisor of the {n_head} query heads")));
+        }
+        let head_dim = keys.size_or("attention.key_length", n_embd / n_head, 1, 1024)?;
+        let value_dim = keys.size_or("attention.value_length", head_dim, 1, 1024)?;
+        if value_dim != head_dim {
+            return Err(keys.invalid("attention.value_length", value_dim, format!("{head_dim}, the key length")));
+        }
+        if keys.size_or("expert_count", 0, 0, 1 << 16)? > 0 {
+            return Err(keys.invalid("expert_count", "above 0", "0: mixtures of experts are not supported".into()));
+        }
+        if keys.float_or("final_logit_softcapping", 0.0)? != 0.0 || keys.float_or("attn_logit_softcapping", 0.0)? != 0.0 {
+            return Err(keys.invalid("final_logit_softcapping", "set", "no softcapping: it is not supported".into()));
+        }
+        let n_ff = keys.size("feed_forward_length", 1, 1 << 22)?;
+        let n_ctx_train = keys.size("context_length", 1, 1 << 30)?;
+        let rms_eps = keys.positive("attention.layer_norm_rms_epsilon", None)?;
+        let rope = keys.rope(arch, head_dim, n_ctx_train)?;
+        let swa = match arch {
+            Arch::Gemma3 => keys.sliding_window()?,
+            _ => None,
+        };
+        // Gemma 3 27B scales by the width of a head in the residual stream, all others by the head's own.
+        let scaled_dim = if arch == Arch::Gemma3 && n_layer == 62 { n_embd / n_head } else { head_dim };
+        Ok(Self {
+            arch,
+            name: gguf.str("general.name")?.unwrap_or_default().to_string(),
+            n_ctx_train,
+            n_embd,
+            n_ff,
+            n_layer,
+            n_head,
+            n_head_kv,
+            head_dim,
+            n_vocab: keys.n_vocab()?,
+            rms_eps,
+            attn_scale: 1.0 / (scaled_dim as f32).sqrt(),
+            rope,
+            swa,
+        })
+    }
+
+    /// Width of the keys (and of the values) of all KV heads.
+    pub fn n_embd_kv(&self) -> usize {
+        self.n_head_kv * self.head_dim
+    }
+
+    /// Attention geometry.
+    pub fn heads(&self) -> Heads {
+        Heads { n_head: self.n_head, n_head_kv: self.n_head_kv, head_dim: self.head_dim, scale: self.attn_scale }
+    }
+
+    /// Sliding window of a layer, in positions.
+    pub fn window(&self, layer: usize) -> Option<usize> {
+        self.swa.filter(|s| layer % s.pattern != s.pattern - 1).map(|s| s.window)
+    }
+
+    /// Rope of a layer, without per-pair factors.
+    pub fn layer_rope(&self, layer: usize) -> Rope {
+        match (self.window(layer), self.swa) {
+            (Some(_), Some(swa)) => Rope { freq_base: swa.freq_base, freq_scale: 1.0, ..self.rope },
+            _ => self.rope,
+        }
+    }
+}
+
+/// Reads keys of one architecture with range checks.
+struct Keys<'a> {
+    gguf: &'a Gguf,
+    file: String,
+    arch: String,
+}
+
+impl Keys<'_> {
+    fn key(&self, suffix: &str) -> String {
+        format!("{}.{suffix}", self.arch)
+    }
+
+    fn missing(&self, key: &str) -> ModelError {
+        ModelError::MissingKey { file: self.file.clone(), key: key.into() }
+    }
+
+    fn invalid(&self, suffix: &str, found: impl std::fmt::Display, expected: String) -> ModelError {
+        ModelError::InvalidValue { file: self.file.clone(), key: self.key(suffix), found: found.to_string(), expected }
+    }
+
+    /// An unsigned integer; where the format allows one per layer, they must all be the same.
+    fn optional(&self, suffix: &str) -> Result<Option<usize>, ModelError> {
+        let Some(all) = self.gguf.u32_array_or_scalar(&self.key(suffix))? else {
+            return Ok(None);
+        };
+        let first = all.first().copied().ok_or_else(|| self.invalid(suffix, "an empty list", "a number".into()))?;
+        if let Some(other) = all.iter().find(|&&x| x != first) {
+            return Err(self.invalid(suffix, format!("{first} and {other}"), "the same in every layer".into()));
+        }
+        Ok(Some(first as usize))
+    }
+
+    fn in_range(&self, suffix: &str, value: usize, min: usize, max: usize) -> Result<usize, ModelError> {
+        if (min..=max).contains(&value) { Ok(value) } else { Err(self.invalid(suffix, value, format!("{min} to {max}"))) }
+    }
+
+    fn size(&self, suffix: &str, min: usize, max: usize) -> Result<usize, ModelError> {
+        let value = self.optional(suffix)?.ok_or_else(|| self.missing(&self.key(suffix)))?;
+        self.in_range(suffix, value, min, max)
+    }
+
+    fn size_or(&self, suffix: &str, default: usize, min: usize, max: usize) -> Result<usize, ModelError> {
+        let value = self.optional(suffix)?.unwrap_or(default);
+        self.in_range(suffix, value, min, max)
+    }
+
+    fn float_or(&self, suffix: &str, default: f32) -> Result<f32, ModelError> {
+        Ok(self.gguf.f32(&self.key(suffix))?.unwrap_or(default))
+    }
+
+    fn positive(&self, suffix: &str, default: Option<f32>) -> Result<f32, ModelError> {
+        let value = self.gguf.f32(&self.key(suffix))?.or(default).ok_or_else(|| self.missing(&self.key(suffix)))?;
+        if value.is_finite() && value > 0.0 { Ok(value) } else { Err(self.invalid(suffix, value, "a positive number".into())) }
+    }
+
+    fn n_vocab(&self) -> Result<usize, ModelError> {
+        match self.optional("vocab_size")? {
+            Some(n) => self.in_range("vocab_size", n, 1, 1 << 24),
+            None => {
+                let key = "tokenizer.ggml.tokens";
+                let n = self.gguf.str_array(key)?.map(|t| t.len()).ok_or_else(|| self.missing(key))?;
+                self.in_range("vocab_size", n, 1, 1 << 24)
+            }
+        }
+    }
+
+    fn rope(&self, arch: Arch, head_dim: usize, n_ctx_train: usize) -> Result<Rope, ModelError> {
+        let n_rot = self.size_or("rope.dimension_count", head_dim, 2, head_dim)?;
+        if n_rot % 2 != 0 {
+            return Err(self.invalid("rope.dimension_count", n_rot, "an even number".into()));
+        }
+        let kind_key = self.key("rope.scaling.type");
+        let kind = self.gguf.str(&kind_key)?.unwrap_or("linear").to_string();
+        let factor = match self.gguf.f32(&self.key("rope.scaling.factor"))? {
+            Some(f) => f,
+            None => self.float_or("rope.scale_linear", 0.0)?,
+        };
+        if !factor.is_finite() || factor < 0.0 {
+            return Err(self.invalid("rope.scaling.factor", factor, "a positive number".into()));
+        }
+        let (freq_scale, ext_factor) = match kind.as_str() {
+            "none" => (1.0, 0.0),
+            "linear" | "longrope" => (if factor == 0.0 { 1.0 } else { 1.0 / factor }, 0.0),
+            "yarn" => (if factor == 0.0 { 1.0 } else { 1.0 / factor }, 1.0),
+            other => return Err(self.invalid("rope.scaling.type", other, "none, linear, yarn or longrope".into())),
+        };
+        Ok(Rope {
+            layout: if arch == Arch::Llama { RopeLayout::Interleaved } else { RopeLayout::HalfSplit },
+            n_rot,
+            n_ctx_orig: self.size_or("rope.scaling.original_context_length", n_ctx_train, 1, 1 << 30)?,
+            freq_base: self.positive("rope.freq_base", Some(10000.0))?,
+            freq_scale,
+            ext_factor,
+            attn_factor: self.positive("rope.scaling.attn_factor", Some(1.0))?,
+            beta_fast: self.positive("rope.scaling.yarn_beta_fast", Some(32.0))?,
+            beta_slow: self.positive("rope.scaling.yarn_beta_slow", Some(1.0))?,
+            factors: None,
+        })
+    }
+
+    fn sliding_window(&self) -> Result<Option<SlidingWindow>, ModelError> {
+        let window = self.size_or("attention.sliding_window", 0, 0, 1 << 30)?;
+        if window == 0 {
+            return Ok(None);
+        }
+        Ok(Some(SlidingWindow {
+            window,
+            pattern: self.size_or("attention.sliding_window_pattern", 6, 1, MAX_LAYERS)?,
+            freq_base: self.positive("rope.freq_base_swa", Some(10000.0))?,
+        }))
+    }
+}

@@ -1,0 +1,130 @@
+//! Models: hyperparameters, the weight table, and one file per architecture that builds its dense graph.
+
+pub mod dense;
+mod gemma3;
+pub mod hparams;
+mod llama;
+pub mod loaded;
+mod phi3;
+mod qwen2;
+mod qwen3;
+pub mod table;
+
+use dense::Dense;
+use hparams::HParams;
+use table::WeightTable;
+
+/// Architectures that can be run, by their GGUF names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Arch {
+    /// `llama`
+    Llama,
+    /// `qwen2`
+    Qwen2,
+    /// `qwen3`
+    Qwen3,
+    /// `gemma3`
+    Gemma3,
+    /// `phi3`
+    Phi3,
+}
+
+impl Arch {
+    /// All of them.
+    pub const ALL: [Arch; 5] = [Arch::Llama, Arch::Qwen2, Arch::Qwen3, Arch::Gemma3, Arch::Phi3];
+
+    /// GGUF's name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Arch::Llama => "llama",
+            Arch::Qwen2 => "qwen2",
+            Arch::Qwen3 => "qwen3",
+            Arch::Gemma3 => "gemma3",
+            Arch::Phi3 => "phi3",
+        }
+    }
+
+    /// The architecture of this GGUF name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|a| a.name() == name)
+    }
+
+    /// Looks up the weights of a model.
+    pub fn load(self, hp: &HParams, table: &mut WeightTable) -> Result<Box<dyn Dense>, ModelError> {
+        Ok(match self {
+            Arch::Llama => Box::new(llama::Llama::load(hp, table)?),
+            Arch::Qwen2 => Box::new(qwen2::Qwen2::load(hp, table)?),
+            Arch::Qwen3 => Box::new(qwen3::Qwen3::load(hp, table)?),
+            Arch::Gemma3 => Box::new(gemma3::Gemma3::load(hp, table)?),
+            Arch::Phi3 => Box::new(phi3::Phi3::load(hp, table)?),
+        })
+    }
+}
+
+/// Why a file that is valid GGUF is no model that can be run.
+#[derive(Debug, thiserror::Error)]
+pub enum ModelError {
+    /// The file itself.
+    #[error(transparent)]
+    Gguf(#[from] crate::gguf::GgufError),
+    /// An architecture that is not supported.
+    #[error("{file}: architecture '{arch}' is not supported; supported are llama, qwen2, qwen3, gemma3, phi3")]
+    UnsupportedArch {
+        /// File.
+        file: String,
+        /// As the file says.
+        arch: String,
+    },
+    /// A key that the architecture needs.
+    #[error("{file}: metadata key '{key}' is missing")]
+    MissingKey {
+        /// File.
+        file: String,
+        /// Key.
+        key: String,
+    },
+    /// A key with a value that can't be.
+    #[error("{file}: metadata key '{key}' is {found}, expected {expected}")]
+    InvalidValue {
+        /// File.
+        file: String,
+        /// Key.
+        key: String,
+        /// Value.
+        found: String,
+        /// What would do.
+        expected: String,
+    },
+    /// A tensor that the architecture needs.
+    #[error("{file}: tensor '{tensor}' is missing")]
+    MissingTensor {
+        /// File.
+        file: String,
+        /// Tensor.
+        tensor: String,
+    },
+    /// A tensor of another shape than the hyperparameters imply.
+    #[error("{file}: tensor '{tensor}' has shape {found:?}, expected {expected:?}")]
+    WrongShape {
+        /// File.
+        file: String,
+        /// Tensor.
+        tensor: String,
+        /// In the file.
+        found: Vec<u64>,
+        /// Implied.
+        expected: Vec<usize>,
+    },
+    /// A tensor of a type that can't be used there.
+    #[error("{file}: tensor '{tensor}' has type {found}, expected {expected}")]
+    WrongType {
+        /// File.
+        file: String,
+        /// Tensor.
+        tensor: String,
+        /// In the file.
+        found: String,
+        /// What would do.
+        expected: String,
+    },
+}

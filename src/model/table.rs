@@ -1,0 +1,153 @@
+//! The weight table: which weights a model has, their shapes, and where their bytes lie in the file.
+
+use std::collections::HashSet;
+use std::ops::Range;
+
+use crate::gguf::{Gguf, GgmlType, TensorInfo};
+use crate::graph::ir::WeightId;
+
+use super::ModelError;
+
+/// How a weight is used, which decides where it may be placed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Factor of matrix products alone: may be repacked.
+    Matrix,
+    /// Rows are looked up (embedding), perhaps multiplied by as well (tied output).
+    Embedding,
+    /// Norm, bias, rope factors: F32.
+    Vector,
+}
+
+/// One weight. A fused product of the file (QKV, gate and up) is several weights, each a range of its rows.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Weight {
+    /// Name, as the field's GGUF names go; for a part of a fused product the name of the unfused one.
+    pub name: String,
+    /// Tensor of the file that holds it.
+    pub tensor: String,
+    /// Element type.
+    pub ty: GgmlType,
+    /// `[n_in, n_out]` or `[n]`.
+    pub ne: Vec<usize>,
+    /// Bytes within the tensor's data.
+    pub bytes: Range<usize>,
+    /// Use.
+    pub role: Role,
+    /// Layer, or `None` for embedding, output and their norms.
+    pub layer: Option<usize>,
+}
+
+/// All weights of a model, looked up by name and shape while the architecture is loaded.
+pub struct WeightTable<'g> {
+    gguf: &'g Gguf,
+    file: String,
+    weights: Vec<Weight>,
+    used: HashSet<String>,
+    layer: Option<usize>,
+}
+
+impl<'g> WeightTable<'g> {
+    /// An empty table over a file.
+    pub fn new(gguf: &'g Gguf) -> Self {
+        Self { gguf, file: gguf.path().display().to_string(), weights: Vec::new(), used: HashSet::new(), layer: None }
+    }
+
+    /// Weights looked up from now on belong to this layer.
+    pub fn set_layer(&mut self, layer: Option<usize>) {
+        self.layer = layer;
+    }
+
+    /// Name of a tensor of the current layer.
+    fn name(&self, base: &str) -> String {
+        match self.layer {
+            Some(l) => format!("blk.{l}.{base}"),
+            None => base.to_string(),
+        }
+    }
+
+    /// True if the file has such a tensor in the current layer.
+    pub fn has(&self, base: &str) -> bool {
+        self.gguf.tensor(&self.name(base)).is_some()
+    }
+
+    fn find(&mut self, base: &str, ne: &[usize]) -> Result<&'g TensorInfo, ModelError> {
+        let name = self.name(base);
+        let info = self.gguf.tensor(&name).ok_or_else(|| ModelError::MissingTensor { file: self.file.clone(), tensor: name.clone() })?;
+        // Trailing ones carry no meaning.
+        let mut found: Vec<u64> = info.shape.clone();
+        while found.len() > 1 && found.last() == Some(&1) {
+            found.pop();
+        }
+        if !found.iter().map(|&d| d as usize).eq(ne.iter().copied()) {
+            return Err(ModelError::WrongShape { file: self.file.clone(), tensor: name, found: info.shape.clone(), expected: ne.to_vec() });
+        }
+        self.used.insert(name);
+        Ok(info)
+    }
+
+    fn push(&mut self, weight: Weight) -> WeightId {
+        self.weights.push(weight);
+        WeightId(self.weights.len() as u32 - 1)
+    }
+
+    /// A matrix `[n_in, n_out]`.
+    pub fn matrix(&mut self, base: &str, n_in: usize, n_out: usize, role: Role) -> Result<WeightId, ModelError> {
+        let info = self.find(base, &[n_in, n_out])?;
+        self.check_matrix_type(info)?;
+        let (name, layer) = (info.name.clone(), self.layer);
+        let bytes = 0..info.nbytes as usize;
+        Ok(self.push(Weight { tensor: name.clone(), name, ty: info.ty, ne: vec![n_in, n_out], bytes, role, layer }))
+    }
+
+    /// Rows `rows` of a fused matrix `[n_in, n_total]`, under the name of the unfused one.
+    pub fn part(&mut self, base: &str, n_in: usize, n_total: usize, rows: Range<usize>, part: &str) -> Result<WeightId, ModelError> {
+        let info = self.find(base, &[n_in, n_total])?;
+        self.check_matrix_type(info)?;
+        let row = info.nbytes as usize / n_total;
+        let weight = Weight {
+            name: self.name(part),
+            tensor: info.name.clone(),
+            ty: info.ty,
+            ne: vec![n_in, rows.len()],
+            bytes: rows.start * row..rows.end * row,
+            role: Role::Matrix,
+            layer: self.layer,
+        };
+        Ok(self.push(weight))
+    }
+
+    /// An F32 vector `[n]`: norm, bias, factors.
+    pub fn vector(&mut self, base: &str, n: usize) -> Result<WeightId, ModelError> {
+        let info = self.find(base, &[n])?;
+        if info.ty != GgmlType::F32 {
+            return Err(ModelError::WrongType { file: self.file.clone(), tensor: info.name.clone(), found: info.ty.name().into(), expected: "F32".into() });
+        }
+        let name = info.name.clone();
+        let weight = Weight { tensor: name.clone(), name, ty: info.ty, ne: vec![n], bytes: 0..info.nbytes as usize, role: Role::Vector, layer: self.layer };
+        Ok(self.push(weight))
+    }
+
+    /// A vector that a file may lack.
+    pub fn optional_vector(&mut self, base: &str, n: usize) -> Result<Option<WeightId>, ModelError> {
+        if self.has(base) { self.vector(base, n).map(Some) } else { Ok(None) }
+    }
+
+    fn check_matrix_type(&self, info: &TensorInfo) -> Result<(), ModelError> {
+        if crate::ggml::quantize::can_multiply(info.ty) {
+            return Ok(());
+        }
+        Err(ModelError::WrongType {
+            file: self.file.clone(),
+            tensor: info.name.clone(),
+            found: info.ty.name().into(),
+            expected: "a type that ggml multiplies by (F32, F16, BF16, Q4_0 ... Q8_0, Q2_K ... Q6_K, IQ...)".into(),
+        })
+    }
+
+    /// The finished list, and the tensors of the file that the architecture does not know.
+    pub fn finish(self) -> (Vec<Weight>, Vec<String>) {
+        let unused = self.gguf.tensors().filter(|t| !self.used.contains(&t.name)).map(|t| t.name.clone()).collect();
+        (self.weights, unused)
+    }
+}

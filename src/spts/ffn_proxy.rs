@@ -1,0 +1,54 @@
+//! Pass 2, LTP (low-rank transformation probing): lets each FFN work only on the candidates where its output is large.
+//!
+//! In every probing layer, before:
+//! ```text
+//! out = ffn_inp + ffn(ffn_inp)
+//! ```
+//! after:
+//! ```text
+//! C   = || proxy(ffn_norm(ffn_inp)) ||            low-rank estimate of the FFN's output norm
+//! B   = top_k(C * S, M), last tokens always in    S: the same layer's attention probe
+//! out = ffn_inp with ffn(ffn_inp[B]) added to the rows B
+//! ```
+//! Without proxies B = top_k(S, M). The proxy's output is never added to the residual stream.
+
+use std::collections::HashMap;
+
+use super::schedule::LayerBudget;
+use crate::graph::ir::*;
+use crate::graph::rewrite::Rewrite;
+
+/// Inserts the FFN selection of every layer that has probe scores and a budget below its candidates. `use_proxy`: score by
+/// C * S; otherwise by S alone.
+pub fn insert_ffn_proxies(graph: &Graph, budgets: &[LayerBudget], queries: usize, use_proxy: bool) -> Graph {
+    let mut rw = Rewrite::new(graph);
+    let mut anchors = Vec::with_capacity(graph.layers.len());
+    for (layer, a) in graph.layers.iter().enumerate() {
+        let m = budgets[layer].active_ffn;
+        let selects = a.scores.is_some() && m < graph.node(a.ffn_inp).n_rows;
+        rw.copy_through(if selects { a.ffn_inp } else { a.out });
+        if !selects {
+            anchors.push(rw.copied_anchors(layer));
+            continue;
+        }
+        rw.b.set_layer(Some(layer));
+        let ffn_inp = rw.map[&a.ffn_inp];
+        let mut scores = rw.map[&a.scores.expect("checked above")];
+        if use_proxy {
+            let y = rw.recompute(a.ffn_norm);
+            let norm = rw.b.push(Op::ProxyNorm { layer, act: a.act }, &[y], "proxy_norm");
+            scores = rw.b.push(Op::Mul, &[norm, scores], "ffn_scores");
+        }
+        let active = rw.b.push(Op::TopK { m, forced: queries.min(m) }, &[scores], "active_ffn");
+        let inp_active = rw.b.push(Op::GetRows, &[ffn_inp, active], "ffn_inp_active");
+        let mut subst = HashMap::from([(a.ffn_inp, inp_active)]);
+        let ffn_out = rw.recompute_with(&mut subst, a.ffn_out);
+        let out = rw.b.push(Op::ScatterAdd, &[ffn_inp, active, ffn_out], "l_out");
+        rw.map.insert(a.out, out);
+        rw.map.insert(a.ffn_norm, subst[&a.ffn_norm]);
+        rw.map.insert(a.ffn_out, ffn_out);
+        rw.skip_through(a.out);
+        anchors.push(LayerAnchors { active_ffn: Some(active), ..rw.copied_anchors(layer) });
+    }
+    rw.finish(anchors)
+}

@@ -1,0 +1,318 @@
+//! Tiny random models: every architecture in a few dozen kilobytes, the same bytes on every machine.
+
+use super::gguf::File;
+use super::prng::Prng;
+use super::vocab::Vocab;
+
+/// Architecture of a tiny model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Arch {
+    Llama,
+    Qwen2,
+    Qwen3,
+    Gemma3,
+    Phi3,
+}
+
+impl Arch {
+    /// Name in `general.architecture`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Arch::Llama => "llama",
+            Arch::Qwen2 => "qwen2",
+            Arch::Qwen3 => "qwen3",
+            Arch::Gemma3 => "gemma3",
+            Arch::Phi3 => "phi3",
+        }
+    }
+}
+
+/// Scaling of the rotary frequencies.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Scaling {
+    /// None.
+    None,
+    /// A tensor `rope_freqs.weight` of divisors (Llama 3.1).
+    Freqs,
+    /// All frequencies divided by this.
+    Linear(f32),
+    /// YaRN with this factor, from this original context length.
+    Yarn(f32, u32),
+    /// Divisors for short and long contexts, told apart at this context length; attention factor.
+    LongRope(u32, f32),
+}
+
+/// What a tiny model looks like. Change fields with struct update syntax: `Tiny { head_dim: 64, ..Tiny::named("llama") }`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Tiny {
+    /// File stem, and part of the seed.
+    pub name: &'static str,
+    pub arch: Arch,
+    pub n_layer: usize,
+    pub n_embd: usize,
+    pub n_head: usize,
+    pub n_head_kv: usize,
+    pub head_dim: usize,
+    /// Rotated dimensions of a head.
+    pub n_rot: usize,
+    pub n_ff: usize,
+    /// Without an `output.weight` of its own.
+    pub tied: bool,
+    pub n_ctx_train: u32,
+    pub rope_base: f32,
+    pub scaling: Scaling,
+    /// `attention.sliding_window`.
+    pub window: Option<u32>,
+    pub vocab: Vocab,
+    pub seed: u64,
+}
+
+/// Names of the committed models.
+pub const NAMES: [&str; 9] =
+    ["llama", "llama-rope-freqs", "llama-linear", "llama-yarn", "qwen2", "qwen3", "gemma3", "phi3", "phi3-longrope"];
+
+impl Tiny {
+    /// One of [`NAMES`].
+    pub fn named(name: &str) -> Tiny {
+        let llama = Tiny {
+            name: "llama",
+            arch: Arch::Llama,
+            n_layer: 5,
+            n_embd: 24,
+            n_head: 3,
+            n_head_kv: 1,
+            head_dim: 8,
+            n_rot: 8,
+            n_ff: 40,
+            tied: false,
+            n_ctx_train: 2048,
+            rope_base: 10000.0,
+            scaling: Scaling::None,
+            window: None,
+            vocab: Vocab::Bpe("llama-bpe", true),
+            seed: 1,
+        };
+        match name {
+            "llama" => llama,
+            // Heads wider together than the hidden state.
+            "llama-rope-freqs" => Tiny {
+                name: "llama-rope-freqs",
+                n_layer: 4,
+                n_embd: 32,
+                n_head: 4,
+                n_head_kv: 2,
+                head_dim: 10,
+                n_rot: 10,
+                n_ff: 28,
+                tied: true,
+                rope_base: 500_000.0,
+                scaling: Scaling::Freqs,
+                ..llama
+            },
+            "llama-linear" => {
+                Tiny { name: "llama-linear", n_layer: 4, tied: true, scaling: Scaling::Linear(4.0), ..llama }
+            }
+            "llama-yarn" => Tiny { name: "llama-yarn", n_layer: 4, tied: true, scaling: Scaling::Yarn(4.0, 32), ..llama },
+            "qwen2" => Tiny {
+                name: "qwen2",
+                arch: Arch::Qwen2,
+                n_layer: 4,
+                n_embd: 32,
+                n_head: 4,
+                n_head_kv: 2,
+                n_ff: 36,
+                tied: true,
+                rope_base: 1_000_000.0,
+                vocab: Vocab::Bpe("qwen2", false),
+                ..llama
+            },
+            "qwen3" => Tiny {
+                name: "qwen3",
+                arch: Arch::Qwen3,
+                n_layer: 4,
+                n_head: 4,
+                n_head_kv: 2,
+                head_dim: 12,
+                n_rot: 12,
+                n_ff: 36,
+                tied: true,
+                rope_base: 1_000_000.0,
+                vocab: Vocab::Bpe("qwen2", false),
+                ..llama
+            },
+            // Seven layers: the sixth is the global one.
+            "gemma3" => Tiny {
+                name: "gemma3",
+                arch: Arch::Gemma3,
+                n_layer: 7,
+                n_embd: 20,
+                n_head: 2,
+                n_head_kv: 1,
+                head_dim: 16,
+                n_rot: 16,
+                n_ff: 28,
+                tied: true,
+                rope_base: 1_000_000.0,
+                window: Some(16),
+                vocab: Vocab::Spm { space_prefix: false },
+                ..llama
+            },
+            // The window is written by converters, and has no effect in llama.cpp.
+            "phi3" => Tiny {
+                name: "phi3",
+                arch: Arch::Phi3,
+                n_layer: 4,
+                n_embd: 32,
+                n_head: 4,
+                n_head_kv: 2,
+                n_ff: 32,
+                tied: true,
+                window: Some(16),
+                vocab: Vocab::Spm { space_prefix: true },
+                ..llama
+            },
+            "phi3-longrope" => Tiny {
+                name: "phi3-longrope",
+                arch: Arch::Phi3,
+                n_layer: 4,
+                n_rot: 6,
+                scaling: Scaling::LongRope(256, 1.19),
+                vocab: Vocab::Spm { space_prefix: true },
+                ..llama
+            },
+            other => panic!("no tiny model is called {other}"),
+        }
+    }
+
+    /// Tokens of the vocabulary.
+    pub fn n_vocab(&self) -> usize {
+        self.vocab.n_tokens()
+    }
+
+    /// A prompt of n random tokens of this model.
+    pub fn prompt(&self, n: usize) -> Vec<u32> {
+        let mut prng = Prng::named(self.seed, "prompt");
+        (0..n).map(|_| prng.below(self.n_vocab() as u32)).collect()
+    }
+
+    /// The model as a GGUF file.
+    pub fn build(&self) -> File {
+        let mut file = File::default();
+        self.write_metadata(&mut file);
+        self.vocab.write(&mut file);
+        self.write_tensors(&mut file);
+        file
+    }
+
+    fn write_metadata(&self, file: &mut File) {
+        let arch = self.arch.name();
+        file.set("general.architecture", arch);
+        file.set("general.name", format!("tiny random {}", self.name).as_str());
+        let key = |k: &str| format!("{arch}.{k}");
+        file.set(key("block_count"), self.n_layer as u32);
+        file.set(key("context_length"), self.n_ctx_train);
+        file.set(key("embedding_length"), self.n_embd as u32);
+        file.set(key("feed_forward_length"), self.n_ff as u32);
+        file.set(key("attention.head_count"), self.n_head as u32);
+        file.set(key("attention.head_count_kv"), self.n_head_kv as u32);
+        file.set(key("attention.key_length"), self.head_dim as u32);
+        file.set(key("attention.value_length"), self.head_dim as u32);
+        file.set(key("attention.layer_norm_rms_epsilon"), 1e-5f32);
+        file.set(key("rope.dimension_count"), self.n_rot as u32);
+        file.set(key("rope.freq_base"), self.rope_base);
+        file.set(key("vocab_size"), self.n_vocab() as u32);
+        if let Some(window) = self.window {
+            file.set(key("attention.sliding_window"), window);
+        }
+        match self.scaling {
+            Scaling::None | Scaling::Freqs => {}
+            Scaling::Linear(factor) => {
+                file.set(key("rope.scaling.type"), "linear");
+                file.set(key("rope.scaling.factor"), factor);
+            }
+            Scaling::Yarn(factor, n_ctx_orig) => {
+                file.set(key("rope.scaling.type"), "yarn");
+                file.set(key("rope.scaling.factor"), factor);
+                file.set(key("rope.scaling.original_context_length"), n_ctx_orig);
+            }
+            Scaling::LongRope(n_ctx_orig, attn_factor) => {
+                file.set(key("rope.scaling.type"), "longrope");
+                file.set(key("rope.scaling.original_context_length"), n_ctx_orig);
+                file.set(key("rope.scaling.attn_factor"), attn_factor);
+            }
+        }
+    }
+
+    fn write_tensors(&self, file: &mut File) {
+        let (d, f) = (self.n_embd, self.n_ff);
+        let (q, kv) = (self.n_head * self.head_dim, self.n_head_kv * self.head_dim);
+        // The rows of a tied embedding are also the output's: their size sets the spread of the logits.
+        self.uniform(file, "token_embd.weight", &[d, self.n_vocab()], 2.0 / (d as f64).sqrt());
+        self.norm(file, "output_norm.weight", d, 1.0);
+        if !self.tied {
+            self.matrix(file, "output.weight", d, self.n_vocab(), 2.0);
+        }
+        let factors = |slope: f32| (0..self.n_rot / 2).map(|i| 1.0 + slope * i as f32).collect::<Vec<f32>>();
+        match self.scaling {
+            Scaling::Freqs => file.add("rope_freqs.weight", &[self.n_rot / 2], factors(0.75)),
+            Scaling::LongRope(..) => {
+                file.add("rope_factors_long.weight", &[self.n_rot / 2], factors(1.5));
+                file.add("rope_factors_short.weight", &[self.n_rot / 2], factors(0.125));
+            }
+            _ => {}
+        }
+        for il in 0..self.n_layer {
+            let name = |part: &str| format!("blk.{il}.{part}");
+            self.norm(file, &name("attn_norm.weight"), d, 1.0);
+            // Queries and keys above unit size: attention that prefers some tokens, hence scores that differ.
+            if self.arch == Arch::Phi3 {
+                self.matrix(file, &name("attn_qkv.weight"), d, q + 2 * kv, 1.25);
+            } else {
+                self.matrix(file, &name("attn_q.weight"), d, q, 1.5);
+                self.matrix(file, &name("attn_k.weight"), d, kv, 1.5);
+                self.matrix(file, &name("attn_v.weight"), d, kv, 1.0);
+            }
+            if self.arch == Arch::Qwen2 {
+                self.uniform(file, &name("attn_q.bias"), &[q], 0.5);
+                self.uniform(file, &name("attn_k.bias"), &[kv], 0.5);
+                self.uniform(file, &name("attn_v.bias"), &[kv], 0.5);
+            }
+            if matches!(self.arch, Arch::Qwen3 | Arch::Gemma3) {
+                self.norm(file, &name("attn_q_norm.weight"), self.head_dim, 1.5);
+                self.norm(file, &name("attn_k_norm.weight"), self.head_dim, 1.5);
+            }
+            self.matrix(file, &name("attn_output.weight"), q, d, 0.75);
+            self.norm(file, &name("ffn_norm.weight"), d, 1.0);
+            if self.arch == Arch::Phi3 {
+                self.matrix(file, &name("ffn_up.weight"), d, 2 * f, 1.25);
+            } else {
+                self.matrix(file, &name("ffn_gate.weight"), d, f, 1.25);
+                self.matrix(file, &name("ffn_up.weight"), d, f, 1.25);
+            }
+            self.matrix(file, &name("ffn_down.weight"), f, d, 1.0);
+            if self.arch == Arch::Gemma3 {
+                self.norm(file, &name("post_attention_norm.weight"), d, 1.0);
+                self.norm(file, &name("post_ffw_norm.weight"), d, 1.0);
+            }
+        }
+    }
+
+    /// Uniform values of the given standard deviation.
+    fn uniform(&self, file: &mut File, name: &str, shape: &[usize], std: f64) {
+        let mut prng = Prng::named(self.seed, &format!("{}/{name}", self.name));
+        let bound = (std * 3f64.sqrt()) as f32;
+        let n = shape.iter().product();
+        file.add(name, shape, (0..n).map(|_| prng.signed() * bound).collect());
+    }
+
+    /// `[n_in, n_out]`; rows of unit size come out with the standard deviation `gain`.
+    fn matrix(&self, file: &mut File, name: &str, n_in: usize, n_out: usize, gain: f64) {
+        self.uniform(file, name, &[n_in, n_out], gain / (n_in as f64).sqrt());
+    }
+
+    /// Norm weights within a quarter of `center`.
+    fn norm(&self, file: &mut File, name: &str, n: usize, center: f32) {
+        let mut prng = Prng::named(self.seed, &format!("{}/{name}", self.name));
+        file.add(name, &[n], (0..n).map(|_| center * (1.0 + 0.25 * prng.signed())).collect());
+    }
+}

@@ -1,0 +1,137 @@
+// The driver and cuBLAS, found when the program runs.
+//
+// A program linked against libcuda or libcublas does not even start where one is missing. ggml's calls
+// land here instead; the libraries are opened at the first of them. So one program serves machines with
+// and without a GPU, and can say what is missing. All names here are hidden (-fvisibility): they never stand in for the
+// real ones in other libraries of the process.
+
+#include <cublas_v2.h>
+#include <cuda.h>
+#include <cuda_runtime_api.h>
+#include <dlfcn.h>
+
+#include <cstdlib>
+#include <string>
+
+#define TEXT_OF(x) #x
+#define TEXT(x) TEXT_OF(x)
+
+namespace {
+
+void * open_driver() {
+    static void * const handle = dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL);
+    return handle;
+}
+
+// The folder of this program, with a slash; empty if it cannot be told.
+std::string program_dir() {
+    Dl_info info;
+    if (dladdr((void *) &program_dir, &info) == 0 || info.dli_fname == nullptr) {
+        return "";
+    }
+    char * full = realpath(info.dli_fname, nullptr);
+    std::string path = full != nullptr ? full : "";
+    free(full);
+    return path.substr(0, path.rfind('/') + 1);
+}
+
+// cuBLAS of the major version that this was compiled with: beside the program, where the loader looks,
+// in the toolkit that compiled this. Its helper cublasLt comes first, so that it is found as well.
+void * open_cublas() {
+    static void * const handle = [] {
+        const std::string version = "." TEXT(CUBLAS_VER_MAJOR);
+        for (const std::string & dir : {program_dir(), std::string(), std::string(SPTS_CUDA_LIBRARY_DIR "/")}) {
+            dlopen((dir + "libcublasLt.so" + version).c_str(), RTLD_NOW | RTLD_GLOBAL);
+            if (void * found = dlopen((dir + "libcublas.so" + version).c_str(), RTLD_NOW | RTLD_LOCAL)) {
+                return found;
+            }
+        }
+        return (void *) nullptr;
+    }();
+    return handle;
+}
+
+template <typename Function> Function lookup(void * library, const char * name) {
+    return library != nullptr ? (Function) dlsym(library, name) : (Function) nullptr;
+}
+
+} // namespace
+
+// Why CUDA cannot be used here, in one line, or null if its libraries are present.
+extern "C" const char * spts_cuda_missing() {
+    if (open_driver() == nullptr) {
+        return "the NVIDIA driver's library libcuda.so.1 was not found";
+    }
+    if (open_cublas() == nullptr) {
+        return "NVIDIA's library libcublas.so." TEXT(CUBLAS_VER_MAJOR)
+               " was not found beside the program, in the library path or in the CUDA toolkit of the build";
+    }
+    return nullptr;
+}
+
+// The headers give some functions another name by a macro (cublasCreate is cublasCreate_v2): TEXT expands it.
+#define FORWARD(result, missing, library, name, params, args)                              \
+    extern "C" result name params {                                                        \
+        typedef result(*function_t) params;                                                \
+        static const auto function = lookup<function_t>(library(), TEXT(name));            \
+        return function != nullptr ? function args : (missing);                            \
+    }
+
+#define DRIVER(name, params, args) FORWARD(CUresult, CUDA_ERROR_NOT_INITIALIZED, open_driver, name, params, args)
+
+DRIVER(cuDeviceGet, (CUdevice * a, int b), (a, b))
+DRIVER(cuDeviceGetAttribute, (int * a, CUdevice_attribute b, CUdevice c), (a, b, c))
+DRIVER(cuGetErrorString, (CUresult a, const char ** b), (a, b))
+DRIVER(cuMemAddressFree, (CUdeviceptr a, size_t b), (a, b))
+DRIVER(cuMemAddressReserve, (CUdeviceptr * a, size_t b, size_t c, CUdeviceptr d, unsigned long long e), (a, b, c, d, e))
+DRIVER(cuMemCreate, (CUmemGenericAllocationHandle * a, size_t b, const CUmemAllocationProp * c, unsigned long long d), (a, b, c, d))
+DRIVER(cuMemGetAllocationGranularity, (size_t * a, const CUmemAllocationProp * b, CUmemAllocationGranularity_flags c), (a, b, c))
+DRIVER(cuMemMap, (CUdeviceptr a, size_t b, size_t c, CUmemGenericAllocationHandle d, unsigned long long e), (a, b, c, d, e))
+DRIVER(cuMemRelease, (CUmemGenericAllocationHandle a), (a))
+DRIVER(cuMemSetAccess, (CUdeviceptr a, size_t b, const CUmemAccessDesc * c, size_t d), (a, b, c, d))
+DRIVER(cuMemUnmap, (CUdeviceptr a, size_t b), (a, b))
+
+#define CUBLAS(name, params, args) FORWARD(cublasStatus_t, CUBLAS_STATUS_NOT_INITIALIZED, open_cublas, name, params, args)
+
+FORWARD(const char *, "cuBLAS is missing", open_cublas, cublasGetStatusString, (cublasStatus_t a), (a))
+CUBLAS(cublasCreate, (cublasHandle_t * a), (a))
+CUBLAS(cublasDestroy, (cublasHandle_t a), (a))
+CUBLAS(cublasSetStream, (cublasHandle_t a, cudaStream_t b), (a, b))
+CUBLAS(cublasSetMathMode, (cublasHandle_t a, cublasMath_t b), (a, b))
+CUBLAS(cublasSetWorkspace, (cublasHandle_t a, void * b, size_t c), (a, b, c))
+CUBLAS(cublasLoggerConfigure, (int a, int b, int c, const char * d), (a, b, c, d))
+CUBLAS(cublasSgemm,
+    (cublasHandle_t h, cublasOperation_t ta, cublasOperation_t tb, int m, int n, int k, const float * alpha,
+     const float * A, int lda, const float * B, int ldb, const float * beta, float * C, int ldc),
+    (h, ta, tb, m, n, k, alpha, A, lda, B, ldb, beta, C, ldc))
+CUBLAS(cublasSgemmBatched,
+    (cublasHandle_t h, cublasOperation_t ta, cublasOperation_t tb, int m, int n, int k, const float * alpha,
+     const float * const * A, int lda, const float * const * B, int ldb, const float * beta, float * const * C,
+     int ldc, int count),
+    (h, ta, tb, m, n, k, alpha, A, lda, B, ldb, beta, C, ldc, count))
+CUBLAS(cublasSgemmStridedBatched,
+    (cublasHandle_t h, cublasOperation_t ta, cublasOperation_t tb, int m, int n, int k, const float * alpha,
+     const float * A, int lda, long long sa, const float * B, int ldb, long long sb, const float * beta, float * C,
+     int ldc, long long sc, int count),
+    (h, ta, tb, m, n, k, alpha, A, lda, sa, B, ldb, sb, beta, C, ldc, sc, count))
+CUBLAS(cublasStrsmBatched,
+    (cublasHandle_t h, cublasSideMode_t side, cublasFillMode_t fill, cublasOperation_t ta, cublasDiagType_t diag,
+     int m, int n, const float * alpha, const float * const * A, int lda, float * const * B, int ldb, int count),
+    (h, side, fill, ta, diag, m, n, alpha, A, lda, B, ldb, count))
+CUBLAS(cublasGemmEx,
+    (cublasHandle_t h, cublasOperation_t ta, cublasOperation_t tb, int m, int n, int k, const void * alpha,
+     const void * A, cudaDataType type_a, int lda, const void * B, cudaDataType type_b, int ldb, const void * beta,
+     void * C, cudaDataType type_c, int ldc, cublasComputeType_t compute, cublasGemmAlgo_t algo),
+    (h, ta, tb, m, n, k, alpha, A, type_a, lda, B, type_b, ldb, beta, C, type_c, ldc, compute, algo))
+CUBLAS(cublasGemmBatchedEx,
+    (cublasHandle_t h, cublasOperation_t ta, cublasOperation_t tb, int m, int n, int k, const void * alpha,
+     const void * const * A, cudaDataType type_a, int lda, const void * const * B, cudaDataType type_b, int ldb,
+     const void * beta, void * const * C, cudaDataType type_c, int ldc, int count, cublasComputeType_t compute,
+     cublasGemmAlgo_t algo),
+    (h, ta, tb, m, n, k, alpha, A, type_a, lda, B, type_b, ldb, beta, C, type_c, ldc, count, compute, algo))
+CUBLAS(cublasGemmStridedBatchedEx,
+    (cublasHandle_t h, cublasOperation_t ta, cublasOperation_t tb, int m, int n, int k, const void * alpha,
+     const void * A, cudaDataType type_a, int lda, long long sa, const void * B, cudaDataType type_b, int ldb,
+     long long sb, const void * beta, void * C, cudaDataType type_c, int ldc, long long sc, int count,
+     cublasComputeType_t compute, cublasGemmAlgo_t algo),
+    (h, ta, tb, m, n, k, alpha, A, type_a, lda, sa, B, type_b, ldb, sb, beta, C, type_c, ldc, sc, count, compute, algo))

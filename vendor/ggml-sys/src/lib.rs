@@ -1,0 +1,31 @@
+//! Raw bindings to ggml: tensors, graphs, allocation, backends, the CPU backend and, with the feature
+//! `cuda`, the CUDA backend. The build script compiles ggml from a pinned source package; README.md
+//! lists its switches.
+//!
+//! Names are those of ggml's headers, which document them. Enumerations are plain constants, because C
+//! may hand out values that a Rust enum does not have. Everything here is unsafe to call, and ggml aborts
+//! the process where an argument breaks its rules: check before calling.
+
+#![allow(non_camel_case_types, non_snake_case, non_upper_case_globals)]
+#![allow(clippy::all, clippy::pedantic)]
+
+include!("bindings.rs");
+
+/// The version of the ggml that was compiled, such as `0.26.0`.
+pub const GGML_VERSION: &str = env!("GGML_SYS_VERSION");
+
+/// Our additions to ggml's CUDA backend (src/product_choice.cu, src/cuda_libraries.cpp).
+#[cfg(feature = "cuda")]
+unsafe extern "C" {
+    /// Why CUDA cannot be used on this machine, as one static line, or null if the driver's library and
+    /// cuBLAS are present. Ask before any other function of the CUDA backend.
+    pub fn spts_cuda_missing() -> *const core::ffi::c_char;
+
+    /// Products of a quantized matrix with more than `rows` rows go to cuBLAS with 16-bit weights, those
+    /// with fewer to ggml's integer kernels. Negative (the start): each device's own default. All devices,
+    /// any thread, from the next product on.
+    pub fn spts_cuda_set_mmq_max_rows(rows: i64);
+
+    /// The limit in force for a device of compute capability `cc` (900 for 9.0); `i64::MAX` for none.
+    pub fn spts_cuda_mmq_max_rows(cc: i32) -> i64;
+}
