@@ -146,6 +146,25 @@ impl BufferType {
     }
 }
 
+/// The ordinary memory of a device by ggml's name.
+///
+/// # Errors
+/// No such device.
+pub fn buffer_type(name: &str) -> Result<BufferType, GgmlError> {
+    let all = devices();
+    let Some(index) = all.iter().position(|d| d.name == name) else {
+        return Err(no_device(name, &all));
+    };
+    // SAFETY: the index is in range.
+    let raw = unsafe { sys::ggml_backend_dev_buffer_type(sys::ggml_backend_dev_get(index)) };
+    Ok(BufferType { raw, repack: false })
+}
+
+fn no_device(name: &str, all: &[DeviceInfo]) -> GgmlError {
+    let available = all.iter().map(|d| d.name.as_str()).collect::<Vec<_>>().join(", ");
+    GgmlError::NoDevice { name: name.into(), available }
+}
+
 /// A started device.
 pub struct Backend {
     raw: NonNull<sys::ggml_backend>,
@@ -166,8 +185,7 @@ impl Backend {
         init_timer();
         let all = devices();
         let Some(index) = all.iter().position(|d| d.name.eq_ignore_ascii_case(name)) else {
-            let available = all.iter().map(|d| d.name.as_str()).collect::<Vec<_>>().join(", ");
-            return Err(GgmlError::NoDevice { name: name.into(), available });
+            return Err(no_device(name, &all));
         };
         let failed = || GgmlError::InitFailed { name: all[index].name.clone() };
         // SAFETY: the index is in range; results are checked for null; the threadpool outlives the backend (see Drop).

@@ -16,6 +16,7 @@ use crate::graph::ir::{Activation, Rope, RopeLayout};
 pub struct Ops {
     ctx: NonNull<sys::ggml_context>,
     graph: NonNull<sys::ggml_cgraph>,
+    max_nodes: usize,
 }
 
 // SAFETY: the graph owns its context; it is used by one thread at a time.
@@ -30,7 +31,17 @@ impl Ops {
             let ctx = sys::ggml_init(sys::ggml_init_params { mem_size, mem_buffer: std::ptr::null_mut(), no_alloc: true });
             let ctx = NonNull::new(ctx).expect("memory for tensor headers");
             let graph = NonNull::new(sys::ggml_new_graph_custom(ctx.as_ptr(), max_nodes, false)).expect("the pool has room for its graph");
-            Self { ctx, graph }
+            Self { ctx, graph, max_nodes }
+        }
+    }
+
+    /// Forgets the graph and keeps its memory, so that the next one's tensors have the same addresses (which lets the CUDA
+    /// backend recognise a graph that it has captured).
+    pub fn reset(&mut self) {
+        // SAFETY: `&mut self`: no handle on a tensor of this graph is alive. The pool has room, as it had the first time.
+        unsafe {
+            sys::ggml_reset(self.ctx.as_ptr());
+            self.graph = NonNull::new(sys::ggml_new_graph_custom(self.ctx.as_ptr(), self.max_nodes, false)).expect("the pool has room for its graph");
         }
     }
 

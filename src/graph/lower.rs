@@ -35,8 +35,6 @@ pub trait Memory {
     fn proxy(&self, layer: usize) -> ProxyTensors<'_>;
     /// Precision that products of so many rows are asked for.
     fn precision(&self, rows: usize) -> Option<Precision>;
-    /// Product with `weight`; the place to choose another kernel.
-    fn n_tokens(&self) -> usize;
 }
 
 /// One F16 matrix that masks every causal tile of up to `height` rows. Row i lets the columns up to `corner + i` pass (and,

@@ -19,7 +19,9 @@ pub enum SamplerError {
     #[error("sampler: no logits; expected one per token of the vocabulary")]
     Empty,
     /// NaN or +infinity: the model's computation went wrong.
-    #[error("sampler: the logit of token {id} is {value}; expected a finite number (a damaged model file, or an overflow in F16)")]
+    #[error(
+        "sampler: the logit of token {id} is {value}; expected a finite number (a damaged model file, or an overflow in F16)"
+    )]
     NotFinite { id: usize, value: f32 },
     /// All logits are -infinity.
     #[error("sampler: all {0} logits are -inf; expected at least one finite number")]
@@ -308,8 +310,7 @@ fn keep_top_p(candidates: &mut Vec<Candidate>, weights: &mut Vec<f64>, p: f32, s
     for i in 0..n {
         if i == ready {
             // candidates[..ready] are the best, in order; put the next ones in order behind them.
-            let more = (ready * 8).clamp(256, n) - ready;
-            let more = more.min(n - ready);
+            let more = (ready * 7).max(256).min(n - ready);
             if more < n - ready {
                 candidates[ready..].select_nth_unstable_by(more, best_first);
             }

@@ -5,7 +5,8 @@ use proptest::prelude::*;
 use super::*;
 
 /// Everything off but the draw at temperature 1.
-const PLAIN: SamplerParams = SamplerParams { temp: 1.0, top_k: 0, top_p: 1.0, min_p: 0.0, repeat_penalty: 1.0, repeat_last_n: 64, seed: 7 };
+const PLAIN: SamplerParams =
+    SamplerParams { temp: 1.0, top_k: 0, top_p: 1.0, min_p: 0.0, repeat_penalty: 1.0, repeat_last_n: 64, seed: 7 };
 
 fn logits(p: &[f64]) -> Vec<f32> {
     p.iter().map(|p| p.ln() as f32).collect()

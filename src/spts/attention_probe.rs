@@ -29,6 +29,8 @@ pub struct ProbeSettings {
     pub pool: Pool,
     /// By probe, or at random as a control.
     pub selection: Selection,
+    /// Gather even where every candidate is active (for tests).
+    pub forced: bool,
 }
 
 /// Inserts the probes of every layer whose budget asks for one. A layer with `active_attn == candidates` and a probe keeps
@@ -83,7 +85,7 @@ fn probe_layer(rw: &mut Rewrite, layer: usize, budget: &LayerBudget, probe: &Pro
     };
 
     let mut new = LayerAnchors { inp, k, scores: Some(scores), ..a };
-    if budget.active_attn >= n {
+    if budget.active_attn >= budget.candidates && !probe.forced {
         // Attention stays whole: copy its region as it is, on top of the keys already made.
         new.attn_out = rw.recompute(a.attn_out);
         new.ffn_inp = rw.recompute(a.ffn_inp);

@@ -14,18 +14,19 @@
 
 use std::collections::HashMap;
 
+use super::attention_probe::ProbeSettings;
 use super::schedule::LayerBudget;
 use crate::graph::ir::*;
 use crate::graph::rewrite::Rewrite;
 
 /// Inserts the FFN selection of every layer that has probe scores and a budget below its candidates. `use_proxy`: score by
 /// C * S; otherwise by S alone.
-pub fn insert_ffn_proxies(graph: &Graph, budgets: &[LayerBudget], queries: usize, use_proxy: bool) -> Graph {
+pub fn insert_ffn_proxies(graph: &Graph, budgets: &[LayerBudget], probe: &ProbeSettings, use_proxy: bool) -> Graph {
     let mut rw = Rewrite::new(graph);
     let mut anchors = Vec::with_capacity(graph.layers.len());
     for (layer, a) in graph.layers.iter().enumerate() {
         let m = budgets[layer].active_ffn;
-        let selects = a.scores.is_some() && m < graph.node(a.ffn_inp).n_rows;
+        let selects = a.scores.is_some() && (m < budgets[layer].candidates || probe.forced);
         rw.copy_through(if selects { a.ffn_inp } else { a.out });
         if !selects {
             anchors.push(rw.copied_anchors(layer));
@@ -39,7 +40,7 @@ pub fn insert_ffn_proxies(graph: &Graph, budgets: &[LayerBudget], queries: usize
             let norm = rw.b.push(Op::ProxyNorm { layer, act: a.act }, &[y], "proxy_norm");
             scores = rw.b.push(Op::Mul, &[norm, scores], "ffn_scores");
         }
-        let active = rw.b.push(Op::TopK { m, forced: queries.min(m) }, &[scores], "active_ffn");
+        let active = rw.b.push(Op::TopK { m, forced: probe.queries.min(m) }, &[scores], "active_ffn");
         let inp_active = rw.b.push(Op::GetRows, &[ffn_inp, active], "ffn_inp_active");
         let mut subst = HashMap::from([(a.ffn_inp, inp_active)]);
         let ffn_out = rw.recompute_with(&mut subst, a.ffn_out);

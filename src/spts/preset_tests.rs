@@ -60,7 +60,9 @@ fn every_name_is_known() {
 
 #[test]
 fn bad_fractions_are_refused() {
-    for (budgets, cut) in [([1.5, 0.2, 0.1, 0.05], 0.03), ([0.1, 0.2, 0.1, 0.05], 0.03), ([0.4, 0.2, 0.1, 0.05], 0.05), ([f64::NAN; 4], 0.0)] {
+    for (budgets, cut) in
+        [([1.5, 0.2, 0.1, 0.05], 0.03), ([0.1, 0.2, 0.1, 0.05], 0.03), ([0.4, 0.2, 0.1, 0.05], 0.05), ([f64::NAN; 4], 0.0)]
+    {
         Schedule::fractional(&CODER, budgets, cut).unwrap_err();
     }
 }

@@ -84,7 +84,10 @@ impl Budget {
         // Zero is the same in tokens and in fractions.
         matches!(
             (self, other),
-            (Budget::Tokens(_), Budget::Tokens(_)) | (Budget::Fraction(_), Budget::Fraction(_)) | (Budget::Tokens(0), _) | (_, Budget::Tokens(0))
+            (Budget::Tokens(_), Budget::Tokens(_))
+                | (Budget::Fraction(_), Budget::Fraction(_))
+                | (Budget::Tokens(0), _)
+                | (_, Budget::Tokens(0))
         )
     }
 
@@ -256,8 +259,8 @@ impl Resolved {
 
     /// Share of the dense KV cache's entries that are kept, over all layers; 1.0 is dense.
     pub fn cache_kept(&self) -> f64 {
-        let kept: usize = self.layers.iter().map(|l| l.active_attn).sum();
-        kept as f64 / (self.n_tokens as f64 * self.layers.len() as f64)
+        let kept: f64 = self.layers.iter().map(|l| l.active_attn as f64).sum();
+        kept / (self.n_tokens as f64 * self.layers.len() as f64)
     }
 }
 
@@ -359,11 +362,22 @@ impl Schedule {
     /// For tests and for counting: as [`Schedule::resolve`], but a prompt below the first budget goes through the stages
     /// too, and every layer of a stage probes. With a budget of the prompt's length and a cut of 0 the rewritten graph
     /// then computes what the dense one does. (The paper's figures at 8K for LLaMA, whose first budget is 9K, are these.)
-    pub fn resolve_forced(&self, n_layer: usize, n_tokens: usize, is_swa: &dyn Fn(usize) -> bool) -> Result<Resolved, ScheduleError> {
+    pub fn resolve_forced(
+        &self,
+        n_layer: usize,
+        n_tokens: usize,
+        is_swa: &dyn Fn(usize) -> bool,
+    ) -> Result<Resolved, ScheduleError> {
         self.resolve_with(n_layer, n_tokens, is_swa, true)
     }
 
-    fn resolve_with(&self, n_layer: usize, n_tokens: usize, is_swa: &dyn Fn(usize) -> bool, forced: bool) -> Result<Resolved, ScheduleError> {
+    fn resolve_with(
+        &self,
+        n_layer: usize,
+        n_tokens: usize,
+        is_swa: &dyn Fn(usize) -> bool,
+        forced: bool,
+    ) -> Result<Resolved, ScheduleError> {
         self.validate_for(n_layer)?;
         if n_tokens == 0 {
             return Err(ScheduleError::EmptyPrompt(self.name.clone()));
@@ -407,22 +421,19 @@ impl Schedule {
         if !(keep.is_finite() && keep > 0.0) {
             return Err(ScheduleError::Keep(keep));
         }
+        let times = |b: Budget, by: f64| match b {
+            Budget::Tokens(n) => Budget::Tokens((n as f64 * by) as usize),
+            Budget::Fraction(f) => Budget::Fraction(f * by),
+        };
         let mut scaled = self.clone();
         for s in &mut scaled.stages {
-            let by = match s.budget {
-                Budget::Fraction(f) if f * keep > 1.0 => 1.0 / f,
-                _ => keep,
+            (s.budget, s.cut) = match (s.budget, s.cut) {
+                (Budget::Fraction(f), cut) if f * keep >= 1.0 => (Budget::Fraction(1.0), times(cut, 1.0 / f)),
+                (Budget::Fraction(f), cut) => (Budget::Fraction((f * keep).max(f64::MIN_POSITIVE)), times(cut, keep)),
+                (Budget::Tokens(n), cut) => (Budget::Tokens(((n as f64 * keep) as usize).max(1)), times(cut, keep)),
             };
-            let times = |b: Budget| match b {
-                Budget::Tokens(n) => Budget::Tokens((n as f64 * by).floor() as usize),
-                Budget::Fraction(f) => Budget::Fraction(f * by),
-            };
-            s.budget = match times(s.budget) {
-                Budget::Tokens(n) => Budget::Tokens(n.max(1)),
-                // Dividing and multiplying by the same number may end just above 1.
-                Budget::Fraction(f) => Budget::Fraction(f.clamp(f64::MIN_POSITIVE, 1.0)),
-            };
-            s.cut = match (times(s.cut), s.budget) {
+            // Rounding may bring the two together.
+            s.cut = match (s.cut, s.budget) {
                 (Budget::Tokens(cut), Budget::Tokens(budget)) => Budget::Tokens(cut.min(budget - 1)),
                 (cut, budget) if cut.value() >= budget.value() => Budget::Tokens(0),
                 (cut, _) => cut,

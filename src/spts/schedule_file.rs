@@ -235,7 +235,8 @@ fn parse_fractions(arg: &str, key: &ModelKey) -> Result<Schedule, ScheduleFileEr
     let budgets: [f64; 4] = budgets.try_into().map_err(|b: Vec<f64>| fail(format!("found {} fractions", b.len())))?;
     // The usual cut, unless the budgets are so small that it would leave nothing.
     let cut = cut.unwrap_or_else(|| budgets.iter().fold(FRACTIONS.1, |cut, b| cut.min(b / 2.0)));
-    Schedule::fractional(key, budgets, cut).map_err(|source| ScheduleFileError::Invalid { origin: format!("--schedule {arg:?}"), source })
+    Schedule::fractional(key, budgets, cut)
+        .map_err(|source| ScheduleFileError::Invalid { origin: format!("--schedule {arg:?}"), source })
 }
 
 /// The schedule's file: [`parse_schedule`] reads back the same schedule.
@@ -288,7 +289,10 @@ mod tests {
     #[test]
     fn errors_name_the_line() {
         let message = |text: &str| parse(text).unwrap_err().to_string();
-        assert!(message("skip_from = 1\n\nstage = 2 9K").starts_with("x.schedule:3: `stage = 2 9K`: expected `last_layer budget cut`"));
+        assert!(
+            message("skip_from = 1\n\nstage = 2 9K")
+                .starts_with("x.schedule:3: `stage = 2 9K`: expected `last_layer budget cut`")
+        );
         assert!(message("skip_from = -1").starts_with("x.schedule:1: "));
         assert!(message("a\n").contains("not of the form"));
         assert!(message("skip_from = 1\nskip_from = 2").contains(":2: `skip_from` is there a second time"));
@@ -299,7 +303,15 @@ mod tests {
         for budget in ["inf", "nan", "-1", "1e3", "9KK", "K", "%", ".", "99999999999999999999", "18446744073709551615K"] {
             assert!(message(&format!("skip_from = 1\nstage = 2 {budget} 0")).contains(":2: "), "{budget}");
         }
-        for line in ["pool = max", "pool = min 3", "pool = none 3", "proxy = 3", "prune = yes", "selection = random", "probe_queries = two"] {
+        for line in [
+            "pool = max",
+            "pool = min 3",
+            "pool = none 3",
+            "proxy = 3",
+            "prune = yes",
+            "selection = random",
+            "probe_queries = two",
+        ] {
             assert!(message(line).contains(":1: "), "{line}");
         }
     }
@@ -332,7 +344,10 @@ mod tests {
         assert_eq!(parse_schedule_arg(&write("a", preset.to_string().as_bytes()), &LLAMA).unwrap(), preset);
         assert_eq!(parse_schedule_arg(&write("b", format!("\u{feff}{preset}").as_bytes()), &LLAMA).unwrap(), preset);
         assert!(matches!(parse_schedule_arg(&write("c", &[0xff, 0]), &LLAMA), Err(ScheduleFileError::NotASchedule { .. })));
-        assert!(matches!(parse_schedule_arg(&write("d", &vec![b'#'; 70_000]), &LLAMA), Err(ScheduleFileError::NotASchedule { .. })));
+        assert!(matches!(
+            parse_schedule_arg(&write("d", &vec![b'#'; 70_000]), &LLAMA),
+            Err(ScheduleFileError::NotASchedule { .. })
+        ));
         assert!(matches!(parse_schedule_arg(dir.path().to_str().unwrap(), &LLAMA), Err(ScheduleFileError::Io { .. })));
     }
 

@@ -23,7 +23,8 @@ fn llama_at_32k_is_the_papers_arithmetic() {
     assert_eq!(r.cache_kept(), (10. * 32. + 4. * 9. + 5. * 7. + 5. * 4. + 5. * 2. + 3.) / 1024.);
     assert_eq!(format!("{:.1}", 100. * r.cache_kept()), "41.4");
     assert_eq!(r.layers[9], LayerBudget::dense(32 * K));
-    let l = |candidates, active, prune_to| LayerBudget { candidates, active_attn: active, active_ffn: active, probe: true, prune_to };
+    let l =
+        |candidates, active, prune_to| LayerBudget { candidates, active_attn: active, active_ffn: active, probe: true, prune_to };
     assert_eq!(r.layers[10], l(32 * K, 9 * K, None));
     assert_eq!(r.layers[13], l(32 * K, 9 * K, Some(8 * K)));
     assert_eq!(r.layers[14], l(8 * K, 7 * K, None));
@@ -148,29 +149,31 @@ pub(crate) fn any_schedule(n_layer: usize) -> impl Strategy<Value = Schedule> {
         pool: [Pool::None, Pool::Avg(2 * half + 1), Pool::Max(2 * half + 1)][kind],
     });
     let switches = (any::<[bool; 4]>(), any::<bool>(), proptest::option::of(any::<u64>()));
-    (ends, budgets, probe, switches).prop_map(|(ends, mut budgets, probe, ([skip_attn, skip_ffn, use_proxy, prune], tokens, seed))| {
-        budgets.sort_by(|a, b| b.0.total_cmp(&a.0));
-        let stages = ends[1..].iter().zip(budgets).map(|(&last_layer, (b, c))| {
-            let (b_tokens, c_share) = ((b * 5000.) as usize + 1, b * c);
-            let (budget, cut) = match tokens {
-                true => (Budget::Tokens(b_tokens), Budget::Tokens((b_tokens as f64 * c) as usize)),
-                false => (Budget::Fraction(b), Budget::Fraction(c_share)),
-            };
-            Stage { last_layer, budget, cut }
-        });
-        Schedule {
-            name: "any schedule".into(),
-            skip_from: ends[0],
-            stages: stages.collect(),
-            probe,
-            proxy: ProxySize { d_low: 64, rank: 32 },
-            skip_attn,
-            skip_ffn,
-            use_proxy,
-            prune,
-            selection: seed.map_or(Selection::Probe, |seed| Selection::Random { seed }),
-        }
-    })
+    (ends, budgets, probe, switches).prop_map(
+        |(ends, mut budgets, probe, ([skip_attn, skip_ffn, use_proxy, prune], tokens, seed))| {
+            budgets.sort_by(|a, b| b.0.total_cmp(&a.0));
+            let stages = ends[1..].iter().zip(budgets).map(|(&last_layer, (b, c))| {
+                let (b_tokens, c_share) = ((b * 5000.) as usize + 1, b * c);
+                let (budget, cut) = match tokens {
+                    true => (Budget::Tokens(b_tokens), Budget::Tokens((b_tokens as f64 * c) as usize)),
+                    false => (Budget::Fraction(b), Budget::Fraction(c_share)),
+                };
+                Stage { last_layer, budget, cut }
+            });
+            Schedule {
+                name: "any schedule".into(),
+                skip_from: ends[0],
+                stages: stages.collect(),
+                probe,
+                proxy: ProxySize { d_low: 64, rank: 32 },
+                skip_attn,
+                skip_ffn,
+                use_proxy,
+                prune,
+                selection: seed.map_or(Selection::Probe, |seed| Selection::Random { seed }),
+            }
+        },
+    )
 }
 
 proptest! {

@@ -207,7 +207,8 @@ impl Tiny {
     fn write_metadata(&self, file: &mut File) {
         let arch = self.arch.name();
         file.set("general.architecture", arch);
-        file.set("general.name", format!("tiny random {}", self.name).as_str());
+        // Not the architecture: llama.cpp demands certain special tokens of what calls itself "phi3".
+        file.set("general.name", "tiny random");
         let key = |k: &str| format!("{arch}.{k}");
         file.set(key("block_count"), self.n_layer as u32);
         file.set(key("context_length"), self.n_ctx_train);

@@ -48,6 +48,7 @@ fn run() -> Result<()> {
     ] {
         println!("cargo::rerun-if-env-changed={name}");
     }
+    println!("cargo::rustc-check-cfg=cfg(ggml_dispatch)");
     let source = source::Source::locate()?;
     let cache = cache::Cache::open(&source)?;
     println!("cargo::rustc-env=GGML_SYS_VERSION={}", source.version);

@@ -42,18 +42,31 @@ pub fn job_count() -> usize {
 
 /// The library `name` in `entry`, made of `jobs` unless it is there already.
 pub fn build(name: &str, entry: &Entry, jobs: &[Job], parallel: usize) -> Result<Library> {
-    let library = Library {
-        dir: entry.dir.clone(),
-        name: name.to_owned(),
-    };
+    library(name, entry, || {
+        compile(&entry.dir.join("obj"), jobs, parallel)
+    })
+}
+
+/// The library `name` in `entry`, archived of the objects that `make` makes unless it is there already.
+pub fn library(
+    name: &str,
+    entry: &Entry,
+    make: impl FnOnce() -> Result<Vec<PathBuf>>,
+) -> Result<Library> {
     let archive = entry.dir.join(format!("lib{name}.a"));
     if !archive.is_file() {
-        let objects = compile(&entry.dir.join("obj"), jobs, parallel)?;
-        archive_objects(&archive, &objects)?;
-        // The archive holds them; a failure here costs disk space only.
-        let _ = fs::remove_dir_all(entry.dir.join("obj"));
+        archive_objects(&archive, &make()?)?;
+        // The archive holds the objects now; what stays behind costs disk space only.
+        for item in fs::read_dir(&entry.dir).into_iter().flatten().flatten() {
+            if item.file_name().to_string_lossy().starts_with("obj") {
+                let _ = fs::remove_dir_all(item.path());
+            }
+        }
     }
-    Ok(library)
+    Ok(Library {
+        dir: entry.dir.clone(),
+        name: name.to_owned(),
+    })
 }
 
 /// Compiles `jobs` into `dir`, skipping what an earlier, interrupted build has finished.

@@ -29,3 +29,33 @@ unsafe extern "C" {
     /// The limit in force for a device of compute capability `cc` (900 for 9.0); `i64::MAX` for none.
     pub fn spts_cuda_mmq_max_rows(cc: i32) -> i64;
 }
+
+#[cfg(ggml_dispatch)]
+unsafe extern "C" {
+    fn ggml_cpu_variant() -> *const core::ffi::c_char;
+}
+
+/// The instruction set of the CPU backend: `native` for that of the machine that compiled it, or, in a
+/// portable build, the variant that this machine was given (`x64`, `haswell`, `skylakex`, ...).
+pub fn cpu_variant() -> &'static str {
+    #[cfg(ggml_dispatch)]
+    {
+        // SAFETY: takes nothing, returns a static C string or null.
+        let name = unsafe { ggml_cpu_variant() };
+        if name.is_null() {
+            return "none";
+        }
+        // SAFETY: not null, and static as said.
+        unsafe { core::ffi::CStr::from_ptr(name) }
+            .to_str()
+            .unwrap_or("unknown")
+    }
+    #[cfg(not(ggml_dispatch))]
+    {
+        if cfg!(feature = "portable") {
+            "baseline"
+        } else {
+            "native"
+        }
+    }
+}

@@ -1,0 +1,72 @@
+//! The library's error: what each part reports, under one roof. Every message is one line.
+
+/// What can go wrong.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A file that is no valid GGUF, or can't be read.
+    #[error(transparent)]
+    Gguf(#[from] crate::gguf::GgufError),
+    /// A GGUF that is no model that can be run.
+    #[error(transparent)]
+    Model(#[from] crate::model::ModelError),
+    /// A vocabulary or chat template that can't be used.
+    #[error(transparent)]
+    Tokenizer(#[from] crate::tokenizer::TokenizerError),
+    /// A device, its memory, its kernels.
+    #[error(transparent)]
+    Ggml(#[from] crate::ggml::GgmlError),
+    /// A schedule that does not fit the model.
+    #[error(transparent)]
+    Schedule(#[from] crate::spts::schedule::ScheduleError),
+    /// A file of proxies that does not fit the model.
+    #[error(transparent)]
+    Sidecar(#[from] crate::spts::sidecar::SidecarError),
+    /// Sampling parameters out of range, or logits that are no numbers.
+    #[error(transparent)]
+    Sampler(#[from] crate::session::sampler::SamplerError),
+    /// A bug in a graph pass, found before anything ran.
+    #[error("internal: {0}")]
+    Graph(#[from] crate::graph::verify::VerifyError),
+    /// More tokens than the context holds.
+    #[error("the prompt has {n_tokens} tokens, but the context holds {n_ctx}: shorten it, or raise -c (this model was trained with {n_ctx_train})")]
+    ContextFull {
+        /// Tokens wanted.
+        n_tokens: usize,
+        /// Size of the context.
+        n_ctx: usize,
+        /// What the model was trained with.
+        n_ctx_train: usize,
+    },
+    /// Nothing to do.
+    #[error("the prompt is empty")]
+    EmptyPrompt,
+    /// A token id that the vocabulary lacks.
+    #[error("token id {id} is outside the vocabulary of {n_vocab}")]
+    BadToken {
+        /// The id.
+        id: u32,
+        /// Size of the vocabulary.
+        n_vocab: usize,
+    },
+    /// A quantized cache over heads that are no whole number of blocks.
+    #[error("a q8_0 cache needs a head dimension divisible by 32, this model has {head_dim}: use -ctk f16 -ctv f16")]
+    CacheType {
+        /// Elements of a head.
+        head_dim: usize,
+    },
+    /// The schedule scores FFNs by proxies, and there are none.
+    #[error("this schedule scores FFNs by low-rank proxies, but none are loaded: make them with `spts-cli calibrate`, or score without them (--no-proxy)")]
+    ProxiesMissing,
+    /// Decoding before any prefill.
+    #[error("decode needs a prefill first")]
+    NothingPrefilled,
+    /// Calibration could not be done.
+    #[error("calibration: {0}")]
+    Calibration(String),
+    /// Stopped by the caller.
+    #[error("interrupted")]
+    Interrupted,
+}
+
+/// The library's result.
+pub type Result<T> = std::result::Result<T, Error>;

@@ -1,0 +1,275 @@
+//! A model in memory: the file, its tokenizer, its weights on their devices.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::Result;
+use crate::ggml::Tensor;
+use crate::ggml::arena::{Arena, TensorId};
+use crate::ggml::backend::{self, BufferType};
+use crate::gguf::{Gguf, OpenOptions};
+use crate::graph::Graph;
+use crate::graph::ir::WeightId;
+use crate::spts::sidecar::Sidecar;
+use crate::tokenizer::Tokenizer;
+use crate::tokenizer::chat::ChatTemplate;
+
+use super::dense::Dense;
+use super::hparams::HParams;
+use super::table::{Role, Weight, WeightTable};
+
+/// How a model is opened.
+pub struct ModelOptions {
+    /// Map the file (the default) or read it into memory.
+    pub mmap: bool,
+    /// Keep the mapped file from being paged out.
+    pub mlock: bool,
+    /// Rearrange weights for the CPU's blocked kernels: faster prompts, a copy of those weights in memory.
+    pub repack: bool,
+    /// Device for the layers: `None` takes the first GPU, or the CPU.
+    pub device: Option<String>,
+    /// Layers on that device, counted from the last; the others stay on the CPU. `None`: all.
+    pub n_gpu_layers: Option<usize>,
+    /// Called with the fraction of weights placed so far.
+    pub progress: Option<Box<dyn FnMut(f32)>>,
+}
+
+impl Default for ModelOptions {
+    fn default() -> Self {
+        Self { mmap: true, mlock: false, repack: true, device: None, n_gpu_layers: None, progress: None }
+    }
+}
+
+/// Where layers and weights live.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Placement {
+    /// ggml's names of the devices in use.
+    pub devices: Vec<String>,
+    /// Device of every layer, an index into `devices`.
+    pub layer: Vec<usize>,
+    /// Device of the embedding.
+    pub input: usize,
+    /// Device of the output head.
+    pub output: usize,
+}
+
+impl Placement {
+    /// Device of a graph node's layer; nodes without one are the embedding or the head.
+    pub fn of(&self, layer: Option<usize>, is_input: bool) -> usize {
+        match layer {
+            Some(l) => self.layer[l],
+            None if is_input => self.input,
+            None => self.output,
+        }
+    }
+}
+
+/// A model, ready for sessions. Immutable and shared.
+pub struct Model {
+    gguf: Arc<Gguf>,
+    hparams: HParams,
+    tokenizer: Tokenizer,
+    chat_template: ChatTemplate,
+    dense: Box<dyn Dense>,
+    weights: Vec<Weight>,
+    unused: Vec<String>,
+    placement: Placement,
+    arenas: Vec<Arena>,
+    tensors: HashMap<(usize, WeightId), TensorId>,
+    repacked_bytes: usize,
+}
+
+impl Model {
+    /// Opens a GGUF file and places its weights.
+    ///
+    /// # Errors
+    /// The file is no valid GGUF, no supported model, or does not fit its device.
+    pub fn open(path: &Path, mut options: ModelOptions) -> Result<Arc<Model>> {
+        let gguf = Arc::new(Gguf::open(path, OpenOptions { mmap: options.mmap, mlock: options.mlock })?);
+        Self::from_gguf(gguf, &mut options)
+    }
+
+    /// Places the weights of a file that is already open.
+    ///
+    /// # Errors
+    /// As [`Model::open`].
+    pub fn from_gguf(gguf: Arc<Gguf>, options: &mut ModelOptions) -> Result<Arc<Model>> {
+        let hparams = HParams::from_gguf(&gguf)?;
+        let mut table = WeightTable::new(&gguf);
+        let dense = hparams.arch.load(&hparams, &mut table)?;
+        let (weights, unused) = table.finish();
+        let tokenizer = Tokenizer::from_gguf(&gguf)?;
+        let chat_template = ChatTemplate::from_gguf(&gguf, &tokenizer)?;
+        let placement = place_layers(hparams.n_layer, options)?;
+        let mut model = Model {
+            gguf,
+            hparams,
+            tokenizer,
+            chat_template,
+            dense,
+            weights,
+            unused,
+            arenas: Vec::new(),
+            tensors: HashMap::new(),
+            placement,
+            repacked_bytes: 0,
+        };
+        model.place_weights(options)?;
+        Ok(Arc::new(model))
+    }
+
+    fn place_weights(&mut self, options: &mut ModelOptions) -> Result<()> {
+        let repack = options.repack.then(BufferType::cpu_repack).flatten();
+        for device in 0..self.placement.devices.len() {
+            let mine: Vec<WeightId> = (0..self.weights.len() as u32).map(WeightId).filter(|&w| self.is_needed_on(device, w)).collect();
+            let mut arena = Arena::new(mine.len() + 1);
+            let ids: Vec<(WeightId, TensorId)> = mine.iter().map(|&w| (w, arena.declare(&self.weight(w).name, self.weight(w).ty, &self.weight(w).ne))).collect();
+            self.tensors.extend(ids.iter().map(|&(w, t)| ((device, w), t)));
+            let upload = if self.placement.devices[device] == "CPU" {
+                let (moved, mapped): (Vec<_>, Vec<_>) = ids.into_iter().partition(|&(w, _)| self.pays_to_repack(repack, w));
+                let at: Vec<(TensorId, usize)> = mapped.iter().map(|&(w, t)| (t, self.file_offset(w))).collect();
+                arena.bind(self.gguf.memory(), &at);
+                if let Some(buft) = repack {
+                    let tensors: Vec<TensorId> = moved.iter().map(|&(_, t)| t).collect();
+                    self.repacked_bytes = arena.allocate(&tensors, buft, "repacked weights")?;
+                }
+                moved
+            } else {
+                let tensors: Vec<TensorId> = ids.iter().map(|&(_, t)| t).collect();
+                arena.allocate(&tensors, backend::buffer_type(&self.placement.devices[device])?, "weights")?;
+                ids
+            };
+            for (i, &(w, t)) in upload.iter().enumerate() {
+                let start = self.file_offset(w);
+                let len = self.weight(w).bytes.len();
+                arena.set(t, 0, &self.gguf.bytes()[start..start + len]);
+                // The copy is what is used: let go of the file's pages.
+                self.gguf.release(start..start + len);
+                if let Some(progress) = &mut options.progress {
+                    progress((i + 1) as f32 / upload.len() as f32);
+                }
+            }
+            self.arenas.push(arena);
+        }
+        Ok(())
+    }
+
+    fn is_needed_on(&self, device: usize, w: WeightId) -> bool {
+        let weight = self.weight(w);
+        match weight.layer {
+            Some(l) => self.placement.layer[l] == device,
+            None if weight.role == Role::Embedding => device == self.placement.input || (self.is_tied() && device == self.placement.output),
+            // Rope factors are wherever a layer is.
+            None if weight.name.starts_with("rope_") => true,
+            None => device == self.placement.output,
+        }
+    }
+
+    fn is_tied(&self) -> bool {
+        !self.weights.iter().any(|w| w.name == "output.weight")
+    }
+
+    fn pays_to_repack(&self, repack: Option<BufferType>, w: WeightId) -> bool {
+        let weight = self.weight(w);
+        weight.role == Role::Matrix && repack.is_some_and(|r| r.can_multiply(weight.ty, weight.ne[0], weight.ne[1]))
+    }
+
+    fn file_offset(&self, w: WeightId) -> usize {
+        let weight = self.weight(w);
+        let tensor = self.gguf.tensor(&weight.tensor).expect("the table was made from this file");
+        self.gguf.data_offset() as usize + tensor.offset as usize + weight.bytes.start
+    }
+
+    /// Hyperparameters.
+    pub fn hparams(&self) -> &HParams {
+        &self.hparams
+    }
+
+    /// The file.
+    pub fn gguf(&self) -> &Gguf {
+        &self.gguf
+    }
+
+    /// Tokenizer.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
+
+    /// Chat template; chatml where the file has none.
+    pub fn chat_template(&self) -> &ChatTemplate {
+        &self.chat_template
+    }
+
+    /// Where the layers live.
+    pub fn placement(&self) -> &Placement {
+        &self.placement
+    }
+
+    /// Tensors of the file that the architecture does not use.
+    pub fn unused_tensors(&self) -> &[String] {
+        &self.unused
+    }
+
+    /// Bytes of weights that were rearranged in memory.
+    pub fn repacked_bytes(&self) -> usize {
+        self.repacked_bytes
+    }
+
+    /// A weight's entry in the table.
+    pub fn weight(&self, w: WeightId) -> &Weight {
+        &self.weights[w.0 as usize]
+    }
+
+    /// A weight's entry by name.
+    pub fn weight_named(&self, name: &str) -> Option<&Weight> {
+        self.weights.iter().find(|w| w.name == name)
+    }
+
+    /// A weight's bytes in the file.
+    pub fn weight_bytes(&self, weight: &Weight) -> &[u8] {
+        let tensor = self.gguf.tensor(&weight.tensor).expect("the table was made from this file");
+        &self.gguf.tensor_data(tensor)[weight.bytes.clone()]
+    }
+
+    /// A weight on a device.
+    pub fn weight_tensor(&self, device: usize, w: WeightId) -> Tensor<'_> {
+        self.arenas[device].get(self.tensors[&(device, w)])
+    }
+
+    /// The dense graph of a prompt.
+    pub fn graph(&self, n_tokens: usize, n_ctx: usize) -> Graph {
+        self.dense.graph(n_tokens, n_ctx)
+    }
+
+    /// Checks that a sidecar was made for this model.
+    ///
+    /// # Errors
+    /// It was not.
+    pub fn check_sidecar(&self, sidecar: &Sidecar) -> Result<()> {
+        Ok(sidecar.check(self)?)
+    }
+}
+
+fn place_layers(n_layer: usize, options: &ModelOptions) -> Result<Placement> {
+    let all = backend::devices();
+    let chosen = match &options.device {
+        Some(name) => {
+            let found = all.iter().find(|d| d.name.eq_ignore_ascii_case(name));
+            found.map(|d| d.name.clone()).ok_or_else(|| crate::ggml::GgmlError::NoDevice {
+                name: name.clone(),
+                available: all.iter().map(|d| d.name.as_str()).collect::<Vec<_>>().join(", "),
+            })?
+        }
+        None => all.iter().find(|d| d.is_gpu).map_or("CPU".to_string(), |d| d.name.clone()),
+    };
+    let on_device = options.n_gpu_layers.unwrap_or(n_layer).min(n_layer);
+    if chosen == "CPU" || on_device == 0 {
+        return Ok(Placement { devices: vec!["CPU".into()], layer: vec![0; n_layer], input: 0, output: 0 });
+    }
+    if on_device == n_layer {
+        return Ok(Placement { devices: vec![chosen], layer: vec![0; n_layer], input: 0, output: 0 });
+    }
+    let layer = (0..n_layer).map(|l| usize::from(l >= n_layer - on_device)).collect();
+    Ok(Placement { devices: vec!["CPU".into(), chosen], layer, input: 0, output: 1 })
+}

@@ -1,0 +1,313 @@
+//! Runs a program: phase by phase, tile by tile, on the devices where the layers live.
+
+use std::collections::HashMap;
+use std::ops::Range;
+
+use crate::Result;
+use crate::ggml::arena::{read_f32, read_i32};
+use crate::ggml::backend::Backend;
+use crate::ggml::ops::{Ops, Precision};
+use crate::ggml::{GgmlError, Tensor};
+use crate::graph::ir::{Graph, NodeId, Op, WeightId};
+use crate::graph::lower::{self, CacheMode, InputKind, MaskBuffer, Memory, ProxyTensors};
+use crate::graph::phases::{Phase, PhaseKind, Program};
+use crate::model::loaded::Model;
+use crate::spts::sidecar::ProxyMemory;
+
+use super::kv_cache::LayerCache;
+use super::masks::{MASK_HEIGHT, Masks};
+use super::select;
+use super::slots::SlotMemory;
+
+/// A device of a session: its backend, its masks, the graph that is rebuilt for every tile.
+pub struct Device {
+    /// The backend.
+    pub backend: Backend,
+    /// Attention masks.
+    pub masks: Masks,
+    ops: Ops,
+    ops_capacity: usize,
+}
+
+impl Device {
+    /// A started device.
+    pub fn new(backend: Backend) -> Self {
+        Self { backend, masks: Masks::default(), ops: Ops::new(64), ops_capacity: 64 }
+    }
+
+    /// An empty graph with room for so many operations; its memory is reused.
+    fn fresh_ops(&mut self, nodes: usize) -> &mut Ops {
+        if nodes > self.ops_capacity {
+            self.ops = Ops::new(nodes);
+            self.ops_capacity = nodes;
+        } else {
+            self.ops.reset();
+        }
+        &mut self.ops
+    }
+}
+
+/// What a run reads besides the program.
+pub struct Run<'r> {
+    /// The model.
+    pub model: &'r Model,
+    /// The graph.
+    pub graph: &'r Graph,
+    /// The graph cut into phases.
+    pub program: &'r Program,
+    /// KV caches by layer.
+    pub caches: &'r [LayerCache],
+    /// Proxies by device, where the graph has any.
+    pub proxies: &'r [Option<ProxyMemory>],
+    /// Stored values by device.
+    pub slots: &'r [SlotMemory],
+    /// Rows of a tile.
+    pub tile: usize,
+    /// How the caches are addressed.
+    pub mode: CacheMode,
+    /// Position of the first token of this call.
+    pub first_position: usize,
+}
+
+/// What the executor tells while it runs.
+pub trait Observer {
+    /// A phase begins. An error stops the run.
+    fn phase(&mut self, phase: &Phase) -> Result<()>;
+    /// Indices were selected by `node`; only called if [`Observer::wants_selections`].
+    fn selected(&mut self, node: NodeId, indices: &[i32]);
+    /// Whether selections have to be read back from a GPU.
+    fn wants_selections(&self) -> bool;
+    /// Normalised FFN inputs `[n_embd, rows]` of a layer (calibration).
+    fn captured(&mut self, layer: usize, rows: Range<usize>, states: &[f32]);
+}
+
+/// The memory of one device, as lowering sees it.
+struct DeviceMemory<'r> {
+    run: &'r Run<'r>,
+    device: usize,
+    is_cpu: bool,
+    masks: &'r Masks,
+}
+
+impl Memory for DeviceMemory<'_> {
+    fn weight(&self, id: WeightId) -> Tensor<'_> {
+        self.run.model.weight_tensor(self.device, id)
+    }
+
+    fn stored(&self, id: NodeId) -> Tensor<'_> {
+        self.run.slots[self.device].get(id)
+    }
+
+    fn cache_k(&self, layer: usize) -> Tensor<'_> {
+        self.run.caches[layer].k()
+    }
+
+    fn cache_v(&self, layer: usize) -> Tensor<'_> {
+        self.run.caches[layer].v()
+    }
+
+    fn n_past(&self, layer: usize) -> usize {
+        self.run.caches[layer].len
+    }
+
+    fn mask(&self, window: Option<usize>) -> MaskBuffer<'_> {
+        self.masks.get(window)
+    }
+
+    fn proxy(&self, layer: usize) -> ProxyTensors<'_> {
+        self.run.proxies[self.device].as_ref().expect("a graph with proxies runs with them loaded").get(layer)
+    }
+
+    /// On a GPU, products over many rows go to 16-bit kernels: bf16 keeps F32's range (F16 accumulation can overflow).
+    fn precision(&self, rows: usize) -> Option<Precision> {
+        (!self.is_cpu && rows > 1).then_some(Precision::Bf16)
+    }
+}
+
+/// Runs all phases.
+///
+/// # Errors
+/// Out of memory, a failed computation, a missing kernel, or the observer's.
+pub fn run(run: &Run, devices: &mut [Device], observer: &mut dyn Observer) -> Result<()> {
+    let mut homes = Homes::new(run, devices.len());
+    for phase in &run.program.phases {
+        observer.phase(phase)?;
+        let device = device_of(run, phase);
+        homes.fetch(run, devices, phase, device);
+        match phase.kind {
+            PhaseKind::Select => select_phase(run, &mut devices[device], device, phase, observer)?,
+            PhaseKind::Whole => {
+                tile(run, &mut devices[device], device, phase, 0..phase.rows, observer)?;
+            }
+            PhaseKind::Tiled => {
+                let mut start = 0;
+                while start < phase.rows {
+                    let end = (start + run.tile).min(phase.rows);
+                    tile(run, &mut devices[device], device, phase, start..end, observer)?;
+                    start = end;
+                }
+            }
+        }
+        homes.written(phase, device);
+    }
+    for d in devices {
+        d.backend.synchronize();
+    }
+    Ok(())
+}
+
+/// Sizes every device's scratch for the largest tile, so that nothing is allocated while work is queued. Returns the bytes
+/// by device.
+///
+/// # Errors
+/// Out of memory, a missing kernel.
+pub fn reserve(run: &Run, devices: &mut [Device]) -> Result<Vec<usize>> {
+    for phase in &run.program.phases {
+        let device = device_of(run, phase);
+        let d = &mut devices[device];
+        if phase.kind == PhaseKind::Select && d.backend.is_cpu() {
+            continue;
+        }
+        let tile = if phase.kind == PhaseKind::Tiled { run.tile.min(phase.rows) } else { phase.rows };
+        let last = (phase.rows - tile)..phase.rows;
+        d.fresh_ops(lower::max_ggml_nodes(run.graph, phase, tile, MASK_HEIGHT));
+        let memory = DeviceMemory { run, device, is_cpu: d.backend.is_cpu(), masks: &d.masks };
+        lower::lower(&d.ops, &memory, run.graph, run.program, phase, last, run.mode);
+        d.backend.check_support(&d.ops)?;
+        d.backend.reserve(&d.ops)?;
+    }
+    Ok(devices.iter().map(|d| d.backend.scratch_bytes()).collect())
+}
+
+fn device_of(run: &Run, phase: &Phase) -> usize {
+    let first = run.graph.node(phase.nodes[0]);
+    let is_input = matches!(first.op, Op::Embed { .. });
+    run.model.placement().of(first.layer, is_input)
+}
+
+fn tile(run: &Run, d: &mut Device, device: usize, phase: &Phase, rows: Range<usize>, observer: &mut dyn Observer) -> Result<()> {
+    d.fresh_ops(lower::max_ggml_nodes(run.graph, phase, rows.len(), MASK_HEIGHT));
+    let is_cpu = d.backend.is_cpu();
+    let memory = DeviceMemory { run, device, is_cpu, masks: &d.masks };
+    let lowered = lower::lower(&d.ops, &memory, run.graph, run.program, phase, rows.clone(), run.mode);
+    d.backend.allocate(&d.ops)?;
+    if !lowered.inputs.is_empty() {
+        // Inputs lie in scratch memory that queued work may still be using.
+        d.backend.synchronize();
+        for input in &lowered.inputs {
+            d.ops.set(input.tensor, &host_input(run, input.what, input.tensor));
+        }
+    }
+    d.backend.compute(&d.ops).map_err(stopped)?;
+    if !lowered.captures.is_empty() {
+        d.backend.synchronize();
+        for (layer, states) in &lowered.captures {
+            observer.captured(*layer, rows.clone(), &read_f32(*states));
+        }
+    }
+    Ok(())
+}
+
+fn stopped(e: GgmlError) -> crate::Error {
+    match e {
+        GgmlError::Aborted => crate::Error::Interrupted,
+        e => e.into(),
+    }
+}
+
+fn select_phase(run: &Run, d: &mut Device, device: usize, phase: &Phase, observer: &mut dyn Observer) -> Result<()> {
+    let id = phase.nodes[0];
+    let node = run.graph.node(id);
+    let slots = &run.slots[device];
+    match node.op {
+        Op::RandomScores { seed, layer } => {
+            d.backend.synchronize();
+            let scores = select::random_scores(seed, layer, node.n_rows);
+            slots.set(id, &scores.iter().flat_map(|s| s.to_le_bytes()).collect::<Vec<u8>>());
+        }
+        Op::TopK { m, forced } if d.backend.is_cpu() => {
+            let indices = select::top_k(&read_f32(slots.get(node.src[0])), m, forced);
+            slots.set(id, &indices.iter().flat_map(|i| i.to_le_bytes()).collect::<Vec<u8>>());
+            if observer.wants_selections() {
+                observer.selected(id, &indices);
+            }
+        }
+        _ => {
+            tile(run, d, device, phase, 0..phase.rows, observer)?;
+            if observer.wants_selections() {
+                d.backend.synchronize();
+                observer.selected(id, &read_i32(slots.get(id)));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Contents of a host input.
+fn host_input(run: &Run, what: InputKind, tensor: Tensor<'_>) -> Vec<u8> {
+    let (ne0, n) = (tensor.ne(0), tensor.ne(1));
+    match what {
+        InputKind::CacheRows { n_past } => (n_past as i64..(n_past + ne0) as i64).flat_map(|r| r.to_le_bytes()).collect(),
+        InputKind::Mask { layer, first, from, window } => {
+            let cache = &run.caches[layer];
+            let position = |row: usize| match &cache.positions {
+                Some(p) if row < p.len() => p[row] as usize,
+                Some(p) => run.first_position + row - p.len(),
+                None => row,
+            };
+            let masked = half::f16::NEG_INFINITY.to_le_bytes();
+            let visible = half::f16::ZERO.to_le_bytes();
+            let mut bytes = Vec::with_capacity(ne0 * n * 2);
+            for i in 0..n {
+                let own = first + i;
+                for row in from..from + ne0 {
+                    let sees = row <= own && window.is_none_or(|w| position(own) - position(row) < w);
+                    bytes.extend(if sees { visible } else { masked });
+                }
+            }
+            bytes
+        }
+    }
+}
+
+/// Which devices hold an up-to-date copy of each stored value; matters only with layers on several devices.
+struct Homes {
+    devices: usize,
+    at: HashMap<NodeId, Vec<usize>>,
+}
+
+impl Homes {
+    fn new(run: &Run, devices: usize) -> Self {
+        let inputs = run.graph.nodes.iter().enumerate().filter(|(_, n)| matches!(n.op, Op::Tokens | Op::Positions));
+        let at = inputs.map(|(i, _)| (NodeId(i as u32), (0..devices).collect())).collect();
+        Self { devices, at }
+    }
+
+    /// Copies to `device` what the phase reads and only others have.
+    fn fetch(&mut self, run: &Run, devices: &mut [Device], phase: &Phase, device: usize) {
+        if self.devices == 1 {
+            return;
+        }
+        for id in &phase.nodes {
+            for s in &run.graph.node(*id).src {
+                let Some(homes) = self.at.get_mut(s) else { continue };
+                if !run.slots[device].has(*s) || homes.contains(&device) {
+                    continue;
+                }
+                let from = homes[0];
+                devices[from].backend.synchronize();
+                devices[device].backend.synchronize();
+                let t = run.slots[from].get(*s);
+                let bytes = crate::ggml::arena::read_bytes(t, 0, t.nb(1) * t.ne(1));
+                run.slots[device].set(*s, &bytes);
+                homes.push(device);
+            }
+        }
+    }
+
+    fn written(&mut self, phase: &Phase, device: usize) {
+        if self.devices > 1 {
+            self.at.extend(phase.nodes.iter().map(|id| (*id, vec![device])));
+        }
+    }
+}

@@ -1,0 +1,124 @@
+//! Generation: prefill, then sample and decode until something says stop.
+
+use std::ops::ControlFlow;
+use std::time::Instant;
+
+use crate::{Error, Result};
+
+use super::Session;
+use super::prefill::{PrefillProgress, PrefillReport};
+use super::sampler::{Sampler, log_softmax_top};
+
+/// When to stop, and what to keep.
+#[derive(Clone, Copy, Debug)]
+pub struct GenerateOptions {
+    /// Tokens to generate at most; fewer if the context ends before.
+    pub n_predict: usize,
+    /// Stop at the model's end-of-generation tokens.
+    pub stop_at_eog: bool,
+    /// Log probabilities to keep for each step; 0 is none.
+    pub logprobs: usize,
+}
+
+impl Default for GenerateOptions {
+    fn default() -> Self {
+        Self { n_predict: 512, stop_at_eog: true, logprobs: 0 }
+    }
+}
+
+/// Why generation ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StopReason {
+    /// An end-of-generation token (the last of `tokens`).
+    Eog,
+    /// `n_predict` tokens.
+    Length,
+    /// The context is full.
+    ContextFull,
+    /// The callback said so.
+    Caller,
+}
+
+/// What was generated.
+#[derive(Clone, Debug)]
+pub struct Generation {
+    /// Token ids.
+    pub tokens: Vec<u32>,
+    /// The most likely tokens of every step with their log probabilities, if asked for.
+    pub logprobs: Vec<Vec<(u32, f32)>>,
+    /// Why it ended.
+    pub stop: StopReason,
+    /// The prefill.
+    pub prefill: PrefillReport,
+    /// Seconds from the call to the first sampled token.
+    pub ttft: f64,
+    /// Seconds spent decoding the tokens after the first.
+    pub decode_seconds: f64,
+    /// Tokens decoded in that time.
+    pub decoded: usize,
+}
+
+impl Session {
+    /// Reads `prompt` and generates. `on_token` sees each token as it is sampled; `on_progress` sees the prefill.
+    ///
+    /// # Errors
+    /// As [`Session::prefill`] and [`Session::decode`].
+    pub fn generate(
+        &mut self,
+        prompt: &[u32],
+        sampler: &mut Sampler,
+        options: GenerateOptions,
+        on_progress: &mut dyn FnMut(PrefillProgress) -> ControlFlow<()>,
+        on_token: &mut dyn FnMut(u32) -> ControlFlow<()>,
+    ) -> Result<Generation> {
+        let start = Instant::now();
+        for &t in prompt {
+            sampler.accept(t);
+        }
+        let prefill = self.prefill(prompt, on_progress)?;
+        let mut out = Generation {
+            tokens: Vec::new(),
+            logprobs: Vec::new(),
+            stop: StopReason::Length,
+            prefill,
+            ttft: 0.0,
+            decode_seconds: 0.0,
+            decoded: 0,
+        };
+        let mut decode_start = None;
+        while out.tokens.len() < options.n_predict {
+            if options.logprobs > 0 {
+                out.logprobs.push(log_softmax_top(self.logits(), options.logprobs));
+            }
+            let token = sampler.sample(self.logits())?;
+            sampler.accept(token);
+            let begun = *decode_start.get_or_insert_with(|| {
+                out.ttft = start.elapsed().as_secs_f64();
+                Instant::now()
+            });
+            out.tokens.push(token);
+            out.decode_seconds = begun.elapsed().as_secs_f64();
+            let stopped = on_token(token).is_break();
+            if options.stop_at_eog && self.model().tokenizer().is_eog(token) {
+                out.stop = StopReason::Eog;
+                break;
+            }
+            if stopped {
+                out.stop = StopReason::Caller;
+                break;
+            }
+            if out.tokens.len() == options.n_predict {
+                break;
+            }
+            match self.decode(token) {
+                Ok(()) => out.decoded += 1,
+                Err(Error::ContextFull { .. }) => {
+                    out.stop = StopReason::ContextFull;
+                    break;
+                }
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(out)
+    }
+}

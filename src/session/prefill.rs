@@ -1,0 +1,297 @@
+//! Prefill: from a prompt's tokens to its caches and the logits of its last token.
+
+use std::collections::HashMap;
+use std::ops::{ControlFlow, Range};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use crate::ggml::arena::read_f32;
+use crate::graph::ir::{Graph, NodeId};
+use crate::graph::last_row::keep_last_row;
+use crate::graph::lower::CacheMode;
+use crate::graph::phases::{self, Phase};
+use crate::graph::verify::verify;
+use crate::spts::passes;
+use crate::spts::schedule::{LayerBudget, Resolved};
+use crate::{Error, Result};
+
+use super::executor::{self, Observer, Run};
+use super::{DECODE_RESERVE, Session, write_inputs};
+
+/// Where a prefill is.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct PrefillProgress {
+    /// Layer under way, from 0.
+    pub layer: usize,
+    /// Layers of the model.
+    pub n_layer: usize,
+    /// Rows of the work under way: active tokens, or candidates being scored.
+    pub active: usize,
+    /// Tokens of the prompt.
+    pub n_tokens: usize,
+    /// Share of the work that is done, estimated from the layers' rows.
+    pub fraction: f32,
+}
+
+/// What a prefill did.
+#[derive(Clone, Debug, Default)]
+pub struct PrefillReport {
+    /// Tokens of the prompt.
+    pub n_tokens: usize,
+    /// Wall time in seconds, from the call to the logits.
+    pub seconds: f64,
+    /// Budgets of every layer; empty if the prefill was dense.
+    pub layers: Vec<LayerBudget>,
+    /// Entries in the KV caches over those of a dense prefill.
+    pub cache_kept: f64,
+    /// Bytes of hidden states and other values between phases.
+    pub slot_bytes: usize,
+    /// Bytes of scratch, over all devices.
+    pub scratch_bytes: usize,
+    /// Nodes of the executed graph.
+    pub n_nodes: usize,
+    /// Candidates and active tokens by layer, if they were asked for.
+    pub selection: Vec<Selection>,
+}
+
+/// Which tokens a layer worked on, as positions in the prompt.
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+pub struct Selection {
+    /// Layer.
+    pub il: usize,
+    /// Tokens still in the network.
+    pub candidates: Vec<i32>,
+    /// Active in attention (all candidates where nothing is skipped).
+    pub active_attn: Vec<i32>,
+    /// Active in the FFN.
+    pub active_ffn: Vec<i32>,
+}
+
+/// Receives `(layer, rows, [n_embd, rows])`.
+pub type CaptureSink<'a> = dyn FnMut(usize, Range<usize>, &[f32]) + 'a;
+
+impl Session {
+    /// Reads a prompt. Afterwards [`Session::logits`] are those of its last token.
+    ///
+    /// `progress` is called between layers; breaking stops the prefill with [`Error::Interrupted`], and leaves the session as
+    /// it was before.
+    ///
+    /// SPTS acts if the session has a schedule, nothing was read before, and the prompt exceeds the first budget.
+    ///
+    /// # Errors
+    /// Empty prompt, context full, out of memory, interrupted.
+    pub fn prefill(&mut self, tokens: &[u32], progress: &mut dyn FnMut(PrefillProgress) -> ControlFlow<()>) -> Result<PrefillReport> {
+        let resolved = self.resolve(tokens.len())?;
+        let graph = self.model.graph(tokens.len().max(1), self.n_ctx());
+        let graph = match &resolved {
+            Some(r) => passes::skip_and_prune(&graph, r, self.schedule_in_use())?,
+            None => graph,
+        };
+        self.run_prefill(tokens, graph, resolved, progress, None)
+    }
+
+    /// A dense prefill that hands every layer's normalised FFN input to `sink`.
+    ///
+    /// # Errors
+    /// As [`Session::prefill`].
+    pub fn prefill_capturing(&mut self, tokens: &[u32], progress: &mut dyn FnMut(PrefillProgress) -> ControlFlow<()>, sink: &mut CaptureSink) -> Result<PrefillReport> {
+        let graph = crate::spts::capture::capture_ffn_inputs(&self.model.graph(tokens.len().max(1), self.n_ctx()));
+        self.run_prefill(tokens, graph, None, progress, Some(sink))
+    }
+
+    fn schedule_in_use(&self) -> &crate::spts::schedule::Schedule {
+        self.options.schedule.as_ref().expect("a resolved schedule comes from one")
+    }
+
+    /// Budgets of this prompt, or `None` if it runs dense.
+    fn resolve(&self, n_tokens: usize) -> Result<Option<Resolved>> {
+        let Some(schedule) = &self.options.schedule else { return Ok(None) };
+        if self.n_past > 0 || n_tokens == 0 {
+            return Ok(None);
+        }
+        let hp = self.model.hparams();
+        let is_swa = |l: usize| hp.window(l).is_some();
+        let resolved = if self.options.force_probes {
+            schedule.resolve_forced(hp.n_layer, n_tokens, &is_swa)?
+        } else {
+            schedule.resolve(hp.n_layer, n_tokens, &is_swa)?
+        };
+        if resolved.is_dense() {
+            return Ok(None);
+        }
+        if schedule.use_proxy && schedule.skip_ffn && self.proxies.iter().any(|p| p.is_none()) {
+            return Err(Error::ProxiesMissing);
+        }
+        Ok(Some(resolved))
+    }
+
+    fn run_prefill(
+        &mut self,
+        tokens: &[u32],
+        graph: Graph,
+        resolved: Option<Resolved>,
+        progress: &mut dyn FnMut(PrefillProgress) -> ControlFlow<()>,
+        sink: Option<&mut CaptureSink>,
+    ) -> Result<PrefillReport> {
+        let start = Instant::now();
+        if tokens.is_empty() {
+            return Err(Error::EmptyPrompt);
+        }
+        self.check_tokens(tokens)?;
+        self.check_interrupt()?;
+        let graph = if sink.is_none() { keep_last_row(&graph) } else { graph };
+        verify(&graph)?;
+        let n = tokens.len();
+        let tile = self.tile();
+        let placement = self.model.placement().clone();
+        let program = phases::plan(&graph, tile, &|l| l > 0 && placement.layer[l] != placement.layer[l - 1]);
+        let kept: Vec<usize> = graph.layers.iter().map(|a| graph.node(graph.node(a.attn).src[1]).n_rows).collect();
+        for (cache, rows) in self.caches.iter_mut().zip(&kept) {
+            cache.reserve(cache.len + rows + DECODE_RESERVE.min(self.options.n_ctx.map_or(DECODE_RESERVE, |c| c.saturating_sub(n))))?;
+        }
+        let max_rows = self.caches.iter().zip(&kept).map(|(c, k)| c.len + k).max().unwrap_or(n);
+        let window = self.model.hparams().swa.map(|s| s.window);
+        for d in &mut self.devices {
+            let buft = d.backend.buffer_type();
+            d.masks.prepare(max_rows, window, buft)?;
+        }
+        let slots = self.slot_memory(&graph, &program)?;
+        write_inputs(&graph, &slots, tokens, self.n_past);
+
+        let run = Run {
+            model: &self.model,
+            graph: &graph,
+            program: &program,
+            caches: &self.caches,
+            proxies: &self.proxies,
+            slots: &slots,
+            tile,
+            mode: CacheMode::Fixed,
+            first_position: self.n_past,
+        };
+        let scratch = executor::reserve(&run, &mut self.devices)?;
+        let prunes_windows = window.is_some() && graph.layers.iter().any(|a| a.kept.is_some());
+        let mut watch = Watch {
+            graph: &graph,
+            progress,
+            sink,
+            interrupt: self.interrupt.clone(),
+            records: self.options.record_selection || prunes_windows,
+            selected: HashMap::new(),
+            work_done: 0,
+            work_all: work(&graph, &program.phases),
+            n_tokens: n,
+        };
+        executor::run(&run, &mut self.devices, &mut watch)?;
+
+        self.logits = read_f32(slots[placement.output].get(graph.logits));
+        let selection = if watch.records { selections(&graph, &watch.selected, self.n_past) } else { Vec::new() };
+        for (layer, cache) in self.caches.iter_mut().enumerate() {
+            // With a sliding window decode masks by position, so gaps have to be known.
+            if prunes_windows {
+                cache.positions = Some(selection[layer].active_attn.clone());
+                cache.len += kept[layer];
+            } else {
+                cache.advance(kept[layer], self.n_past);
+            }
+        }
+        self.n_past += n;
+        let dense_entries = (n * kept.len()) as f64;
+        Ok(PrefillReport {
+            n_tokens: n,
+            seconds: start.elapsed().as_secs_f64(),
+            layers: resolved.map(|r| r.layers).unwrap_or_default(),
+            cache_kept: kept.iter().sum::<usize>() as f64 / dense_entries,
+            slot_bytes: slots.iter().map(|s| s.n_bytes()).sum(),
+            scratch_bytes: scratch.iter().sum(),
+            n_nodes: graph.nodes.len(),
+            selection: if self.options.record_selection { selection } else { Vec::new() },
+        })
+    }
+
+    fn tile(&self) -> usize {
+        let all_cpu = self.devices.iter().all(|d| d.backend.is_cpu());
+        self.options.n_ubatch.unwrap_or(if all_cpu { 512 } else { 4096 }).max(1)
+    }
+}
+
+/// A measure of a program's work for the progress bar: rows times nodes.
+fn work(_graph: &Graph, phases: &[Phase]) -> usize {
+    phases.iter().map(phase_work).sum()
+}
+
+fn phase_work(phase: &Phase) -> usize {
+    phase.rows * phase.nodes.len()
+}
+
+/// Turns the indices selected by each node into positions, layer by layer.
+fn selections(graph: &Graph, selected: &HashMap<NodeId, Vec<i32>>, first: usize) -> Vec<Selection> {
+    let mut candidates: Vec<i32> = (0..graph.n_tokens).map(|i| (first + i) as i32).collect();
+    let mut all = Vec::with_capacity(graph.layers.len());
+    for (il, a) in graph.layers.iter().enumerate() {
+        let of = |node: Option<NodeId>| match node.and_then(|n| selected.get(&n)) {
+            Some(indices) => indices.iter().map(|&i| candidates[i as usize]).collect(),
+            None => candidates.clone(),
+        };
+        all.push(Selection { il, active_attn: of(a.active_attn), active_ffn: of(a.active_ffn), candidates: candidates.clone() });
+        candidates = of(a.kept);
+    }
+    all
+}
+
+/// Progress, interruption, records and captures of a prefill.
+struct Watch<'a, 's> {
+    graph: &'a Graph,
+    progress: &'a mut dyn FnMut(PrefillProgress) -> ControlFlow<()>,
+    sink: Option<&'a mut CaptureSink<'s>>,
+    interrupt: Arc<AtomicBool>,
+    records: bool,
+    selected: HashMap<NodeId, Vec<i32>>,
+    work_done: usize,
+    work_all: usize,
+    n_tokens: usize,
+}
+
+impl Observer for Watch<'_, '_> {
+    fn phase(&mut self, phase: &Phase) -> Result<()> {
+        let n_layer = self.graph.layers.len();
+        let layer = phase.layer.or_else(|| self.graph.node(phase.nodes[0]).layer).unwrap_or(if self.work_done == 0 { 0 } else { n_layer - 1 });
+        let fraction = self.work_done as f32 / self.work_all.max(1) as f32;
+        self.work_done += phase_work(phase);
+        let at = PrefillProgress { layer, n_layer, active: phase.rows, n_tokens: self.n_tokens, fraction };
+        let stop = (self.progress)(at).is_break() || self.interrupt.load(Ordering::Relaxed);
+        if stop { Err(Error::Interrupted) } else { Ok(()) }
+    }
+
+    fn selected(&mut self, node: NodeId, indices: &[i32]) {
+        self.selected.insert(node, indices.to_vec());
+    }
+
+    fn wants_selections(&self) -> bool {
+        self.records
+    }
+
+    fn captured(&mut self, layer: usize, rows: Range<usize>, states: &[f32]) {
+        if let Some(sink) = &mut self.sink {
+            sink(layer, rows, states);
+        }
+    }
+}
+
+/// An observer that does nothing (decode).
+pub(super) struct Quiet;
+
+impl Observer for Quiet {
+    fn phase(&mut self, _: &Phase) -> Result<()> {
+        Ok(())
+    }
+
+    fn selected(&mut self, _: NodeId, _: &[i32]) {}
+
+    fn wants_selections(&self) -> bool {
+        false
+    }
+
+    fn captured(&mut self, _: usize, _: Range<usize>, _: &[f32]) {}
+}

@@ -1,0 +1,66 @@
+//! Selection on the host: what the CPU backend uses for `top_k` (on a GPU it stays on the device).
+
+/// Ascending indices of the `m` best scores. The last `forced` indices are always in, in place of the m-th best; the lower
+/// index wins ties; NaN counts as worst.
+///
+/// # Panics
+/// Unless `forced <= m <= scores.len()`, which the graph's verifier has checked.
+pub fn top_k(scores: &[f32], m: usize, forced: usize) -> Vec<i32> {
+    let n = scores.len();
+    assert!(forced <= m && m <= n, "top_k: {forced} <= {m} <= {n}");
+    let score = |i: &i32| match scores[*i as usize] {
+        s if s.is_nan() => f32::NEG_INFINITY,
+        s => s,
+    };
+    let mut free: Vec<i32> = (0..(n - forced) as i32).collect();
+    let chosen = m - forced;
+    if chosen > 0 && chosen < free.len() {
+        free.select_nth_unstable_by(chosen - 1, |a, b| score(b).total_cmp(&score(a)).then(a.cmp(b)));
+    }
+    free.truncate(chosen);
+    free.extend((n - forced) as i32..n as i32);
+    free.sort_unstable();
+    free
+}
+
+/// `n` uniform scores in [0, 1): the control that a probe has to beat. The same for a seed and layer everywhere.
+pub fn random_scores(seed: u64, layer: usize, n: usize) -> Vec<f32> {
+    // SplitMix64 (Steele, Lea, Flood 2014).
+    let mut state = seed ^ (layer as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    (0..n)
+        .map(|_| {
+            state = state.wrapping_add(0x9E37_79B9_7F4A_7C15);
+            let mut z = state;
+            z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+            z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+            ((z ^ (z >> 31)) >> 40) as f32 / (1u64 << 24) as f32
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_best_in_ascending_order() {
+        assert_eq!(top_k(&[0.1, 0.9, 0.5, 0.7, 0.0], 3, 1), [1, 3, 4]);
+    }
+
+    #[test]
+    fn the_forced_displace_the_worst_chosen() {
+        assert_eq!(top_k(&[0.9, 0.8, 0.1, 0.0], 2, 1), [0, 3]);
+        assert_eq!(top_k(&[0.9, 0.8, 0.1, 0.0], 2, 2), [2, 3]);
+    }
+
+    #[test]
+    fn the_lower_index_wins_ties() {
+        assert_eq!(top_k(&[0.5, 0.5, 0.5, 0.5, 0.5], 3, 1), [0, 1, 4]);
+        assert_eq!(top_k(&[f32::NAN, 0.5, f32::NAN, 0.1], 2, 1), [1, 3]);
+    }
+
+    #[test]
+    fn all_of_them_is_the_identity() {
+        assert_eq!(top_k(&[0.3, 0.1, 0.2], 3, 1), [0, 1, 2]);
+    }
+}

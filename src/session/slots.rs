@@ -1,0 +1,83 @@
+//! Memory of the values that outlive their phase (hidden states, candidates' keys, scores, indices) on one device.
+
+use std::collections::HashMap;
+
+use crate::ggml::GgmlError;
+use crate::ggml::Tensor;
+use crate::ggml::arena::{Arena, TensorId};
+use crate::ggml::backend::BufferType;
+use crate::gguf::GgmlType;
+use crate::graph::ir::{DType, Graph, NodeId};
+use crate::graph::phases::{Program, Storage};
+
+/// All stored values of a program.
+pub struct SlotMemory {
+    arena: Arena,
+    tensors: HashMap<NodeId, TensorId>,
+}
+
+/// Bytes of the slots of a program, each at its offset, with keys of `key` type.
+pub fn layout(program: &Program, key: GgmlType, align: usize) -> (Vec<usize>, usize) {
+    let mut offsets = Vec::with_capacity(program.slots.len());
+    let mut size = 0;
+    for slot in &program.slots {
+        offsets.push(size);
+        let bytes = slot.elements * if slot.is_key { key.type_size() as usize } else { 4 };
+        size = (size + bytes).next_multiple_of(align);
+    }
+    (offsets, size)
+}
+
+impl SlotMemory {
+    /// Allocates the slots and a tensor for every value in them.
+    ///
+    /// # Errors
+    /// Out of memory.
+    pub fn new(graph: &Graph, program: &Program, key: GgmlType, buft: BufferType) -> Result<Self, GgmlError> {
+        let stored: Vec<(NodeId, usize)> = program
+            .storage
+            .iter()
+            .enumerate()
+            .filter_map(|(i, s)| match s {
+                Storage::Slot(slot) => Some((NodeId(i as u32), *slot)),
+                _ => None,
+            })
+            .collect();
+        let (offsets, size) = layout(program, key, buft.alignment().max(64));
+        let mut arena = Arena::new(stored.len() + 1);
+        let buffer = arena.allocate_raw(buft, size, "hidden states")?;
+        let mut tensors = HashMap::new();
+        for (id, slot) in stored {
+            let node = graph.node(id);
+            let ty = match node.dtype {
+                DType::I32 => GgmlType::I32,
+                DType::F32 if program.slots[slot].is_key => key,
+                DType::F32 => GgmlType::F32,
+            };
+            let t = arena.declare(node.name, ty, &[node.n_feat, node.n_rows]);
+            arena.place(t, buffer, offsets[slot]);
+            tensors.insert(id, t);
+        }
+        Ok(Self { arena, tensors })
+    }
+
+    /// A stored value `[n_feat, n_rows]`.
+    pub fn get(&self, id: NodeId) -> Tensor<'_> {
+        self.arena.get(self.tensors[&id])
+    }
+
+    /// True if the value is stored.
+    pub fn has(&self, id: NodeId) -> bool {
+        self.tensors.contains_key(&id)
+    }
+
+    /// Writes a whole value.
+    pub fn set(&self, id: NodeId, bytes: &[u8]) {
+        self.arena.set(self.tensors[&id], 0, bytes);
+    }
+
+    /// Bytes held.
+    pub fn n_bytes(&self) -> usize {
+        self.arena.n_bytes()
+    }
+}

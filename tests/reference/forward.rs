@@ -1,0 +1,332 @@
+//! The forward pass: dense, or with SPTS, and decoding behind it.
+
+use super::model::{Layer, Model, dot};
+use super::spts::{SptsPlan, pool_scores, top};
+
+/// Keys and values of one layer: one row for every token that attention computed there.
+#[derive(Clone, Debug, Default)]
+pub struct LayerCache {
+    /// Original positions, ascending.
+    pub positions: Vec<usize>,
+    pub k: Vec<Vec<f32>>,
+    pub v: Vec<Vec<f32>>,
+}
+
+/// What decoding continues from.
+#[derive(Clone, Debug, Default)]
+pub struct State {
+    /// Position of the next token.
+    pub n_past: usize,
+    /// One for every layer, of different lengths after SPTS.
+    pub cache: Vec<LayerCache>,
+}
+
+/// What happened in one layer. Tokens are named by their original positions.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LayerTrace {
+    pub candidates: Vec<usize>,
+    pub active_attn: Vec<usize>,
+    pub active_ffn: Vec<usize>,
+    /// Candidates that stay after the layer.
+    pub kept: Vec<usize>,
+    /// Pooled probe scores S of the candidates, where the layer skips or prunes.
+    pub scores: Option<Vec<f32>>,
+    /// C of the candidates, where the FFN skips and has a proxy.
+    pub proxy_norms: Option<Vec<f32>>,
+    /// C * S (or S), where the FFN skips.
+    pub ffn_scores: Option<Vec<f32>>,
+}
+
+/// Result of a prefill.
+#[derive(Clone, Debug)]
+pub struct Output {
+    /// Of the last token.
+    pub logits: Vec<f32>,
+    /// Tokens that reached the end, by original position.
+    pub positions: Vec<usize>,
+    /// Their residual stream before the output norm; [`Model::head`] makes logits of a row.
+    pub hidden: Vec<Vec<f32>>,
+    pub layers: Vec<LayerTrace>,
+    pub state: State,
+}
+
+impl Output {
+    /// Length of every layer's KV cache.
+    pub fn kv_lengths(&self) -> Vec<usize> {
+        self.state.cache.iter().map(|c| c.positions.len()).collect()
+    }
+}
+
+impl Model {
+    /// The whole prompt, dense or by a plan.
+    pub fn forward(&self, tokens: &[u32], plan: Option<&SptsPlan>) -> Output {
+        assert!(!tokens.is_empty());
+        let mut positions: Vec<usize> = (0..tokens.len()).collect();
+        let mut h: Vec<Vec<f32>> = tokens.iter().map(|t| self.embed(*t)).collect();
+        let mut out =
+            Output { logits: vec![], positions: vec![], hidden: vec![], layers: vec![], state: State::default() };
+        for il in 0..self.layers.len() {
+            let (trace, cache) = match plan {
+                None => self.dense_layer(il, &positions, &mut h),
+                Some(plan) => self.spts_layer(il, plan, &mut positions, &mut h),
+            };
+            out.layers.push(trace);
+            out.state.cache.push(cache);
+        }
+        out.state.n_past = tokens.len();
+        out.logits = self.head(h.last().expect("a prompt has a last token"));
+        (out.positions, out.hidden) = (positions, h);
+        out
+    }
+
+    /// One more token behind the caches; its logits.
+    pub fn decode(&self, state: &mut State, token: u32) -> Vec<f32> {
+        let position = state.n_past;
+        let mut h = self.embed(token);
+        for (layer, cache) in self.layers.iter().zip(&mut state.cache) {
+            let x = self.rms_norm(&h, &layer.attn_norm);
+            cache.positions.push(position);
+            cache.k.push(self.key(layer, &x, position));
+            cache.v.push(layer.v.times(&x));
+            let q = self.query(layer, &x, position);
+            let y = self.attn_output(layer, &self.attend(layer, &q, position, cache));
+            add(&mut h, &y);
+            let y = self.ffn(layer, &self.rms_norm(&h, &layer.ffn_norm));
+            add(&mut h, &y);
+        }
+        state.n_past += 1;
+        self.head(&h)
+    }
+
+    /// Logits of one row of the residual stream.
+    pub fn head(&self, h: &[f32]) -> Vec<f32> {
+        let mut logits = self.output.times(&self.rms_norm(h, &self.output_norm));
+        if let Some(cap) = self.final_softcap {
+            logits.iter_mut().for_each(|x| *x = (*x / cap).tanh() * cap);
+        }
+        logits
+    }
+
+    fn embed(&self, token: u32) -> Vec<f32> {
+        self.token_embd.row(token as usize).iter().map(|x| x * self.embd_scale).collect()
+    }
+
+    fn dense_layer(&self, il: usize, positions: &[usize], h: &mut [Vec<f32>]) -> (LayerTrace, LayerCache) {
+        let layer = &self.layers[il];
+        let everyone: Vec<usize> = (0..h.len()).collect();
+        let x: Vec<Vec<f32>> = h.iter().map(|h| self.rms_norm(h, &layer.attn_norm)).collect();
+        let keys = self.keys(layer, &x, positions);
+        let cache = self.attention(layer, h, &x, &keys, positions, &everyone);
+        self.feed_forward(layer, h, &everyone);
+        let trace = LayerTrace {
+            candidates: positions.to_vec(),
+            active_attn: positions.to_vec(),
+            active_ffn: positions.to_vec(),
+            kept: positions.to_vec(),
+            scores: None,
+            proxy_norms: None,
+            ffn_scores: None,
+        };
+        (trace, cache)
+    }
+
+    /// The pseudo-code's loop body. `positions` and `h` are the candidates; they shrink where a stage ends.
+    fn spts_layer(
+        &self,
+        il: usize,
+        plan: &SptsPlan,
+        positions: &mut Vec<usize>,
+        h: &mut Vec<Vec<f32>>,
+    ) -> (LayerTrace, LayerCache) {
+        let layer = &self.layers[il];
+        let budget = plan.layers[il];
+        let n = h.len();
+        assert_eq!(budget.candidates, n, "candidates of layer {il}");
+        let queries = plan.probe_queries.min(n);
+        // A layer with a sliding window never skips: its attention is cheap already, and its cache must hold the window.
+        let skips_attn = layer.window.is_none() && budget.active_attn < n;
+        let skips_ffn = layer.window.is_none() && budget.active_ffn < n;
+        let prunes = budget.prune_to.is_some_and(|m| m < n);
+
+        // PAP
+        let x: Vec<Vec<f32>> = h.iter().map(|h| self.rms_norm(h, &layer.attn_norm)).collect();
+        let keys = self.keys(layer, &x, positions);
+        let scores = (skips_attn || skips_ffn || prunes)
+            .then(|| pool_scores(&self.probe(layer, &x, &keys, positions, queries), plan.pool));
+        let pick = |skips: bool, scores: &Option<Vec<f32>>, m: usize| match scores {
+            Some(s) if skips => top(s, m, queries),
+            _ => (0..n).collect(),
+        };
+        let active_attn = pick(skips_attn, &scores, budget.active_attn);
+        let cache = self.attention(layer, h, &x, &keys, positions, &active_attn);
+
+        // LTP
+        let proxy = plan.proxies.as_ref().and_then(|p| p[il].as_ref()).filter(|_| skips_ffn);
+        let proxy_norms: Option<Vec<f32>> =
+            proxy.map(|p| h.iter().map(|h| p.norm(self, &self.rms_norm(h, &layer.ffn_norm))).collect());
+        let ffn_scores = scores.as_ref().filter(|_| skips_ffn).map(|s| match &proxy_norms {
+            Some(c) => c.iter().zip(s).map(|(c, s)| c * s).collect(),
+            None => s.clone(),
+        });
+        let active_ffn = pick(skips_ffn, &ffn_scores, budget.active_ffn);
+        self.feed_forward(layer, h, &active_ffn);
+
+        // MSDP
+        let kept = pick(prunes, &scores, budget.prune_to.unwrap_or(n));
+        let named = |set: &[usize]| set.iter().map(|i| positions[*i]).collect::<Vec<usize>>();
+        let trace = LayerTrace {
+            candidates: positions.clone(),
+            active_attn: named(&active_attn),
+            active_ffn: named(&active_ffn),
+            kept: named(&kept),
+            scores,
+            proxy_norms,
+            ffn_scores,
+        };
+        *positions = trace.kept.clone();
+        *h = kept.iter().map(|i| std::mem::take(&mut h[*i])).collect();
+        (trace, cache)
+    }
+
+    /// Equation 4: the mean over heads and probing queries of the attention that the last `queries` candidates pay to all
+    /// candidates up to themselves.
+    fn probe(
+        &self,
+        layer: &Layer,
+        x: &[Vec<f32>],
+        keys: &[Vec<f32>],
+        positions: &[usize],
+        queries: usize,
+    ) -> Vec<f32> {
+        let n = x.len();
+        let mut sum = vec![0f64; n];
+        for row in n - queries..n {
+            let q = self.query(layer, &x[row], positions[row]);
+            for head in 0..self.n_head {
+                let visible = keys[..=row].iter().map(|k| Some(self.score(&q, k, head)));
+                for (sum, p) in sum.iter_mut().zip(softmax(visible)) {
+                    *sum += p;
+                }
+            }
+        }
+        sum.iter().map(|s| (s / (queries * self.n_head) as f64) as f32).collect()
+    }
+
+    /// Attention among the active rows alone, added to them. Returns their keys and values.
+    fn attention(
+        &self,
+        layer: &Layer,
+        h: &mut [Vec<f32>],
+        x: &[Vec<f32>],
+        keys: &[Vec<f32>],
+        positions: &[usize],
+        active: &[usize],
+    ) -> LayerCache {
+        let mut cache = LayerCache::default();
+        for row in active.iter().copied() {
+            cache.positions.push(positions[row]);
+            cache.k.push(keys[row].clone());
+            cache.v.push(layer.v.times(&x[row]));
+            // Rows come in order of position: the cache so far is what this row may see.
+            let q = self.query(layer, &x[row], positions[row]);
+            let y = self.attn_output(layer, &self.attend(layer, &q, positions[row], &cache));
+            add(&mut h[row], &y);
+        }
+        cache
+    }
+
+    fn feed_forward(&self, layer: &Layer, h: &mut [Vec<f32>], active: &[usize]) {
+        for row in active.iter().copied() {
+            let y = self.ffn(layer, &self.rms_norm(&h[row], &layer.ffn_norm));
+            add(&mut h[row], &y);
+        }
+    }
+
+    /// All heads of one query over a cache whose last row is the query's own.
+    fn attend(&self, layer: &Layer, q: &[f32], position: usize, cache: &LayerCache) -> Vec<f32> {
+        let mut out = Vec::with_capacity(q.len());
+        for head in 0..self.n_head {
+            let visible = cache.k.iter().zip(&cache.positions).map(|(k, p)| {
+                let in_window = layer.window.is_none_or(|w| position - p < w);
+                in_window.then(|| self.score(q, k, head))
+            });
+            let weights = softmax(visible);
+            let first = self.kv_head(head) * self.head_dim;
+            for i in first..first + self.head_dim {
+                let sum: f64 = weights.iter().zip(&cache.v).map(|(w, v)| w * f64::from(v[i])).sum();
+                out.push(sum as f32);
+            }
+        }
+        out
+    }
+
+    /// q.k of one query head, scaled.
+    fn score(&self, q: &[f32], k: &[f32], head: usize) -> f64 {
+        let (d, kv) = (self.head_dim, self.kv_head(head));
+        dot(&q[head * d..(head + 1) * d], &k[kv * d..(kv + 1) * d]) * f64::from(self.attn_scale)
+    }
+
+    /// GQA: neighbouring query heads share a key head.
+    fn kv_head(&self, head: usize) -> usize {
+        head / (self.n_head / self.n_head_kv)
+    }
+
+    fn query(&self, layer: &Layer, x: &[f32], position: usize) -> Vec<f32> {
+        self.normed_and_rotated(layer, layer.q.times(x), layer.q_norm.as_deref(), position)
+    }
+
+    fn key(&self, layer: &Layer, x: &[f32], position: usize) -> Vec<f32> {
+        self.normed_and_rotated(layer, layer.k.times(x), layer.k_norm.as_deref(), position)
+    }
+
+    fn keys(&self, layer: &Layer, x: &[Vec<f32>], positions: &[usize]) -> Vec<Vec<f32>> {
+        x.iter().zip(positions).map(|(x, p)| self.key(layer, x, *p)).collect()
+    }
+
+    fn normed_and_rotated(&self, layer: &Layer, mut y: Vec<f32>, norm: Option<&[f32]>, position: usize) -> Vec<f32> {
+        for head in y.chunks_mut(self.head_dim) {
+            if let Some(norm) = norm {
+                head.copy_from_slice(&self.rms_norm(head, norm));
+            }
+            layer.rope.rotate(head, position);
+        }
+        y
+    }
+
+    fn attn_output(&self, layer: &Layer, y: &[f32]) -> Vec<f32> {
+        let y = layer.attn_output.times(y);
+        match &layer.attn_post_norm {
+            Some(norm) => self.rms_norm(&y, norm),
+            None => y,
+        }
+    }
+
+    fn ffn(&self, layer: &Layer, x: &[f32]) -> Vec<f32> {
+        let (gate, up) = (layer.gate.times(x), layer.up.times(x));
+        let z: Vec<f32> = gate.iter().zip(&up).map(|(g, u)| self.activate(*g) * u).collect();
+        let y = layer.down.times(&z);
+        match &layer.ffn_post_norm {
+            Some(norm) => self.rms_norm(&y, norm),
+            None => y,
+        }
+    }
+
+    fn rms_norm(&self, x: &[f32], weight: &[f32]) -> Vec<f32> {
+        let mean_square = dot(x, x) / x.len() as f64;
+        let scale = 1.0 / (mean_square + f64::from(self.norm_eps)).sqrt();
+        x.iter().zip(weight).map(|(x, w)| (f64::from(*x) * scale) as f32 * w).collect()
+    }
+}
+
+/// Softmax over the visible entries; the others get 0.
+fn softmax(scores: impl Iterator<Item = Option<f64>>) -> Vec<f64> {
+    let scores: Vec<Option<f64>> = scores.collect();
+    let max = scores.iter().flatten().copied().fold(f64::NEG_INFINITY, f64::max);
+    let exp: Vec<f64> = scores.iter().map(|s| s.map_or(0.0, |s| (s - max).exp())).collect();
+    let sum: f64 = exp.iter().sum();
+    exp.iter().map(|e| e / sum).collect()
+}
+
+fn add(h: &mut [f32], y: &[f32]) {
+    h.iter_mut().zip(y).for_each(|(h, y)| *h += y);
+}

@@ -1,0 +1,303 @@
+//! Weights as plain vectors, and how each architecture reads them from a GGUF file.
+
+use std::path::Path;
+
+use super::rope::{Rope, yarn_attn_factor};
+use crate::support::gguf::{File, Value};
+
+/// A weight matrix, ggml's `[n_in, n_out]`: `n_out` rows of `n_in` values.
+#[derive(Clone, Debug)]
+pub struct Matrix {
+    pub n_in: usize,
+    pub n_out: usize,
+    pub data: Vec<f32>,
+}
+
+impl Matrix {
+    pub fn row(&self, i: usize) -> &[f32] {
+        &self.data[i * self.n_in..(i + 1) * self.n_in]
+    }
+
+    /// `W x`, summed in f64.
+    pub fn times(&self, x: &[f32]) -> Vec<f32> {
+        assert_eq!(x.len(), self.n_in);
+        (0..self.n_out).map(|i| dot(self.row(i), x) as f32).collect()
+    }
+
+    /// The rows `first .. first + n`.
+    fn rows(&self, first: usize, n: usize) -> Matrix {
+        let data = self.data[first * self.n_in..(first + n) * self.n_in].to_vec();
+        Matrix { n_in: self.n_in, n_out: n, data }
+    }
+}
+
+/// Sum of products in f64.
+pub fn dot(a: &[f32], b: &[f32]) -> f64 {
+    a.iter().zip(b).map(|(x, y)| f64::from(*x) * f64::from(*y)).sum()
+}
+
+/// A matrix and its optional bias.
+#[derive(Clone, Debug)]
+pub struct Linear {
+    pub weight: Matrix,
+    pub bias: Option<Vec<f32>>,
+}
+
+impl Linear {
+    pub fn times(&self, x: &[f32]) -> Vec<f32> {
+        let mut y = self.weight.times(x);
+        if let Some(bias) = &self.bias {
+            y.iter_mut().zip(bias).for_each(|(y, b)| *y += b);
+        }
+        y
+    }
+}
+
+/// How GELU (tanh form) is computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Gelu {
+    /// In f32: the definition, and what ggml's CUDA backend does.
+    Exact,
+    /// Input and output rounded to f16: ggml's CPU backend looks GELU up in a table of all f16 values.
+    F16Table,
+}
+
+/// One layer. Optional parts are those that only some architectures have.
+#[derive(Clone, Debug)]
+pub struct Layer {
+    pub attn_norm: Vec<f32>,
+    pub q: Linear,
+    pub k: Linear,
+    pub v: Linear,
+    pub q_norm: Option<Vec<f32>>,
+    pub k_norm: Option<Vec<f32>>,
+    pub attn_output: Linear,
+    pub attn_post_norm: Option<Vec<f32>>,
+    pub ffn_norm: Vec<f32>,
+    pub gate: Linear,
+    pub up: Linear,
+    pub down: Linear,
+    pub ffn_post_norm: Option<Vec<f32>>,
+    pub rope: Rope,
+    /// Sliding window, in positions.
+    pub window: Option<usize>,
+}
+
+/// A model: everything the forward pass needs.
+#[derive(Clone, Debug)]
+pub struct Model {
+    pub n_embd: usize,
+    pub n_head: usize,
+    pub n_head_kv: usize,
+    pub head_dim: usize,
+    pub norm_eps: f32,
+    /// Factor on q.k.
+    pub attn_scale: f32,
+    /// Factor on the embedding's rows.
+    pub embd_scale: f32,
+    /// The FFN's gate is GELU, not SiLU.
+    pub gelu_gate: bool,
+    /// Change this before `forward` to follow ggml's CPU table.
+    pub gelu: Gelu,
+    pub final_softcap: Option<f32>,
+    pub token_embd: Matrix,
+    pub layers: Vec<Layer>,
+    pub output_norm: Vec<f32>,
+    pub output: Matrix,
+}
+
+impl Model {
+    /// Reads a GGUF file with F32 or F16 tensors. Long-context factors are chosen as for a context of the training length.
+    pub fn from_gguf(path: impl AsRef<Path>) -> Model {
+        Self::from_file(&File::read(path.as_ref()), None)
+    }
+
+    /// As [`Model::from_gguf`], from a file in memory and for a context of `n_ctx` tokens (Phi-3's long and short factors
+    /// depend on it).
+    pub fn from_file(file: &File, n_ctx: Option<usize>) -> Model {
+        Reader::new(file, n_ctx).model()
+    }
+}
+
+struct Reader<'a> {
+    file: &'a File,
+    arch: &'a str,
+    n_ctx: usize,
+    n_layer: usize,
+    n_embd: usize,
+    n_head: usize,
+    n_head_kv: usize,
+    head_dim: usize,
+}
+
+impl<'a> Reader<'a> {
+    fn new(file: &'a File, n_ctx: Option<usize>) -> Self {
+        let arch = file.text("general.architecture").expect("general.architecture");
+        let known = ["llama", "qwen2", "qwen3", "gemma3", "phi3"];
+        assert!(known.contains(&arch), "the reference knows {known:?}, not {arch}");
+        let uint = |key: &str| file.uint(&format!("{arch}.{key}"));
+        let n_embd = uint("embedding_length").expect("embedding_length");
+        let n_head = uint("attention.head_count").expect("head_count");
+        Reader {
+            file,
+            arch,
+            n_ctx: n_ctx.or(uint("context_length")).expect("context_length"),
+            n_layer: uint("block_count").expect("block_count"),
+            n_embd,
+            n_head,
+            n_head_kv: uint("attention.head_count_kv").unwrap_or(n_head),
+            head_dim: uint("attention.key_length").unwrap_or(n_embd / n_head),
+        }
+    }
+
+    fn uint(&self, key: &str) -> Option<usize> {
+        self.file.uint(&format!("{}.{key}", self.arch))
+    }
+
+    fn float(&self, key: &str) -> Option<f32> {
+        self.file.float(&format!("{}.{key}", self.arch))
+    }
+
+    fn vector(&self, name: &str) -> Option<Vec<f32>> {
+        self.file.tensor(name).map(|t| t.data.clone())
+    }
+
+    fn need(&self, name: &str) -> Vec<f32> {
+        self.vector(name).unwrap_or_else(|| panic!("tensor {name} is missing"))
+    }
+
+    fn matrix(&self, name: &str) -> Option<Matrix> {
+        self.file.tensor(name).map(|t| Matrix { n_in: t.shape[0], n_out: t.shape[1], data: t.data.clone() })
+    }
+
+    fn linear(&self, prefix: &str) -> Linear {
+        let name = format!("{prefix}.weight");
+        let weight = self.matrix(&name).unwrap_or_else(|| panic!("tensor {name} is missing"));
+        Linear { weight, bias: self.vector(&format!("{prefix}.bias")) }
+    }
+
+    fn model(&self) -> Model {
+        let gemma = self.arch == "gemma3";
+        let token_embd = self.matrix("token_embd.weight").expect("token_embd.weight");
+        // Gemma 3 27B alone (62 layers) scales by the width per head instead of the head's.
+        let scale_dim = if gemma && self.n_layer == 62 { self.n_embd / self.n_head } else { self.head_dim };
+        Model {
+            n_embd: self.n_embd,
+            n_head: self.n_head,
+            n_head_kv: self.n_head_kv,
+            head_dim: self.head_dim,
+            norm_eps: self.float("attention.layer_norm_rms_epsilon").expect("layer_norm_rms_epsilon"),
+            attn_scale: 1.0 / (scale_dim as f32).sqrt(),
+            embd_scale: if gemma { (self.n_embd as f32).sqrt() } else { 1.0 },
+            gelu_gate: gemma,
+            gelu: Gelu::Exact,
+            final_softcap: if gemma { self.float("final_logit_softcapping").filter(|c| *c != 0.0) } else { None },
+            layers: (0..self.n_layer).map(|il| self.layer(il)).collect(),
+            output_norm: self.need("output_norm.weight"),
+            output: self.matrix("output.weight").unwrap_or_else(|| token_embd.clone()),
+            token_embd,
+        }
+    }
+
+    fn layer(&self, il: usize) -> Layer {
+        let name = |part: &str| format!("blk.{il}.{part}");
+        let (q, k, v) = self.qkv(&name);
+        let (gate, up) = self.gate_up(&name);
+        let window = self.window(il);
+        Layer {
+            attn_norm: self.need(&name("attn_norm.weight")),
+            q,
+            k,
+            v,
+            q_norm: self.vector(&name("attn_q_norm.weight")),
+            k_norm: self.vector(&name("attn_k_norm.weight")),
+            attn_output: self.linear(&name("attn_output")),
+            attn_post_norm: self.vector(&name("post_attention_norm.weight")),
+            ffn_norm: self.need(&name("ffn_norm.weight")),
+            gate,
+            up,
+            down: self.linear(&name("ffn_down")),
+            ffn_post_norm: self.vector(&name("post_ffw_norm.weight")),
+            rope: self.rope(window.is_some()),
+            window,
+        }
+    }
+
+    fn qkv(&self, name: &dyn Fn(&str) -> String) -> (Linear, Linear, Linear) {
+        let Some(fused) = self.matrix(&name("attn_qkv.weight")) else {
+            return (self.linear(&name("attn_q")), self.linear(&name("attn_k")), self.linear(&name("attn_v")));
+        };
+        let bias = self.vector(&name("attn_qkv.bias"));
+        let (n_q, n_kv) = (self.n_head * self.head_dim, self.n_head_kv * self.head_dim);
+        let part = |first: usize, n: usize| Linear {
+            weight: fused.rows(first, n),
+            bias: bias.as_ref().map(|b| b[first..first + n].to_vec()),
+        };
+        (part(0, n_q), part(n_q, n_kv), part(n_q + n_kv, n_kv))
+    }
+
+    /// Phi-3 has both in `ffn_up`, the gate first.
+    fn gate_up(&self, name: &dyn Fn(&str) -> String) -> (Linear, Linear) {
+        let up = self.linear(&name("ffn_up"));
+        if self.arch != "phi3" {
+            return (self.linear(&name("ffn_gate")), up);
+        }
+        let n_ff = up.weight.n_out / 2;
+        let part = |first: usize| Linear { weight: up.weight.rows(first, n_ff), bias: None };
+        (part(0), part(n_ff))
+    }
+
+    /// Gemma 3: five layers with a window, then one without, unless the file says otherwise. Phi-3's window is ignored, as
+    /// llama.cpp does.
+    fn window(&self, il: usize) -> Option<usize> {
+        if self.arch != "gemma3" {
+            return None;
+        }
+        let window = self.uint("attention.sliding_window").filter(|w| *w > 0)?;
+        let key = format!("{}.attention.sliding_window_pattern", self.arch);
+        let local = match self.file.get(&key) {
+            Some(Value::Array(_, items)) => match items[il] {
+                Value::Bool(local) => local,
+                Value::U32(local) => local != 0,
+                Value::I32(local) => local != 0,
+                ref other => panic!("{key}: {other:?}"),
+            },
+            Some(_) => is_local(il, self.file.uint(&key).expect("found above")),
+            None => is_local(il, 6),
+        };
+        local.then_some(window)
+    }
+
+    fn rope(&self, local: bool) -> Rope {
+        let n_rot = self.uint("rope.dimension_count").unwrap_or(self.head_dim);
+        let kind = self.file.text(&format!("{}.rope.scaling.type", self.arch)).unwrap_or("linear");
+        let n_ctx_orig =
+            self.uint("rope.scaling.original_context_length").or(self.uint("context_length")).expect("context_length");
+        let factor = self.float("rope.scaling.factor").or(self.float("rope.scale_linear")).filter(|f| *f != 0.0);
+        let freq_scale = if kind == "none" { 1.0 } else { 1.0 / factor.unwrap_or(1.0) };
+        let attn_factor = self.float("rope.scaling.attn_factor").unwrap_or(1.0);
+        let yarn = kind == "yarn";
+        let long = if self.n_ctx > n_ctx_orig { "rope_factors_long.weight" } else { "rope_factors_short.weight" };
+        let uses_factors = matches!(self.arch, "llama" | "phi3");
+        Rope {
+            interleaved: self.arch == "llama",
+            n_rot,
+            base: if local {
+                self.float("rope.freq_base_swa").unwrap_or(10000.0)
+            } else {
+                self.float("rope.freq_base").unwrap_or(10000.0)
+            },
+            // Local layers are never stretched.
+            freq_scale: if local { 1.0 } else { freq_scale },
+            ext_factor: if yarn { 1.0 } else { 0.0 },
+            attn_factor: if yarn { yarn_attn_factor(freq_scale, attn_factor) } else { attn_factor },
+            n_ctx_orig,
+            factors: self.vector("rope_freqs.weight").or_else(|| self.vector(long)).filter(|_| uses_factors),
+        }
+    }
+}
+
+/// `period - 1` layers with a window, then one without.
+fn is_local(il: usize, period: usize) -> bool {
+    period == 0 || il % period < period - 1
+}
