@@ -28,7 +28,9 @@ pub enum Error {
     #[error("internal: {0}")]
     Graph(#[from] crate::graph::verify::VerifyError),
     /// More tokens than the context holds.
-    #[error("the prompt has {n_tokens} tokens, but the context holds {n_ctx}: shorten it, or raise -c (this model was trained with {n_ctx_train})")]
+    #[error(
+        "the prompt has {n_tokens} tokens, but the context holds {n_ctx}: shorten it, or raise -c (this model was trained with {n_ctx_train})"
+    )]
     ContextFull {
         /// Tokens wanted.
         n_tokens: usize,
@@ -55,7 +57,9 @@ pub enum Error {
         head_dim: usize,
     },
     /// The schedule scores FFNs by proxies, and there are none.
-    #[error("this schedule scores FFNs by low-rank proxies, but none are loaded: make them with `spts-cli calibrate`, or score without them (--no-proxy)")]
+    #[error(
+        "this schedule scores FFNs by low-rank proxies, but none are loaded: make them with `spts-cli calibrate`, or score without them (--no-proxy)"
+    )]
     ProxiesMissing,
     /// Decoding before any prefill.
     #[error("decode needs a prefill first")]

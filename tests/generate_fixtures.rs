@@ -1,6 +1,5 @@
 //! The committed tiny models: made here, and checked to be what is made here.
 
-#[path = "support/mod.rs"]
 mod support;
 
 use std::path::Path;

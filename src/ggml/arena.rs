@@ -57,7 +57,8 @@ impl Arena {
             *d = n as i64;
         }
         // SAFETY: the context is live and has room (checked above); dims has four entries.
-        let ptr = unsafe { sys::ggml_new_tensor(self.ctx.as_ptr(), type_id(ty), ne.len().clamp(1, 4) as i32, dims.as_ptr()) };
+        let ptr =
+            unsafe { sys::ggml_new_tensor(self.ctx.as_ptr(), type_id(ty), ne.len().clamp(1, 4) as i32, dims.as_ptr()) };
         let ptr = NonNull::new(ptr).expect("the pool has room");
         if let Ok(name) = CString::new(name) {
             // SAFETY: both pointers are valid; ggml copies and truncates the name.
@@ -101,10 +102,19 @@ impl Arena {
         self.place_in(buffer, id, offset);
     }
 
-    fn new_buffer(&mut self, buft: BufferType, size: usize, what: &str) -> Result<NonNull<sys::ggml_backend_buffer>, GgmlError> {
+    fn new_buffer(
+        &mut self,
+        buft: BufferType,
+        size: usize,
+        what: &str,
+    ) -> Result<NonNull<sys::ggml_backend_buffer>, GgmlError> {
         // SAFETY: the buffer type is live for the life of the process.
         let buffer = unsafe { sys::ggml_backend_buft_alloc_buffer(buft.raw(), size.max(1)) };
-        let buffer = NonNull::new(buffer).ok_or_else(|| GgmlError::OutOfMemory { device: buft.name(), what: what.into(), bytes: size })?;
+        let buffer = NonNull::new(buffer).ok_or_else(|| GgmlError::OutOfMemory {
+            device: buft.name(),
+            what: what.into(),
+            bytes: size,
+        })?;
         if buft.clears() {
             // SAFETY: the buffer was just made.
             unsafe { sys::ggml_backend_buffer_clear(buffer.as_ptr(), 0) };
@@ -118,10 +128,13 @@ impl Arena {
         // SAFETY: buffer and tensor are live; the bounds are checked before the address is formed.
         unsafe {
             let size = sys::ggml_backend_buffer_get_alloc_size(buffer.as_ptr(), tensor.as_ptr());
-            assert!(offset + size <= sys::ggml_backend_buffer_get_size(buffer.as_ptr()).max(1), "tensor outside its buffer");
+            assert!(
+                offset + size <= sys::ggml_backend_buffer_get_size(buffer.as_ptr()).max(1),
+                "tensor outside its buffer"
+            );
             let base = sys::ggml_backend_buffer_get_base(buffer.as_ptr()).cast::<u8>();
             let status = sys::ggml_backend_tensor_alloc(buffer.as_ptr(), tensor.as_ptr(), base.add(offset).cast());
-            assert_eq!(status, sys::ggml_status_GGML_STATUS_SUCCESS, "placing a tensor");
+            assert_eq!(status, sys::GGML_STATUS_SUCCESS, "placing a tensor");
         }
     }
 
@@ -140,7 +153,7 @@ impl Arena {
         let buffer = unsafe { sys::ggml_backend_cpu_buffer_from_ptr(base.add(skip).cast_mut().cast(), usable) };
         let buffer = NonNull::new(buffer).expect("wrapping memory allocates nothing large");
         // SAFETY: just made. Marks the tensors as weights for the backends.
-        unsafe { sys::ggml_backend_buffer_set_usage(buffer.as_ptr(), sys::ggml_backend_buffer_usage_GGML_BACKEND_BUFFER_USAGE_WEIGHTS) };
+        unsafe { sys::ggml_backend_buffer_set_usage(buffer.as_ptr(), sys::GGML_BACKEND_BUFFER_USAGE_WEIGHTS) };
         self.buffers.push(buffer);
         for &(id, offset) in at {
             self.place_in(buffer, id, offset.checked_sub(skip).expect("tensor data lies behind the header"));

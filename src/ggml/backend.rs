@@ -42,7 +42,7 @@ pub fn devices() -> Vec<DeviceInfo> {
                     description: text(sys::ggml_backend_dev_description(dev)),
                     free,
                     total,
-                    is_gpu: kind == sys::ggml_backend_dev_type_GGML_BACKEND_DEVICE_TYPE_GPU || kind == sys::ggml_backend_dev_type_GGML_BACKEND_DEVICE_TYPE_IGPU,
+                    is_gpu: kind == sys::GGML_BACKEND_DEVICE_TYPE_GPU || kind == sys::GGML_BACKEND_DEVICE_TYPE_IGPU,
                 }
             })
             .collect()
@@ -104,7 +104,7 @@ impl BufferType {
         super::log::install();
         // SAFETY: the symbol, where the registry has it, has this signature (ggml-backend.h); its list ends with null.
         unsafe {
-            let dev = sys::ggml_backend_dev_by_type(sys::ggml_backend_dev_type_GGML_BACKEND_DEVICE_TYPE_CPU);
+            let dev = sys::ggml_backend_dev_by_type(sys::GGML_BACKEND_DEVICE_TYPE_CPU);
             let reg = sys::ggml_backend_dev_backend_reg(dev);
             let f = sys::ggml_backend_reg_get_proc_address(reg, c"ggml_backend_dev_get_extra_bufts".as_ptr());
             if f.is_null() {
@@ -134,10 +134,10 @@ impl BufferType {
             });
             let buffer = sys::ggml_backend_buft_alloc_buffer(self.raw, 0);
             let w = sys::ggml_new_tensor_2d(ctx, super::type_id(ty), n_in as i64, n_out as i64);
-            let x = sys::ggml_new_tensor_2d(ctx, sys::ggml_type_GGML_TYPE_F32, n_in as i64, 512);
+            let x = sys::ggml_new_tensor_2d(ctx, sys::GGML_TYPE_F32, n_in as i64, 512);
             (*w).buffer = buffer;
             let product = sys::ggml_mul_mat(ctx, w, x);
-            let dev = sys::ggml_backend_dev_by_type(sys::ggml_backend_dev_type_GGML_BACKEND_DEVICE_TYPE_CPU);
+            let dev = sys::ggml_backend_dev_by_type(sys::GGML_BACKEND_DEVICE_TYPE_CPU);
             let ok = sys::ggml_backend_dev_supports_op(dev, product);
             sys::ggml_backend_buffer_free(buffer);
             sys::ggml_free(ctx);
@@ -193,7 +193,8 @@ impl Backend {
             let dev = sys::ggml_backend_dev_get(index);
             let raw = NonNull::new(sys::ggml_backend_dev_init(dev, std::ptr::null())).ok_or_else(failed)?;
             let is_cpu = sys::ggml_backend_is_cpu(raw.as_ptr());
-            let galloc = NonNull::new(sys::ggml_gallocr_new(sys::ggml_backend_get_default_buffer_type(raw.as_ptr()))).ok_or_else(failed)?;
+            let galloc = NonNull::new(sys::ggml_gallocr_new(sys::ggml_backend_get_default_buffer_type(raw.as_ptr())))
+                .ok_or_else(failed)?;
             let stop = Arc::new(AtomicBool::new(false));
             let mut threadpool = None;
             if is_cpu {
@@ -203,7 +204,11 @@ impl Backend {
                 if let Some(pool) = threadpool {
                     sys::ggml_backend_cpu_set_threadpool(raw.as_ptr(), pool.as_ptr());
                 }
-                sys::ggml_backend_cpu_set_abort_callback(raw.as_ptr(), Some(asked_to_stop), Arc::as_ptr(&stop).cast_mut().cast());
+                sys::ggml_backend_cpu_set_abort_callback(
+                    raw.as_ptr(),
+                    Some(asked_to_stop),
+                    Arc::as_ptr(&stop).cast_mut().cast(),
+                );
             }
             Ok(Self { raw, name: all[index].name.clone(), is_cpu, threadpool, galloc, stop })
         }
@@ -235,9 +240,19 @@ impl Backend {
         // SAFETY: live objects.
         unsafe {
             let mut size = 0;
-            sys::ggml_gallocr_reserve_n_size(self.galloc.as_ptr(), graph.raw_graph(), std::ptr::null(), std::ptr::null(), &mut size);
+            sys::ggml_gallocr_reserve_n_size(
+                self.galloc.as_ptr(),
+                graph.raw_graph(),
+                std::ptr::null(),
+                std::ptr::null(),
+                &mut size,
+            );
             if !sys::ggml_gallocr_reserve(self.galloc.as_ptr(), graph.raw_graph()) {
-                return Err(GgmlError::OutOfMemory { device: self.name.clone(), what: "the scratch of a tile".into(), bytes: size });
+                return Err(GgmlError::OutOfMemory {
+                    device: self.name.clone(),
+                    what: "the scratch of a tile".into(),
+                    bytes: size,
+                });
             }
         }
         Ok(self.scratch_bytes())
@@ -256,16 +271,20 @@ impl Backend {
         if ok {
             return Ok(());
         }
-        Err(GgmlError::OutOfMemory { device: self.name.clone(), what: "the scratch of a tile".into(), bytes: self.scratch_bytes() })
+        Err(GgmlError::OutOfMemory {
+            device: self.name.clone(),
+            what: "the scratch of a tile".into(),
+            bytes: self.scratch_bytes(),
+        })
     }
 
     /// Computes an allocated graph; on a GPU this returns as soon as the work is queued.
     pub fn compute(&mut self, graph: &Ops) -> Result<(), GgmlError> {
         // SAFETY: the graph was allocated on this backend; tensors it names are alive (they are borrowed by `graph`).
         let status = unsafe { sys::ggml_backend_graph_compute_async(self.raw.as_ptr(), graph.raw_graph()) };
-        if status == sys::ggml_status_GGML_STATUS_SUCCESS {
+        if status == sys::GGML_STATUS_SUCCESS {
             Ok(())
-        } else if status == sys::ggml_status_GGML_STATUS_ABORTED {
+        } else if status == sys::GGML_STATUS_ABORTED {
             Err(GgmlError::Aborted)
         } else {
             Err(GgmlError::Compute { device: self.name.clone(), status })

@@ -27,10 +27,13 @@ impl Ops {
     pub fn new(max_nodes: usize) -> Self {
         // SAFETY: the pool holds `max_nodes` results, as many leaves, and the graph itself.
         unsafe {
-            let mem_size = 2 * max_nodes * sys::ggml_tensor_overhead() + sys::ggml_graph_overhead_custom(max_nodes, false);
-            let ctx = sys::ggml_init(sys::ggml_init_params { mem_size, mem_buffer: std::ptr::null_mut(), no_alloc: true });
+            let mem_size =
+                2 * max_nodes * sys::ggml_tensor_overhead() + sys::ggml_graph_overhead_custom(max_nodes, false);
+            let ctx =
+                sys::ggml_init(sys::ggml_init_params { mem_size, mem_buffer: std::ptr::null_mut(), no_alloc: true });
             let ctx = NonNull::new(ctx).expect("memory for tensor headers");
-            let graph = NonNull::new(sys::ggml_new_graph_custom(ctx.as_ptr(), max_nodes, false)).expect("the pool has room for its graph");
+            let graph = NonNull::new(sys::ggml_new_graph_custom(ctx.as_ptr(), max_nodes, false))
+                .expect("the pool has room for its graph");
             Self { ctx, graph, max_nodes }
         }
     }
@@ -41,7 +44,8 @@ impl Ops {
         // SAFETY: `&mut self`: no handle on a tensor of this graph is alive. The pool has room, as it had the first time.
         unsafe {
             sys::ggml_reset(self.ctx.as_ptr());
-            self.graph = NonNull::new(sys::ggml_new_graph_custom(self.ctx.as_ptr(), self.max_nodes, false)).expect("the pool has room for its graph");
+            self.graph = NonNull::new(sys::ggml_new_graph_custom(self.ctx.as_ptr(), self.max_nodes, false))
+                .expect("the pool has room for its graph");
         }
     }
 
@@ -73,7 +77,9 @@ impl Ops {
                 wanted(node).then(|| {
                     let op = CStr::from_ptr(sys::ggml_op_desc(node)).to_string_lossy().into_owned();
                     let side = |t: *const sys::ggml_tensor| {
-                        if t.is_null() { return String::from("-") }
+                        if t.is_null() {
+                            return String::from("-");
+                        }
                         format!("{}{:?}", CStr::from_ptr(sys::ggml_type_name((*t).type_)).to_string_lossy(), (*t).ne)
                     };
                     (op, format!("{} x {}", side((*node).src[0]), side((*node).src[1])))
@@ -125,8 +131,8 @@ impl Ops {
     /// Asks a product to accumulate at least in this precision.
     pub fn accumulate_in(&self, product: Tensor<'_>, precision: Precision) {
         let prec = match precision {
-            Precision::F32 => sys::ggml_prec_GGML_PREC_F32,
-            Precision::Bf16 => sys::ggml_prec_GGML_PREC_BF16,
+            Precision::F32 => sys::GGML_PREC_F32,
+            Precision::Bf16 => sys::GGML_PREC_BF16,
         };
         // SAFETY: `product` is a matrix product or attention, for which the call is defined.
         unsafe {
@@ -207,7 +213,13 @@ impl Ops {
     }
 
     /// Rotates heads `[head_dim, n_head, n]` by `positions [n]`.
-    pub fn rope<'a>(&'a self, a: Tensor<'a>, positions: Tensor<'a>, factors: Option<Tensor<'a>>, rope: &Rope) -> Tensor<'a> {
+    pub fn rope<'a>(
+        &'a self,
+        a: Tensor<'a>,
+        positions: Tensor<'a>,
+        factors: Option<Tensor<'a>>,
+        rope: &Rope,
+    ) -> Tensor<'a> {
         let mode = match rope.layout {
             RopeLayout::Interleaved => 0,
             RopeLayout::HalfSplit => sys::GGML_ROPE_TYPE_NEOX as i32,
@@ -216,8 +228,19 @@ impl Ops {
         // SAFETY: as above; a null factor tensor means none.
         self.wrap(unsafe {
             sys::ggml_rope_ext(
-                self.c(), a.raw(), positions.raw(), factors, rope.n_rot as i32, mode, rope.n_ctx_orig as i32, rope.freq_base, rope.freq_scale,
-                rope.ext_factor, rope.attn_factor, rope.beta_fast, rope.beta_slow,
+                self.c(),
+                a.raw(),
+                positions.raw(),
+                factors,
+                rope.n_rot as i32,
+                mode,
+                rope.n_ctx_orig as i32,
+                rope.freq_base,
+                rope.freq_scale,
+                rope.ext_factor,
+                rope.attn_factor,
+                rope.beta_fast,
+                rope.beta_slow,
             )
         })
     }
@@ -289,7 +312,9 @@ impl Ops {
     /// A window on a tensor's memory: strides and offset in bytes.
     pub fn view_3d<'a>(&'a self, a: Tensor<'a>, ne: [usize; 3], nb: [usize; 2], offset: usize) -> Tensor<'a> {
         // SAFETY: as above.
-        self.wrap(unsafe { sys::ggml_view_3d(self.c(), a.raw(), ne[0] as i64, ne[1] as i64, ne[2] as i64, nb[0], nb[1], offset) })
+        self.wrap(unsafe {
+            sys::ggml_view_3d(self.c(), a.raw(), ne[0] as i64, ne[1] as i64, ne[2] as i64, nb[0], nb[1], offset)
+        })
     }
 
     /// softmax(a * scale + mask) over dimension 0.
@@ -300,14 +325,21 @@ impl Ops {
     }
 
     /// Attention of `q [d, n_q, n_head]` over `k`, `v [d, n_kv, n_head_kv]` with an F16 mask `[n_kv, n_q]` -> `[d, n_head, n_q]`.
-    pub fn flash_attn<'a>(&'a self, q: Tensor<'a>, k: Tensor<'a>, v: Tensor<'a>, mask: Tensor<'a>, scale: f32) -> Tensor<'a> {
+    pub fn flash_attn<'a>(
+        &'a self,
+        q: Tensor<'a>,
+        k: Tensor<'a>,
+        v: Tensor<'a>,
+        mask: Tensor<'a>,
+        scale: f32,
+    ) -> Tensor<'a> {
         // SAFETY: as above.
         self.wrap(unsafe { sys::ggml_flash_attn_ext(self.c(), q.raw(), k.raw(), v.raw(), mask.raw(), scale, 0.0, 0.0) })
     }
 
     /// Maximum or mean over `width` neighbours along dimension 0, as many as there are at the ends.
     pub fn pool_1d<'a>(&'a self, a: Tensor<'a>, max: bool, width: usize) -> Tensor<'a> {
-        let op = if max { sys::ggml_op_pool_GGML_OP_POOL_MAX } else { sys::ggml_op_pool_GGML_OP_POOL_AVG };
+        let op = if max { sys::GGML_OP_POOL_MAX } else { sys::GGML_OP_POOL_AVG };
         // SAFETY: as above; width is odd, so the length stays.
         self.wrap(unsafe { sys::ggml_pool_1d(self.c(), a.raw(), op, width as i32, 1, (width / 2) as i32) })
     }
@@ -329,7 +361,7 @@ impl Ops {
 
     /// Indices that sort a row.
     pub fn argsort<'a>(&'a self, a: Tensor<'a>, descending: bool) -> Tensor<'a> {
-        let order = if descending { sys::ggml_sort_order_GGML_SORT_ORDER_DESC } else { sys::ggml_sort_order_GGML_SORT_ORDER_ASC };
+        let order = if descending { sys::GGML_SORT_ORDER_DESC } else { sys::GGML_SORT_ORDER_ASC };
         // SAFETY: as above.
         self.wrap(unsafe { sys::ggml_argsort(self.c(), a.raw(), order) })
     }

@@ -46,14 +46,25 @@ pub fn dequantize(ty: GgmlType, bytes: &[u8], n: usize) -> Vec<f32> {
 /// # Panics
 /// If the data is no whole number of rows, or a row no whole number of blocks.
 pub fn quantize(ty: GgmlType, data: &[f32], n_per_row: usize) -> Vec<u8> {
-    assert!(n_per_row > 0 && data.len() % n_per_row == 0 && n_per_row % ty.block_size() as usize == 0, "whole rows of whole blocks");
+    assert!(
+        n_per_row > 0 && data.len() % n_per_row == 0 && n_per_row % ty.block_size() as usize == 0,
+        "whole rows of whole blocks"
+    );
     let n_rows = data.len() / n_per_row;
     // SAFETY: source and destination have the sizes that ggml computes from rows and type.
     unsafe {
         let row = sys::ggml_row_size(type_id(ty), n_per_row as i64);
         let mut out = vec![0u8; row * n_rows];
         sys::ggml_quantize_init(type_id(ty));
-        let written = sys::ggml_quantize_chunk(type_id(ty), data.as_ptr(), out.as_mut_ptr().cast(), 0, n_rows as i64, n_per_row as i64, std::ptr::null());
+        let written = sys::ggml_quantize_chunk(
+            type_id(ty),
+            data.as_ptr(),
+            out.as_mut_ptr().cast(),
+            0,
+            n_rows as i64,
+            n_per_row as i64,
+            std::ptr::null(),
+        );
         assert_eq!(written, out.len(), "bytes written by ggml");
         out
     }

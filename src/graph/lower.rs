@@ -147,7 +147,15 @@ pub fn max_ggml_nodes(graph: &Graph, phase: &Phase, tile: usize, mask_height: us
 }
 
 /// Lowers rows `tile` of a phase.
-pub fn lower<'a>(ops: &'a Ops, memory: &'a dyn Memory, graph: &Graph, program: &Program, phase: &Phase, tile: Range<usize>, mode: CacheMode) -> Lowered<'a> {
+pub fn lower<'a>(
+    ops: &'a Ops,
+    memory: &'a dyn Memory,
+    graph: &Graph,
+    program: &Program,
+    phase: &Phase,
+    tile: Range<usize>,
+    mode: CacheMode,
+) -> Lowered<'a> {
     let mut l = Lowerer { ops, memory, graph, program, tile, mode, values: HashMap::new(), out: Lowered::default() };
     for &id in &phase.nodes {
         l.node(id);
@@ -252,7 +260,8 @@ impl<'a> Lowerer<'a, '_> {
 
     fn is_in_place(&self, id: NodeId) -> bool {
         let node = self.graph.node(id);
-        node.op == Op::Add && node.src.iter().any(|s| self.program.storage[s.index()] == self.program.storage[id.index()])
+        node.op == Op::Add
+            && node.src.iter().any(|s| self.program.storage[s.index()] == self.program.storage[id.index()])
     }
 
     fn store_in_cache(&mut self, layer: usize, cache: Tensor<'a>, value: Tensor<'a>) {
@@ -307,7 +316,11 @@ impl<'a> Lowerer<'a, '_> {
         if resident(b) {
             (a, b) = (b, a);
         }
-        if resident(a) { self.ops.add_in_place(self.rows(a), self.rows(b)) } else { self.ops.add(self.rows(a), self.rows(b)) }
+        if resident(a) {
+            self.ops.add_in_place(self.rows(a), self.rows(b))
+        } else {
+            self.ops.add(self.rows(a), self.rows(b))
+        }
     }
 
     fn last_rows(&self, node: &Node, rows: usize) -> Tensor<'a> {
@@ -350,14 +363,24 @@ impl<'a> Lowerer<'a, '_> {
     }
 
     /// Attention of some queries, the first of which has its own key in cache row `first`.
-    fn attention_part(&mut self, node: &Node, layer: usize, heads: &Heads, window: Option<usize>, q: Tensor<'a>, first: usize) -> Tensor<'a> {
+    fn attention_part(
+        &mut self,
+        node: &Node,
+        layer: usize,
+        heads: &Heads,
+        window: Option<usize>,
+        q: Tensor<'a>,
+        first: usize,
+    ) -> Tensor<'a> {
         let (d, n) = (heads.head_dim, q.ne(1));
         let (k, v) = (self.memory.cache_k(layer), self.memory.cache_v(layer));
         let end = first + n;
         // With a window, rows before it are not even looked at.
         let from = window.map_or(0, |w| (first + 1).saturating_sub(w) / KV_PAD * KV_PAD);
         let n_kv = (end.next_multiple_of(KV_PAD)).min(k.ne(1)) - from;
-        let per_head = |t: Tensor<'a>| self.ops.view_3d(t, [d, n_kv, heads.n_head_kv], [t.nb(1), t.nb(1) / heads.n_head_kv], from * t.nb(1));
+        let per_head = |t: Tensor<'a>| {
+            self.ops.view_3d(t, [d, n_kv, heads.n_head_kv], [t.nb(1), t.nb(1) / heads.n_head_kv], from * t.nb(1))
+        };
         let (k, v) = (per_head(k), per_head(v));
         let mask = self.attention_mask(node, layer, window, first, from, n_kv, n);
         let q = self.ops.permute(self.ops.reshape(q, [d, heads.n_head, n]), [0, 2, 1, 3]);
@@ -367,7 +390,16 @@ impl<'a> Lowerer<'a, '_> {
     }
 
     #[allow(clippy::too_many_arguments)]
-    fn attention_mask(&mut self, node: &Node, layer: usize, window: Option<usize>, first: usize, from: usize, n_kv: usize, n: usize) -> Tensor<'a> {
+    fn attention_mask(
+        &mut self,
+        node: &Node,
+        layer: usize,
+        window: Option<usize>,
+        first: usize,
+        from: usize,
+        n_kv: usize,
+        n: usize,
+    ) -> Tensor<'a> {
         let in_order = matches!(self.graph.node(node.src[4]).op, Op::Positions);
         let on_host = InputKind::Mask { layer, first, from, window };
         if self.mode == CacheMode::Fixed && (window.is_none() || in_order) {
@@ -386,7 +418,15 @@ impl<'a> Lowerer<'a, '_> {
 
     /// Mask of a sliding window over rows whose positions have gaps (behind a prune): made on the device from the positions.
     /// Only in a prefill that starts with an empty cache, where cache rows and rows are the same.
-    fn window_mask(&mut self, node: &Node, window: usize, first: usize, from: usize, n_kv: usize, n: usize) -> Tensor<'a> {
+    fn window_mask(
+        &mut self,
+        node: &Node,
+        window: usize,
+        first: usize,
+        from: usize,
+        n_kv: usize,
+        n: usize,
+    ) -> Tensor<'a> {
         let n_keys = self.graph.node(node.src[4]).n_rows - from;
         let positions = |id: NodeId, start: usize, len: usize| {
             let all = self.memory.stored(id);

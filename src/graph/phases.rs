@@ -161,7 +161,8 @@ fn place(graph: &Graph, phases: &[Phase]) -> (Vec<Storage>, Vec<Slot>) {
             let s = s.index();
             last_node[s] = i;
             last_phase[s] = last_phase[s].max(phase_of[i]);
-            stored[s] |= phase_of[s] != phase_of[i] || (reads_whole(graph, node, k) && kind(&node.op) == PhaseKind::Tiled);
+            stored[s] |=
+                phase_of[s] != phase_of[i] || (reads_whole(graph, node, k) && kind(&node.op) == PhaseKind::Tiled);
         }
     }
     for input in 0..n {
@@ -195,7 +196,11 @@ fn place(graph: &Graph, phases: &[Phase]) -> (Vec<Storage>, Vec<Slot>) {
             // In place: the residual stream, if nobody reads its old state after this node.
             let in_place = match node.op {
                 Op::ScatterAdd => Some(node.src[0].index()),
-                Op::Add => node.src.iter().map(|s| s.index()).find(|&s| matches!(storage[s], Storage::Slot(_)) && last_node[s] == i),
+                Op::Add => node
+                    .src
+                    .iter()
+                    .map(|s| s.index())
+                    .find(|&s| matches!(storage[s], Storage::Slot(_)) && last_node[s] == i),
                 _ => None,
             };
             if let Some(s) = in_place {
@@ -203,7 +208,8 @@ fn place(graph: &Graph, phases: &[Phase]) -> (Vec<Storage>, Vec<Slot>) {
                 live_until[s] = usize::MAX; // its slot now belongs to the newer value
                 live_until[i] = last_phase[i];
             } else if stored[i] {
-                let is_key = node.dtype == DType::F32 && graph.nodes.iter().any(|r| matches!(r.op, Op::ProbeScores { .. }) && r.src[1] == *id);
+                let is_key = node.dtype == DType::F32
+                    && graph.nodes.iter().any(|r| matches!(r.op, Op::ProbeScores { .. }) && r.src[1] == *id);
                 storage[i] = Storage::Slot(slots.take(node.n_feat * node.n_rows, is_key));
                 live_until[i] = last_phase[i];
             }

@@ -34,7 +34,11 @@ pub fn verify(graph: &Graph) -> Result<(), VerifyError> {
     check_layers(graph)?;
     check_scatter_targets(graph)?;
     if graph.node(graph.logits).n_rows != 1 {
-        return Err(error(graph, graph.logits, format!("logits of {} rows, expected 1", graph.node(graph.logits).n_rows)));
+        return Err(error(
+            graph,
+            graph.logits,
+            format!("logits of {} rows, expected 1", graph.node(graph.logits).n_rows),
+        ));
     }
     Ok(())
 }
@@ -60,7 +64,9 @@ fn check_node(graph: &Graph, id: NodeId) -> Result<(), String> {
         return Err(format!("{} sources, expected {arity}", node.src.len()));
     }
     let src = |i: usize| graph.node(node.src[i]);
-    let want = |ok: bool, what: &str| if ok { Ok(()) } else { Err(format!("{what} (shape [{}, {}])", node.n_feat, node.n_rows)) };
+    let want = |ok: bool, what: &str| {
+        if ok { Ok(()) } else { Err(format!("{what} (shape [{}, {}])", node.n_feat, node.n_rows)) }
+    };
     let same = |i: usize| src(i).n_feat == node.n_feat && src(i).n_rows == node.n_rows;
     let indices = |i: usize| src(i).dtype == DType::I32 && src(i).n_feat == 1 && matches!(src(i).op, Op::TopK { .. });
     let column = |i: usize| src(i).n_feat == 1 && src(i).n_rows == node.n_rows && src(i).dtype == DType::F32;
@@ -69,7 +75,9 @@ fn check_node(graph: &Graph, id: NodeId) -> Result<(), String> {
         Op::Tokens | Op::Positions => want(node.n_feat == 1, "one feature"),
         Op::RandomScores { .. } => want(node.n_feat == 1 && src(0).n_rows == node.n_rows, "one score a row"),
         Op::Embed { .. } => want(src(0).dtype == DType::I32 && src(0).n_rows == node.n_rows, "one token id a row"),
-        Op::RmsNorm { group, .. } => want(same(0) && *group > 0 && node.n_feat % group == 0, "groups divide the features"),
+        Op::RmsNorm { group, .. } => {
+            want(same(0) && *group > 0 && node.n_feat % group == 0, "groups divide the features")
+        }
         Op::Linear { .. } => want(src(0).n_rows == node.n_rows && src(0).dtype == DType::F32, "rows as its source"),
         Op::Rope { head_dim, rope } => {
             want(same(0) && *head_dim > 0 && node.n_feat % head_dim == 0, "heads divide the features")?;
@@ -80,7 +88,10 @@ fn check_node(graph: &Graph, id: NodeId) -> Result<(), String> {
             let (q, k, v) = (src(0), src(1), src(2));
             want(same(0) && q.n_feat == heads.n_head * heads.head_dim, "queries of all heads")?;
             want(heads.n_head % heads.n_head_kv == 0, "query heads are a multiple of KV heads")?;
-            want(k.n_feat == heads.n_head_kv * heads.head_dim && v.n_feat == k.n_feat, "keys and values of all KV heads")?;
+            want(
+                k.n_feat == heads.n_head_kv * heads.head_dim && v.n_feat == k.n_feat,
+                "keys and values of all KV heads",
+            )?;
             want(k.n_rows == v.n_rows && q.n_rows <= k.n_rows, "as many values as keys, no more queries than keys")?;
             want(src(3).n_rows == q.n_rows && src(4).n_rows == k.n_rows, "positions of queries and keys")
         }
@@ -89,17 +100,29 @@ fn check_node(graph: &Graph, id: NodeId) -> Result<(), String> {
             want(indices(1) && src(1).n_rows == node.n_rows && src(0).n_feat == node.n_feat, "rows chosen by top_k")?;
             want(node.n_rows <= src(0).n_rows, "no more rows than there are")
         }
-        Op::ScatterAdd => want(same(0) && indices(1) && src(2).n_rows == src(1).n_rows && src(2).n_feat == node.n_feat, "an addend row for each index"),
+        Op::ScatterAdd => want(
+            same(0) && indices(1) && src(2).n_rows == src(1).n_rows && src(2).n_feat == node.n_feat,
+            "an addend row for each index",
+        ),
         Op::LastRows { rows } => want(*rows == node.n_rows && *rows <= src(0).n_rows, "no more rows than there are"),
         Op::ProbeScores { heads } => {
-            want(src(0).n_feat == heads.n_head * heads.head_dim && src(1).n_feat == heads.n_head_kv * heads.head_dim, "queries and keys of all heads")?;
-            want(node.n_feat == 1 && node.n_rows == src(1).n_rows && src(0).n_rows <= src(1).n_rows, "a score for every candidate")
+            want(
+                src(0).n_feat == heads.n_head * heads.head_dim && src(1).n_feat == heads.n_head_kv * heads.head_dim,
+                "queries and keys of all heads",
+            )?;
+            want(
+                node.n_feat == 1 && node.n_rows == src(1).n_rows && src(0).n_rows <= src(1).n_rows,
+                "a score for every candidate",
+            )
         }
         Op::PoolScores { .. } => want(column(0) && node.n_feat == 1, "one score a row"),
         Op::ProxyNorm { .. } => want(node.n_feat == 1 && src(0).n_rows == node.n_rows, "one norm a row"),
         Op::TopK { m, forced } => {
             want(src(0).n_feat == 1 && src(0).dtype == DType::F32, "one score a row")?;
-            want(*m == node.n_rows && *forced >= 1 && forced <= m && *m <= src(0).n_rows, "0 < forced <= m <= candidates")
+            want(
+                *m == node.n_rows && *forced >= 1 && forced <= m && *m <= src(0).n_rows,
+                "0 < forced <= m <= candidates",
+            )
         }
         Op::Capture { .. } => want(same(0), "its source unchanged"),
     }
@@ -112,7 +135,11 @@ fn check_layers(graph: &Graph) -> Result<(), VerifyError> {
             .filter(|&id| matches!(graph.node(id).op, Op::Attention { layer, .. } if layer == l))
             .collect();
         if of_layer != [a.attn] {
-            return Err(error(graph, a.attn, format!("layer {l} has {} attention nodes, expected the anchored one", of_layer.len())));
+            return Err(error(
+                graph,
+                a.attn,
+                format!("layer {l} has {} attention nodes, expected the anchored one", of_layer.len()),
+            ));
         }
     }
     Ok(())

@@ -50,7 +50,14 @@ impl Embedding {
     }
 
     /// Norm and head on the last token: closes the graph.
-    pub fn head(&self, mut b: Builder, hp: &HParams, layers: Vec<LayerAnchors>, positions: NodeId, hidden: NodeId) -> Graph {
+    pub fn head(
+        &self,
+        mut b: Builder,
+        hp: &HParams,
+        layers: Vec<LayerAnchors>,
+        positions: NodeId,
+        hidden: NodeId,
+    ) -> Graph {
         b.set_layer(None);
         let last = b.push(Op::LastRows { rows: 1 }, &[hidden], "last_hidden");
         let normed = b.rms_norm(self.output_norm, hp.rms_eps, last, "result_norm");

@@ -59,8 +59,10 @@ impl HParams {
     /// Unknown architecture; a key that is missing, has the wrong type or a value that makes no sense.
     pub fn from_gguf(gguf: &Gguf) -> Result<Self, ModelError> {
         let keys = Keys { gguf, file: gguf.path().display().to_string(), arch: String::new() };
-        let arch_name = gguf.str("general.architecture")?.ok_or_else(|| keys.missing("general.architecture"))?.to_string();
-        let arch = Arch::from_name(&arch_name).ok_or_else(|| ModelError::UnsupportedArch { file: keys.file.clone(), arch: arch_name.clone() })?;
+        let arch_name =
+            gguf.str("general.architecture")?.ok_or_else(|| keys.missing("general.architecture"))?.to_string();
+        let arch = Arch::from_name(&arch_name)
+            .ok_or_else(|| ModelError::UnsupportedArch { file: keys.file.clone(), arch: arch_name.clone() })?;
         let keys = Keys { arch: arch_name, ..keys };
 
         let n_layer = keys.size("block_count", 1, MAX_LAYERS)?;
@@ -68,7 +70,11 @@ impl HParams {
         let n_head = keys.size("attention.head_count", 1, n_embd)?;
         let n_head_kv = keys.size_or("attention.head_count_kv", n_head, 1, n_head)?;
         if n_head % n_head_kv != 0 {
-            return Err(keys.invalid("attention.head_count_kv", n_head_kv, format!("a divisor of the {n_head} query heads")));
+            return Err(keys.invalid(
+                "attention.head_count_kv",
+                n_head_kv,
+                format!("a divisor of the {n_head} query heads"),
+            ));
         }
         let head_dim = keys.size_or("attention.key_length", n_embd / n_head, 1, 1024)?;
         let value_dim = keys.size_or("attention.value_length", head_dim, 1, 1024)?;
@@ -78,7 +84,8 @@ impl HParams {
         if keys.size_or("expert_count", 0, 0, 1 << 16)? > 0 {
             return Err(keys.invalid("expert_count", "above 0", "0: mixtures of experts are not supported".into()));
         }
-        if keys.float_or("final_logit_softcapping", 0.0)? != 0.0 || keys.float_or("attn_logit_softcapping", 0.0)? != 0.0 {
+        if keys.float_or("final_logit_softcapping", 0.0)? != 0.0 || keys.float_or("attn_logit_softcapping", 0.0)? != 0.0
+        {
             return Err(keys.invalid("final_logit_softcapping", "set", "no softcapping: it is not supported".into()));
         }
         let n_ff = keys.size("feed_forward_length", 1, 1 << 22)?;
@@ -166,7 +173,11 @@ impl Keys<'_> {
     }
 
     fn in_range(&self, suffix: &str, value: usize, min: usize, max: usize) -> Result<usize, ModelError> {
-        if (min..=max).contains(&value) { Ok(value) } else { Err(self.invalid(suffix, value, format!("{min} to {max}"))) }
+        if (min..=max).contains(&value) {
+            Ok(value)
+        } else {
+            Err(self.invalid(suffix, value, format!("{min} to {max}")))
+        }
     }
 
     fn size(&self, suffix: &str, min: usize, max: usize) -> Result<usize, ModelError> {
@@ -185,7 +196,11 @@ impl Keys<'_> {
 
     fn positive(&self, suffix: &str, default: Option<f32>) -> Result<f32, ModelError> {
         let value = self.gguf.f32(&self.key(suffix))?.or(default).ok_or_else(|| self.missing(&self.key(suffix)))?;
-        if value.is_finite() && value > 0.0 { Ok(value) } else { Err(self.invalid(suffix, value, "a positive number".into())) }
+        if value.is_finite() && value > 0.0 {
+            Ok(value)
+        } else {
+            Err(self.invalid(suffix, value, "a positive number".into()))
+        }
     }
 
     fn n_vocab(&self) -> Result<usize, ModelError> {

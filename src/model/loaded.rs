@@ -12,8 +12,7 @@ use crate::gguf::{Gguf, OpenOptions};
 use crate::graph::Graph;
 use crate::graph::ir::WeightId;
 use crate::spts::sidecar::Sidecar;
-use crate::tokenizer::Tokenizer;
-use crate::tokenizer::chat::ChatTemplate;
+use crate::tokenizer::{ChatTemplate, Tokenizer};
 
 use super::dense::Dense;
 use super::hparams::HParams;
@@ -122,14 +121,19 @@ impl Model {
     fn place_weights(&mut self, options: &mut ModelOptions) -> Result<()> {
         let repack = options.repack.then(BufferType::cpu_repack).flatten();
         for device in 0..self.placement.devices.len() {
-            let mine: Vec<WeightId> = (0..self.weights.len() as u32).map(WeightId).filter(|&w| self.is_needed_on(device, w)).collect();
+            let mine: Vec<WeightId> =
+                (0..self.weights.len() as u32).map(WeightId).filter(|&w| self.is_needed_on(device, w)).collect();
             let mut arena = Arena::new(mine.len() + 1);
-            let ids: Vec<(WeightId, TensorId)> = mine.iter().map(|&w| (w, arena.declare(&self.weight(w).name, self.weight(w).ty, &self.weight(w).ne))).collect();
+            let ids: Vec<(WeightId, TensorId)> = mine
+                .iter()
+                .map(|&w| (w, arena.declare(&self.weight(w).name, self.weight(w).ty, &self.weight(w).ne)))
+                .collect();
             self.tensors.extend(ids.iter().map(|&(w, t)| ((device, w), t)));
             let upload = if self.placement.devices[device] == "CPU" {
-                let (moved, mapped): (Vec<_>, Vec<_>) = ids.into_iter().partition(|&(w, _)| self.pays_to_repack(repack, w));
+                let (moved, mapped): (Vec<_>, Vec<_>) =
+                    ids.into_iter().partition(|&(w, _)| self.pays_to_repack(repack, w));
                 let at: Vec<(TensorId, usize)> = mapped.iter().map(|&(w, t)| (t, self.file_offset(w))).collect();
-                arena.bind(self.gguf.memory(), &at);
+                arena.bind(self.gguf.map().clone(), &at);
                 if let Some(buft) = repack {
                     let tensors: Vec<TensorId> = moved.iter().map(|&(_, t)| t).collect();
                     self.repacked_bytes = arena.allocate(&tensors, buft, "repacked weights")?;
@@ -145,7 +149,7 @@ impl Model {
                 let len = self.weight(w).bytes.len();
                 arena.set(t, 0, &self.gguf.bytes()[start..start + len]);
                 // The copy is what is used: let go of the file's pages.
-                self.gguf.release(start..start + len);
+                self.gguf.map().release(start..start + len);
                 if let Some(progress) = &mut options.progress {
                     progress((i + 1) as f32 / upload.len() as f32);
                 }
@@ -159,7 +163,9 @@ impl Model {
         let weight = self.weight(w);
         match weight.layer {
             Some(l) => self.placement.layer[l] == device,
-            None if weight.role == Role::Embedding => device == self.placement.input || (self.is_tied() && device == self.placement.output),
+            None if weight.role == Role::Embedding => {
+                device == self.placement.input || (self.is_tied() && device == self.placement.output)
+            }
             // Rope factors are wherever a layer is.
             None if weight.name.starts_with("rope_") => true,
             None => device == self.placement.output,

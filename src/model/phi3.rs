@@ -38,11 +38,12 @@ impl Phi3 {
         for il in 0..hp.n_layer {
             table.set_layer(Some(il));
             let n_all = n_q + 2 * n_kv;
-            let part = |table: &mut WeightTable, rows: std::ops::Range<usize>, name: &str| -> Result<Projection, ModelError> {
-                let n_out = rows.len();
-                let weight = table.part("attn_qkv.weight", n_embd, n_all, rows, name)?;
-                Ok(Projection { weight, bias: None, n_out })
-            };
+            let part =
+                |table: &mut WeightTable, rows: std::ops::Range<usize>, name: &str| -> Result<Projection, ModelError> {
+                    let n_out = rows.len();
+                    let weight = table.part("attn_qkv.weight", n_embd, n_all, rows, name)?;
+                    Ok(Projection { weight, bias: None, n_out })
+                };
             layers.push(Layer {
                 attn_norm: table.vector("attn_norm.weight", n_embd)?,
                 q: part(table, 0..n_q, "attn_q.weight")?,
@@ -74,7 +75,8 @@ impl Dense for Phi3 {
             let v = b.linear(layer.v, x, "Vcur");
             let q = b.linear(layer.q, x, "Qcur");
             let q = b.push(Op::Rope { head_dim: hp.head_dim, rope }, &[q, pos], "Qcur_rope");
-            let attn = b.push(Op::Attention { layer: il, heads: hp.heads(), window: None }, &[q, k, v, pos, pos], "kqv_out");
+            let attn =
+                b.push(Op::Attention { layer: il, heads: hp.heads(), window: None }, &[q, k, v, pos, pos], "kqv_out");
             let attn_out = b.linear(layer.o, attn, "attn_out");
             let attended = Attended { inp, q, k, v, attn, attn_out, window: None };
             let layer = attended.then_ffn(&mut b, hp, &layer.ffn);

@@ -62,7 +62,8 @@ impl Dense for Qwen2 {
             let v = b.linear(layer.v, x, "Vcur");
             let q = b.linear(layer.q, x, "Qcur");
             let q = b.push(Op::Rope { head_dim: hp.head_dim, rope }, &[q, pos], "Qcur_rope");
-            let attn = b.push(Op::Attention { layer: il, heads: hp.heads(), window: None }, &[q, k, v, pos, pos], "kqv_out");
+            let attn =
+                b.push(Op::Attention { layer: il, heads: hp.heads(), window: None }, &[q, k, v, pos, pos], "kqv_out");
             let attn_out = b.linear(layer.o, attn, "attn_out");
             let attended = Attended { inp, q, k, v, attn, attn_out, window: None };
             let layer = attended.then_ffn(&mut b, hp, &layer.ffn);

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::ops::Range;
 
-use crate::gguf::{Gguf, GgmlType, TensorInfo};
+use crate::gguf::{GgmlType, Gguf, TensorInfo};
 use crate::graph::ir::WeightId;
 
 use super::ModelError;
@@ -73,14 +73,22 @@ impl<'g> WeightTable<'g> {
 
     fn find(&mut self, base: &str, ne: &[usize]) -> Result<&'g TensorInfo, ModelError> {
         let name = self.name(base);
-        let info = self.gguf.tensor(&name).ok_or_else(|| ModelError::MissingTensor { file: self.file.clone(), tensor: name.clone() })?;
+        let info = self
+            .gguf
+            .tensor(&name)
+            .ok_or_else(|| ModelError::MissingTensor { file: self.file.clone(), tensor: name.clone() })?;
         // Trailing ones carry no meaning.
         let mut found: Vec<u64> = info.shape.clone();
         while found.len() > 1 && found.last() == Some(&1) {
             found.pop();
         }
         if !found.iter().map(|&d| d as usize).eq(ne.iter().copied()) {
-            return Err(ModelError::WrongShape { file: self.file.clone(), tensor: name, found: info.shape.clone(), expected: ne.to_vec() });
+            return Err(ModelError::WrongShape {
+                file: self.file.clone(),
+                tensor: name,
+                found: info.shape.clone(),
+                expected: ne.to_vec(),
+            });
         }
         self.used.insert(name);
         Ok(info)
@@ -101,7 +109,14 @@ impl<'g> WeightTable<'g> {
     }
 
     /// Rows `rows` of a fused matrix `[n_in, n_total]`, under the name of the unfused one.
-    pub fn part(&mut self, base: &str, n_in: usize, n_total: usize, rows: Range<usize>, part: &str) -> Result<WeightId, ModelError> {
+    pub fn part(
+        &mut self,
+        base: &str,
+        n_in: usize,
+        n_total: usize,
+        rows: Range<usize>,
+        part: &str,
+    ) -> Result<WeightId, ModelError> {
         let info = self.find(base, &[n_in, n_total])?;
         self.check_matrix_type(info)?;
         let row = info.nbytes as usize / n_total;
@@ -121,10 +136,23 @@ impl<'g> WeightTable<'g> {
     pub fn vector(&mut self, base: &str, n: usize) -> Result<WeightId, ModelError> {
         let info = self.find(base, &[n])?;
         if info.ty != GgmlType::F32 {
-            return Err(ModelError::WrongType { file: self.file.clone(), tensor: info.name.clone(), found: info.ty.name().into(), expected: "F32".into() });
+            return Err(ModelError::WrongType {
+                file: self.file.clone(),
+                tensor: info.name.clone(),
+                found: info.ty.name().into(),
+                expected: "F32".into(),
+            });
         }
         let name = info.name.clone();
-        let weight = Weight { tensor: name.clone(), name, ty: info.ty, ne: vec![n], bytes: 0..info.nbytes as usize, role: Role::Vector, layer: self.layer };
+        let weight = Weight {
+            tensor: name.clone(),
+            name,
+            ty: info.ty,
+            ne: vec![n],
+            bytes: 0..info.nbytes as usize,
+            role: Role::Vector,
+            layer: self.layer,
+        };
         Ok(self.push(weight))
     }
 

@@ -185,7 +185,14 @@ fn device_of(run: &Run, phase: &Phase) -> usize {
     run.model.placement().of(first.layer, is_input)
 }
 
-fn tile(run: &Run, d: &mut Device, device: usize, phase: &Phase, rows: Range<usize>, observer: &mut dyn Observer) -> Result<()> {
+fn tile(
+    run: &Run,
+    d: &mut Device,
+    device: usize,
+    phase: &Phase,
+    rows: Range<usize>,
+    observer: &mut dyn Observer,
+) -> Result<()> {
     d.fresh_ops(lower::max_ggml_nodes(run.graph, phase, rows.len(), MASK_HEIGHT));
     let is_cpu = d.backend.is_cpu();
     let memory = DeviceMemory { run, device, is_cpu, masks: &d.masks };
@@ -247,7 +254,9 @@ fn select_phase(run: &Run, d: &mut Device, device: usize, phase: &Phase, observe
 fn host_input(run: &Run, what: InputKind, tensor: Tensor<'_>) -> Vec<u8> {
     let (ne0, n) = (tensor.ne(0), tensor.ne(1));
     match what {
-        InputKind::CacheRows { n_past } => (n_past as i64..(n_past + ne0) as i64).flat_map(|r| r.to_le_bytes()).collect(),
+        InputKind::CacheRows { n_past } => {
+            (n_past as i64..(n_past + ne0) as i64).flat_map(|r| r.to_le_bytes()).collect()
+        }
         InputKind::Mask { layer, first, from, window } => {
             let cache = &run.caches[layer];
             let position = |row: usize| match &cache.positions {

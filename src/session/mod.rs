@@ -249,7 +249,8 @@ impl Session {
 fn write_inputs(graph: &Graph, slots: &[SlotMemory], tokens: &[u32], first: usize) {
     let ids: Vec<u8> = tokens.iter().flat_map(|t| (*t as i32).to_le_bytes()).collect();
     let positions: Vec<u8> = (first..first + tokens.len()).flat_map(|p| (p as i32).to_le_bytes()).collect();
-    let tokens = graph.nodes.iter().position(|n| n.op == crate::graph::Op::Tokens).map(|i| crate::graph::NodeId(i as u32));
+    let tokens =
+        graph.nodes.iter().position(|n| n.op == crate::graph::Op::Tokens).map(|i| crate::graph::NodeId(i as u32));
     for s in slots {
         if let Some(t) = tokens {
             s.set(t, &ids);

@@ -81,7 +81,11 @@ impl Session {
     ///
     /// # Errors
     /// Empty prompt, context full, out of memory, interrupted.
-    pub fn prefill(&mut self, tokens: &[u32], progress: &mut dyn FnMut(PrefillProgress) -> ControlFlow<()>) -> Result<PrefillReport> {
+    pub fn prefill(
+        &mut self,
+        tokens: &[u32],
+        progress: &mut dyn FnMut(PrefillProgress) -> ControlFlow<()>,
+    ) -> Result<PrefillReport> {
         let resolved = self.resolve(tokens.len())?;
         let graph = self.model.graph(tokens.len().max(1), self.n_ctx());
         let graph = match &resolved {
@@ -95,7 +99,12 @@ impl Session {
     ///
     /// # Errors
     /// As [`Session::prefill`].
-    pub fn prefill_capturing(&mut self, tokens: &[u32], progress: &mut dyn FnMut(PrefillProgress) -> ControlFlow<()>, sink: &mut CaptureSink) -> Result<PrefillReport> {
+    pub fn prefill_capturing(
+        &mut self,
+        tokens: &[u32],
+        progress: &mut dyn FnMut(PrefillProgress) -> ControlFlow<()>,
+        sink: &mut CaptureSink,
+    ) -> Result<PrefillReport> {
         let graph = crate::spts::capture::capture_ffn_inputs(&self.model.graph(tokens.len().max(1), self.n_ctx()));
         self.run_prefill(tokens, graph, None, progress, Some(sink))
     }
@@ -148,7 +157,11 @@ impl Session {
         let program = phases::plan(&graph, tile, &|l| l > 0 && placement.layer[l] != placement.layer[l - 1]);
         let kept: Vec<usize> = graph.layers.iter().map(|a| graph.node(graph.node(a.attn).src[1]).n_rows).collect();
         for (cache, rows) in self.caches.iter_mut().zip(&kept) {
-            cache.reserve(cache.len + rows + DECODE_RESERVE.min(self.options.n_ctx.map_or(DECODE_RESERVE, |c| c.saturating_sub(n))))?;
+            cache.reserve(
+                cache.len
+                    + rows
+                    + DECODE_RESERVE.min(self.options.n_ctx.map_or(DECODE_RESERVE, |c| c.saturating_sub(n))),
+            )?;
         }
         let max_rows = self.caches.iter().zip(&kept).map(|(c, k)| c.len + k).max().unwrap_or(n);
         let window = self.model.hparams().swa.map(|s| s.window);
@@ -234,7 +247,12 @@ fn selections(graph: &Graph, selected: &HashMap<NodeId, Vec<i32>>, first: usize)
             Some(indices) => indices.iter().map(|&i| candidates[i as usize]).collect(),
             None => candidates.clone(),
         };
-        all.push(Selection { il, active_attn: of(a.active_attn), active_ffn: of(a.active_ffn), candidates: candidates.clone() });
+        all.push(Selection {
+            il,
+            active_attn: of(a.active_attn),
+            active_ffn: of(a.active_ffn),
+            candidates: candidates.clone(),
+        });
         candidates = of(a.kept);
     }
     all
@@ -256,7 +274,11 @@ struct Watch<'a, 's> {
 impl Observer for Watch<'_, '_> {
     fn phase(&mut self, phase: &Phase) -> Result<()> {
         let n_layer = self.graph.layers.len();
-        let layer = phase.layer.or_else(|| self.graph.node(phase.nodes[0]).layer).unwrap_or(if self.work_done == 0 { 0 } else { n_layer - 1 });
+        let layer = phase.layer.or_else(|| self.graph.node(phase.nodes[0]).layer).unwrap_or(if self.work_done == 0 {
+            0
+        } else {
+            n_layer - 1
+        });
         let fraction = self.work_done as f32 / self.work_all.max(1) as f32;
         self.work_done += phase_work(phase);
         let at = PrefillProgress { layer, n_layer, active: phase.rows, n_tokens: self.n_tokens, fraction };

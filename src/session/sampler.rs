@@ -11,6 +11,7 @@ use thiserror::Error;
 
 /// What is wrong with sampling parameters or with logits.
 #[derive(Clone, Debug, Error, PartialEq)]
+#[allow(missing_docs)] // the fields are what the messages name
 pub enum SamplerError {
     /// A parameter outside its range.
     #[error("{flag} {value}: expected {expected}")]
@@ -50,7 +51,15 @@ pub struct SamplerParams {
 /// llama.cpp's defaults, with a fixed seed: runs repeat.
 impl Default for SamplerParams {
     fn default() -> SamplerParams {
-        SamplerParams { temp: 0.8, top_k: 40, top_p: 0.95, min_p: 0.05, repeat_penalty: 1.0, repeat_last_n: 64, seed: 0 }
+        SamplerParams {
+            temp: 0.8,
+            top_k: 40,
+            top_p: 0.95,
+            min_p: 0.05,
+            repeat_penalty: 1.0,
+            repeat_last_n: 64,
+            seed: 0,
+        }
     }
 }
 

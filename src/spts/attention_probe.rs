@@ -91,7 +91,11 @@ fn probe_layer(rw: &mut Rewrite, layer: usize, budget: &LayerBudget, probe: &Pro
         new.ffn_inp = rw.recompute(a.ffn_inp);
         (new.q, new.v, new.attn) = (rw.map[&a.q], rw.map[&a.v], rw.map[&a.attn]);
     } else {
-        let active = rw.b.push(Op::TopK { m: budget.active_attn, forced: queries.min(budget.active_attn) }, &[scores], "active_attn");
+        let active = rw.b.push(
+            Op::TopK { m: budget.active_attn, forced: queries.min(budget.active_attn) },
+            &[scores],
+            "active_attn",
+        );
         let inp_active = rw.b.push(Op::GetRows, &[inp, active], "inp_active");
         let pos_active = rw.b.push(Op::GetRows, &[positions, active], "pos_active");
         let k_active = rw.b.push(Op::GetRows, &[k, active], "k_active");

@@ -15,7 +15,12 @@ use super::schedule::{Resolved, Schedule};
 /// A pass broke an invariant of the graph: a bug.
 pub fn skip_and_prune(graph: &Graph, budgets: &Resolved, schedule: &Schedule) -> Result<Graph> {
     verify(graph)?;
-    let probe = ProbeSettings { queries: budgets.queries, pool: schedule.probe.pool, selection: schedule.selection, forced: budgets.forced };
+    let probe = ProbeSettings {
+        queries: budgets.queries,
+        pool: schedule.probe.pool,
+        selection: schedule.selection,
+        forced: budgets.forced,
+    };
     let probed = insert_attention_probes(graph, &budgets.layers, &probe);
     verify(&probed)?;
     let skipping = insert_ffn_proxies(&probed, &budgets.layers, &probe, schedule.use_proxy);

@@ -151,7 +151,12 @@ impl Plan {
     ///
     /// # Errors
     /// What [`Schedule::resolve`] refuses.
-    pub fn new(shape: &Shape, schedule: &Schedule, n_tokens: usize, options: &PlanOptions) -> Result<Plan, ScheduleError> {
+    pub fn new(
+        shape: &Shape,
+        schedule: &Schedule,
+        n_tokens: usize,
+        options: &PlanOptions,
+    ) -> Result<Plan, ScheduleError> {
         let is_swa = |l: usize| shape.is_swa(l);
         let resolved = match options.forced {
             true => schedule.resolve_forced(shape.n_layer, n_tokens, &is_swa)?,
@@ -205,7 +210,9 @@ fn cliff(shape: &Shape, schedule: &Schedule) -> Result<Option<Cliff>, ScheduleEr
 fn attention_flops(shape: &Shape, layer: usize, n: usize) -> f64 {
     let n = n as f64;
     let twice_pairs = match &shape.swa {
-        Some(swa) if shape.is_swa(layer) && n > swa.window as f64 => 2. * n * swa.window as f64 - (swa.window as f64).powi(2),
+        Some(swa) if shape.is_swa(layer) && n > swa.window as f64 => {
+            2. * n * swa.window as f64 - (swa.window as f64).powi(2)
+        }
         _ => n * n,
     };
     twice_pairs * (shape.head_dim_k + shape.head_dim_v) as f64 * shape.n_head as f64
@@ -248,12 +255,14 @@ fn memory(shape: &Shape, resolved: &Resolved, options: &PlanOptions) -> Memory {
     let tile = options.n_ubatch.clamp(1, resolved.n_tokens) as f64;
     // Values are F32 in scratch: the FFN's activations or attention's, whichever is wider, of one tile.
     let ffn = if shape.gated { 3. } else { 2. } * shape.n_ff as f64 + 2. * shape.n_embd as f64;
-    let attention = shape.n_head as f64 * (2. * shape.head_dim_k as f64 + shape.head_dim_v as f64) + 2. * shape.n_embd as f64;
+    let attention =
+        shape.n_head as f64 * (2. * shape.head_dim_k as f64 + shape.head_dim_v as f64) + 2. * shape.n_embd as f64;
     // The mask is one F16 buffer for all tiles: a row per token of a tile, as long as the prompt and a tile.
     let mask = 2. * tile * (n + tile);
     // Keys of all candidates and the scores exist only where a layer probes.
     let probing = resolved.layers.iter().filter(|l| l.probe).map(|l| l.candidates).max().unwrap_or(0) as f64;
-    let probe = probing * (kv_heads * shape.head_dim_k as f64 * 4. + (resolved.queries as f64 * shape.n_head as f64 + 4.) * 4.);
+    let probe =
+        probing * (kv_heads * shape.head_dim_k as f64 * 4. + (resolved.queries as f64 * shape.n_head as f64 + 4.) * 4.);
     Memory {
         weights: shape.weight_bytes.map_or(shape.n_params() * 4.5 / 8., |b| b as f64),
         kv: entries * entry,
@@ -308,7 +317,12 @@ impl fmt::Display for Plan {
             writeln!(f, "{name:>9} {linear:>12.2} {attention:>12.2} {probes:>12.2} {total:>12.2}")?;
         }
         writeln!(f)?;
-        writeln!(f, "predicted speed-up (ceiling) {:.2}x, cache kept {:.1} %", self.predicted_speedup, 100. * self.cache_kept)?;
+        writeln!(
+            f,
+            "predicted speed-up (ceiling) {:.2}x, cache kept {:.1} %",
+            self.predicted_speedup,
+            100. * self.cache_kept
+        )?;
         let m = self.memory;
         let [total, weights, kv, kv_dense, hidden, scratch] =
             [m.total(), m.weights, m.kv, m.kv_dense, m.hidden, m.scratch].map(|x| x / f64::from(1 << 30));

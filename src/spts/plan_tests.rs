@@ -50,7 +50,8 @@ fn qwen_1_5b_measured_table() {
             (s.skip_attn, s.skip_ffn) = (false, false);
         }
     };
-    let speedup = |edit: &dyn Fn(&mut Schedule)| format!("{:.2}", plan("qwen2.5-1.5b", 32 * 1024, edit, false).predicted_speedup);
+    let speedup =
+        |edit: &dyn Fn(&mut Schedule)| format!("{:.2}", plan("qwen2.5-1.5b", 32 * 1024, edit, false).predicted_speedup);
     assert_eq!(speedup(&p9), "2.34");
     assert_eq!(speedup(&|s| (s.skip_from, s.stages) = (12, stages([14, 18, 21, 25], wide, 2))), "1.93");
     assert_eq!(speedup(&|s| (s.skip_from, s.stages) = (14, stages([16, 19, 22, 25], wide, 2))), "1.73");
@@ -75,7 +76,7 @@ fn a_dense_prompt_gains_and_costs_nothing() {
 #[test]
 fn the_papers_cache_and_the_cliff() {
     let p = plan("llama-3.1-8b", 32 * 1024, |_| (), false);
-    // F16, 32K: 4 GiB for one prompt (the paper's 16 GB are a batch of four).
+    // F16, 32K: 4 GiB for one prompt. (The paper says 16 GB, four times that; its ratio is the same.)
     assert_eq!(p.memory.kv_dense, f64::from(4u32) * f64::from(1 << 30));
     assert_eq!(p.memory.kv / p.memory.kv_dense, p.cache_kept);
     let cliff = p.cliff.unwrap();
@@ -97,7 +98,10 @@ fn json_keys_are_the_interface() {
         ["n_tokens", "predicted_speedup", "cache_kept", "flops_dense", "flops_spts", "memory_bytes", "layers"]
     );
     assert_eq!(keys(&json["layers"][10]), ["il", "candidates", "active_attn", "active_ffn", "kv"]);
-    assert_eq!(json["layers"][10].to_string(), r#"{"il":10,"candidates":32768,"active_attn":9216,"active_ffn":9216,"kv":9216}"#);
+    assert_eq!(
+        json["layers"][10].to_string(),
+        r#"{"il":10,"candidates":32768,"active_attn":9216,"active_ffn":9216,"kv":9216}"#
+    );
     assert!(json["flops_dense"].is_u64() && json["memory_bytes"].is_u64());
 }
 
@@ -127,7 +131,8 @@ fn sliding_windows_cost_less_and_are_not_skipped() {
     }
     let mut full = shape.clone();
     full.swa = None;
-    let full = Plan::new(&full, &Schedule::paper_for(&full.key()).unwrap(), 32 * 1024, &PlanOptions::default()).unwrap();
+    let full =
+        Plan::new(&full, &Schedule::paper_for(&full.key()).unwrap(), 32 * 1024, &PlanOptions::default()).unwrap();
     assert!(p.dense.attention < 0.3 * full.dense.attention);
     assert!(p.predicted_speedup > 1.0);
 }

@@ -14,7 +14,10 @@ fn lasts(s: &Schedule) -> Vec<usize> {
 fn the_papers_models_are_recognised() {
     assert_eq!(preset_for(&LLAMA), Some("llama-3.1-8b"));
     assert_eq!(preset_for(&QWEN), Some("qwen2.5-7b"));
-    assert_eq!(preset_for(&ModelKey { arch: "pangu-embedded", n_layer: 26, n_embd: 1536, n_ff: 6144 }), Some("openpangu-1b"));
+    assert_eq!(
+        preset_for(&ModelKey { arch: "pangu-embedded", n_layer: 26, n_embd: 1536, n_ff: 6144 }),
+        Some("openpangu-1b")
+    );
     assert_eq!(preset_for(&CODER), None);
     let s = Schedule::default_for(&QWEN).unwrap();
     assert_eq!((s.skip_from, lasts(&s), s.proxy), (9, vec![12, 16, 20, 24], ProxySize { d_low: 1024, rank: 256 }));
@@ -60,9 +63,12 @@ fn every_name_is_known() {
 
 #[test]
 fn bad_fractions_are_refused() {
-    for (budgets, cut) in
-        [([1.5, 0.2, 0.1, 0.05], 0.03), ([0.1, 0.2, 0.1, 0.05], 0.03), ([0.4, 0.2, 0.1, 0.05], 0.05), ([f64::NAN; 4], 0.0)]
-    {
+    for (budgets, cut) in [
+        ([1.5, 0.2, 0.1, 0.05], 0.03),
+        ([0.1, 0.2, 0.1, 0.05], 0.03),
+        ([0.4, 0.2, 0.1, 0.05], 0.05),
+        ([f64::NAN; 4], 0.0),
+    ] {
         Schedule::fractional(&CODER, budgets, cut).unwrap_err();
     }
 }

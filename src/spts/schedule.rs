@@ -13,6 +13,7 @@ use thiserror::Error;
 
 /// What is wrong with a schedule, or with a schedule for this model.
 #[derive(Clone, Debug, Error, PartialEq)]
+#[allow(missing_docs)] // the fields are what the messages name
 pub enum ScheduleError {
     /// The name cannot be written to a schedule file.
     #[error("schedule: name {0:?} is not usable; expected 1 to 64 printable characters without '#'")]
@@ -30,16 +31,24 @@ pub enum ScheduleError {
     #[error("schedule '{name}': the budget of stage {stage} grows from {before} to {budget}; budgets must not grow")]
     BudgetGrows { name: String, stage: usize, before: Budget, budget: Budget },
     /// A budget of zero tokens, or a fraction outside (0, 1].
-    #[error("schedule '{name}': the budget of stage {stage} is {budget}; expected at least 1 token, or a fraction in (0, 1]")]
+    #[error(
+        "schedule '{name}': the budget of stage {stage} is {budget}; expected at least 1 token, or a fraction in (0, 1]"
+    )]
     BudgetRange { name: String, stage: usize, budget: Budget },
     /// A fraction outside [0, 1) as cut.
-    #[error("schedule '{name}': the cut of stage {stage} is {cut}; expected a number of tokens, or a fraction in [0, 1)")]
+    #[error(
+        "schedule '{name}': the cut of stage {stage} is {cut}; expected a number of tokens, or a fraction in [0, 1)"
+    )]
     CutRange { name: String, stage: usize, cut: Budget },
     /// Pruning would leave nothing.
-    #[error("schedule '{name}': the cut of stage {stage} is {cut}, not below its budget of {budget}; nothing would be left")]
+    #[error(
+        "schedule '{name}': the cut of stage {stage} is {cut}, not below its budget of {budget}; nothing would be left"
+    )]
     CutNotBelowBudget { name: String, stage: usize, budget: Budget, cut: Budget },
     /// Tokens and fractions cannot be compared before the prompt's length is known.
-    #[error("schedule '{name}': stage {stage} mixes token counts and fractions; write all budgets and cuts in one of the two")]
+    #[error(
+        "schedule '{name}': stage {stage} mixes token counts and fractions; write all budgets and cuts in one of the two"
+    )]
     MixedBudgets { name: String, stage: usize },
     /// Without a probing query there are no scores.
     #[error("schedule '{0}': probe_queries is 0; expected at least 1")]
@@ -328,7 +337,8 @@ impl Schedule {
     /// [`Schedule::validate`], and that the model has all the layers named.
     pub fn validate_for(&self, n_layer: usize) -> Result<(), ScheduleError> {
         self.validate()?;
-        let out = |what: String, layer| Err(ScheduleError::LayerOutOfRange { name: self.name.clone(), what, layer, n_layer });
+        let out =
+            |what: String, layer| Err(ScheduleError::LayerOutOfRange { name: self.name.clone(), what, layer, n_layer });
         if self.skip_from >= n_layer {
             return out("skip_from".into(), self.skip_from);
         }
@@ -355,7 +365,12 @@ impl Schedule {
     ///
     /// # Errors
     /// Everything [`Schedule::validate_for`] finds, and an empty prompt.
-    pub fn resolve(&self, n_layer: usize, n_tokens: usize, is_swa: &dyn Fn(usize) -> bool) -> Result<Resolved, ScheduleError> {
+    pub fn resolve(
+        &self,
+        n_layer: usize,
+        n_tokens: usize,
+        is_swa: &dyn Fn(usize) -> bool,
+    ) -> Result<Resolved, ScheduleError> {
         self.resolve_with(n_layer, n_tokens, is_swa, false)
     }
 

@@ -37,6 +37,7 @@ const MAX_BYTES: u64 = 64 * 1024;
 
 /// What is wrong with a schedule file or a `--schedule` argument.
 #[derive(Debug, Error)]
+#[allow(missing_docs)] // the fields are what the messages name
 pub enum ScheduleFileError {
     /// A line that cannot be read.
     #[error("{origin}:{line}: {message}")]
@@ -54,7 +55,9 @@ pub enum ScheduleFileError {
     #[error("--schedule {0:?}: no such file or preset; expected a file, one of {names}, or fractions such as 0.28,0.22,0.125,0.0625:0.03", names = PRESET_NAMES.join(", "))]
     Unknown(String),
     /// Malformed fractions.
-    #[error("--schedule {arg:?}: {message}; expected four fractions and, if wanted, a cut, such as 0.28,0.22,0.125,0.0625:0.03")]
+    #[error(
+        "--schedule {arg:?}: {message}; expected four fractions and, if wanted, a cut, such as 0.28,0.22,0.125,0.0625:0.03"
+    )]
     Fractions { arg: String, message: String },
     /// Well-formed, but not a possible schedule.
     #[error("{origin}: {source}")]
@@ -93,9 +96,12 @@ pub fn read_schedule(path: &Path, key: &ModelKey) -> Result<Schedule, ScheduleFi
     let mut bytes = Vec::new();
     file.take(MAX_BYTES + 1).read_to_end(&mut bytes).map_err(io)?;
     if bytes.len() as u64 > MAX_BYTES {
-        return Err(not(format!("longer than {MAX_BYTES} bytes; a schedule is a short text file of `key = value` lines")));
+        return Err(not(format!(
+            "longer than {MAX_BYTES} bytes; a schedule is a short text file of `key = value` lines"
+        )));
     }
-    let text = String::from_utf8(bytes).map_err(|e| not(format!("not UTF-8 text at byte {}", e.utf8_error().valid_up_to())))?;
+    let text = String::from_utf8(bytes)
+        .map_err(|e| not(format!("not UTF-8 text at byte {}", e.utf8_error().valid_up_to())))?;
     parse_schedule(&text, &origin, key)
 }
 
@@ -125,7 +131,8 @@ pub fn parse_schedule(text: &str, origin: &str, key: &ModelKey) -> Result<Schedu
         if line.is_empty() {
             continue;
         }
-        let (k, value) = line.split_once('=').ok_or_else(|| fail(format!("{line:?} is not of the form `key = value`")))?;
+        let (k, value) =
+            line.split_once('=').ok_or_else(|| fail(format!("{line:?} is not of the form `key = value`")))?;
         let (k, value) = (k.trim(), value.trim());
         if k != "stage" && seen.contains(&k) {
             return Err(fail(format!("`{k}` is there a second time")));
@@ -183,7 +190,9 @@ fn set(s: &mut Schedule, key: &str, value: &str) -> Result<(), String> {
         "selection" => {
             s.selection = match words[..] {
                 ["probe"] => Selection::Probe,
-                ["random", seed] => Selection::Random { seed: seed.parse().map_err(|_| expected("a whole number as seed"))? },
+                ["random", seed] => {
+                    Selection::Random { seed: seed.parse().map_err(|_| expected("a whole number as seed"))? }
+                }
                 _ => return Err(expected("probe or `random SEED`")),
             }
         }
@@ -300,7 +309,8 @@ mod tests {
         assert!(message("skip_from = 1").contains("no `stage`"));
         assert!(message("stage = 2 9K 1K").contains("no `skip_from`"));
         assert!(message("skip_from = 1\nstage = 2 1K 1K").contains("not below its budget"));
-        for budget in ["inf", "nan", "-1", "1e3", "9KK", "K", "%", ".", "99999999999999999999", "18446744073709551615K"] {
+        for budget in ["inf", "nan", "-1", "1e3", "9KK", "K", "%", ".", "99999999999999999999", "18446744073709551615K"]
+        {
             assert!(message(&format!("skip_from = 1\nstage = 2 {budget} 0")).contains(":2: "), "{budget}");
         }
         for line in [
@@ -323,7 +333,9 @@ mod tests {
         assert_eq!((s.stages[0].budget, s.stages[3].cut), (Budget::Fraction(0.28), Budget::Fraction(0.03)));
         assert_eq!(parse_schedule_arg("0.5,0.4,0.3,0.2:0.1", &LLAMA).unwrap().stages[0].cut, Budget::Fraction(0.1));
         assert_eq!(parse_schedule_arg("0.5,0.4,0.3,0.02", &LLAMA).unwrap().stages[0].cut, Budget::Fraction(0.01));
-        for bad in ["0.5,0.4", "0.5,0.4,0.3,", "0.5,0.4,0.3,0.2:", "2,1,0.5,0.2", "0.1,0.2,0.3,0.4", "0.5,0.4,0.3,0.2:0.2"] {
+        for bad in
+            ["0.5,0.4", "0.5,0.4,0.3,", "0.5,0.4,0.3,0.2:", "2,1,0.5,0.2", "0.1,0.2,0.3,0.4", "0.5,0.4,0.3,0.2:0.2"]
+        {
             parse_schedule_arg(bad, &LLAMA).unwrap_err();
         }
         assert!(matches!(parse_schedule_arg("no/such.schedule", &LLAMA), Err(ScheduleFileError::Unknown(_))));
@@ -343,7 +355,10 @@ mod tests {
         let preset = Schedule::default_for(&LLAMA).unwrap();
         assert_eq!(parse_schedule_arg(&write("a", preset.to_string().as_bytes()), &LLAMA).unwrap(), preset);
         assert_eq!(parse_schedule_arg(&write("b", format!("\u{feff}{preset}").as_bytes()), &LLAMA).unwrap(), preset);
-        assert!(matches!(parse_schedule_arg(&write("c", &[0xff, 0]), &LLAMA), Err(ScheduleFileError::NotASchedule { .. })));
+        assert!(matches!(
+            parse_schedule_arg(&write("c", &[0xff, 0]), &LLAMA),
+            Err(ScheduleFileError::NotASchedule { .. })
+        ));
         assert!(matches!(
             parse_schedule_arg(&write("d", &vec![b'#'; 70_000]), &LLAMA),
             Err(ScheduleFileError::NotASchedule { .. })

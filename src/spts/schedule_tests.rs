@@ -23,8 +23,13 @@ fn llama_at_32k_is_the_papers_arithmetic() {
     assert_eq!(r.cache_kept(), (10. * 32. + 4. * 9. + 5. * 7. + 5. * 4. + 5. * 2. + 3.) / 1024.);
     assert_eq!(format!("{:.1}", 100. * r.cache_kept()), "41.4");
     assert_eq!(r.layers[9], LayerBudget::dense(32 * K));
-    let l =
-        |candidates, active, prune_to| LayerBudget { candidates, active_attn: active, active_ffn: active, probe: true, prune_to };
+    let l = |candidates, active, prune_to| LayerBudget {
+        candidates,
+        active_attn: active,
+        active_ffn: active,
+        probe: true,
+        prune_to,
+    };
     assert_eq!(r.layers[10], l(32 * K, 9 * K, None));
     assert_eq!(r.layers[13], l(32 * K, 9 * K, Some(8 * K)));
     assert_eq!(r.layers[14], l(8 * K, 7 * K, None));
@@ -130,7 +135,10 @@ fn mistakes_have_their_own_errors() {
     assert!(matches!(check(&|s| s.stages[0].budget = T(0)), ScheduleError::BudgetRange { .. }));
     assert!(matches!(check(&|s| s.stages[0].cut = F(-0.1)), ScheduleError::CutRange { .. }));
     assert!(matches!(check(&|s| s.stages[0] = stage(13, F(0.5), T(5))), ScheduleError::MixedBudgets { stage: 0, .. }));
-    assert!(matches!(check(&|s| s.stages[0] = stage(13, F(0.5), F(0.1))), ScheduleError::MixedBudgets { stage: 1, .. }));
+    assert!(matches!(
+        check(&|s| s.stages[0] = stage(13, F(0.5), F(0.1))),
+        ScheduleError::MixedBudgets { stage: 1, .. }
+    ));
     assert!(matches!(check(&|s| s.probe.queries = 0), ScheduleError::NoQueries(_)));
     assert!(matches!(check(&|s| s.probe.pool = Pool::Max(4)), ScheduleError::PoolWidth { width: 4, .. }));
     assert!(matches!(check(&|s| s.probe.pool = Pool::Avg(0)), ScheduleError::PoolWidth { width: 0, .. }));

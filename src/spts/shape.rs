@@ -51,22 +51,23 @@ pub const SHAPE_NAMES: [&str; 7] =
 impl Shape {
     /// The published shape of a well-known model, for planning without its file.
     pub fn named(name: &str) -> Option<Shape> {
-        let shape = |arch: &str, [n_layer, n_embd, n_ff, n_head, n_head_kv, head_dim, n_vocab]: [usize; 7], tied| Shape {
-            name: name.to_owned(),
-            arch: arch.to_owned(),
-            n_layer,
-            n_embd,
-            n_ff,
-            n_head,
-            n_head_kv,
-            head_dim_k: head_dim,
-            head_dim_v: head_dim,
-            n_vocab,
-            tied,
-            gated: true,
-            weight_bytes: None,
-            swa: None,
-        };
+        let shape =
+            |arch: &str, [n_layer, n_embd, n_ff, n_head, n_head_kv, head_dim, n_vocab]: [usize; 7], tied| Shape {
+                name: name.to_owned(),
+                arch: arch.to_owned(),
+                n_layer,
+                n_embd,
+                n_ff,
+                n_head,
+                n_head_kv,
+                head_dim_k: head_dim,
+                head_dim_v: head_dim,
+                n_vocab,
+                tied,
+                gated: true,
+                weight_bytes: None,
+                swa: None,
+            };
         Some(match name {
             "llama-3.1-8b" => shape("llama", [32, 4096, 14336, 32, 8, 128, 128_256], false),
             "llama-3.2-1b" => shape("llama", [16, 2048, 8192, 32, 8, 64, 128_256], true),

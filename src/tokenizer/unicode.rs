@@ -45,9 +45,7 @@ impl Classes {
             let Ok(hir) = regex_syntax::parse(pattern) else {
                 continue;
             };
-            if let regex_syntax::hir::HirKind::Class(regex_syntax::hir::Class::Unicode(class)) =
-                hir.kind()
-            {
+            if let regex_syntax::hir::HirKind::Class(regex_syntax::hir::Class::Unicode(class)) = hir.kind() {
                 for range in class.ranges() {
                     for c in &mut table[range.start() as usize..=range.end() as usize] {
                         *c |= bit;

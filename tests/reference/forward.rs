@@ -190,14 +190,7 @@ impl Model {
 
     /// Equation 4: the mean over heads and probing queries of the attention that the last `queries` candidates pay to all
     /// candidates up to themselves.
-    fn probe(
-        &self,
-        layer: &Layer,
-        x: &[Vec<f32>],
-        keys: &[Vec<f32>],
-        positions: &[usize],
-        queries: usize,
-    ) -> Vec<f32> {
+    fn probe(&self, layer: &Layer, x: &[Vec<f32>], keys: &[Vec<f32>], positions: &[usize], queries: usize) -> Vec<f32> {
         let n = x.len();
         let mut sum = vec![0f64; n];
         for row in n - queries..n {

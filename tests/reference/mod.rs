@@ -9,6 +9,8 @@
 //! let mut sparse = model.forward(&tokens, Some(&plan));
 //! let logits = model.decode(&mut sparse.state, next_token);
 //! ```
+//!
+//! A test that includes this module also includes `support`.
 #![allow(dead_code)] // every test binary includes this module and uses a part of it
 
 mod forward;

@@ -192,7 +192,9 @@ impl File {
             let raw = &bytes[base + offset..];
             let data = match ty {
                 TYPE_F32 => raw[..n * 4].chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect(),
-                TYPE_F16 => raw[..n * 2].chunks_exact(2).map(|b| half::f16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
+                TYPE_F16 => {
+                    raw[..n * 2].chunks_exact(2).map(|b| half::f16::from_le_bytes([b[0], b[1]]).to_f32()).collect()
+                }
                 other => panic!("tensor {name}: type {other}, this reader knows F32 and F16"),
             };
             file.tensors.push(Tensor { name, shape, data });

@@ -29,6 +29,6 @@ impl Prng {
 
     /// Uniform in 0..n (n far below 2^32).
     pub fn below(&mut self, n: u32) -> u32 {
-        ((self.next_u64() >> 32) * u64::from(n) >> 32) as u32
+        (((self.next_u64() >> 32) * u64::from(n)) >> 32) as u32
     }
 }

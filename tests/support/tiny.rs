@@ -112,7 +112,9 @@ impl Tiny {
             "llama-linear" => {
                 Tiny { name: "llama-linear", n_layer: 4, tied: true, scaling: Scaling::Linear(4.0), ..llama }
             }
-            "llama-yarn" => Tiny { name: "llama-yarn", n_layer: 4, tied: true, scaling: Scaling::Yarn(4.0, 32), ..llama },
+            "llama-yarn" => {
+                Tiny { name: "llama-yarn", n_layer: 4, tied: true, scaling: Scaling::Yarn(4.0, 32), ..llama }
+            }
             "qwen2" => Tiny {
                 name: "qwen2",
                 arch: Arch::Qwen2,

@@ -38,14 +38,7 @@ fn main() -> ExitCode {
 fn run() -> Result<()> {
     println!("cargo::rerun-if-changed=build.rs");
     println!("cargo::rerun-if-changed=build");
-    for name in [
-        "GGML_SOURCE_DIR",
-        "GGML_CACHE_DIR",
-        "GGML_NO_OPENMP",
-        "CC",
-        "CXX",
-        "AR",
-    ] {
+    for name in ["GGML_SOURCE_DIR", "GGML_CACHE_DIR", "GGML_NO_OPENMP", "CC", "CXX", "AR"] {
         println!("cargo::rerun-if-env-changed={name}");
     }
     println!("cargo::rustc-check-cfg=cfg(ggml_dispatch)");

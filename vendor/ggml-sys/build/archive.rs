@@ -33,26 +33,16 @@ impl Library {
 
 /// How many compilers run at once: what Cargo was told with `-j`.
 pub fn job_count() -> usize {
-    env::var("NUM_JOBS")
-        .ok()
-        .and_then(|n| n.parse().ok())
-        .unwrap_or(1)
-        .max(1)
+    env::var("NUM_JOBS").ok().and_then(|n| n.parse().ok()).unwrap_or(1).max(1)
 }
 
 /// The library `name` in `entry`, made of `jobs` unless it is there already.
 pub fn build(name: &str, entry: &Entry, jobs: &[Job], parallel: usize) -> Result<Library> {
-    library(name, entry, || {
-        compile(&entry.dir.join("obj"), jobs, parallel)
-    })
+    library(name, entry, || compile(&entry.dir.join("obj"), jobs, parallel))
 }
 
 /// The library `name` in `entry`, archived of the objects that `make` makes unless it is there already.
-pub fn library(
-    name: &str,
-    entry: &Entry,
-    make: impl FnOnce() -> Result<Vec<PathBuf>>,
-) -> Result<Library> {
+pub fn library(name: &str, entry: &Entry, make: impl FnOnce() -> Result<Vec<PathBuf>>) -> Result<Library> {
     let archive = entry.dir.join(format!("lib{name}.a"));
     if !archive.is_file() {
         archive_objects(&archive, &make()?)?;
@@ -63,19 +53,13 @@ pub fn library(
             }
         }
     }
-    Ok(Library {
-        dir: entry.dir.clone(),
-        name: name.to_owned(),
-    })
+    Ok(Library { dir: entry.dir.clone(), name: name.to_owned() })
 }
 
 /// Compiles `jobs` into `dir`, skipping what an earlier, interrupted build has finished.
 pub fn compile(dir: &Path, jobs: &[Job], parallel: usize) -> Result<Vec<PathBuf>> {
     fs::create_dir_all(dir).map_err(|e| format!("{}: {e}", dir.display()))?;
-    let objects: Vec<PathBuf> = jobs
-        .iter()
-        .map(|job| dir.join(object_name(&job.source)))
-        .collect();
+    let objects: Vec<PathBuf> = jobs.iter().map(|job| dir.join(object_name(&job.source))).collect();
     let next = AtomicUsize::new(0);
     let failure = Mutex::new(None);
     std::thread::scope(|scope| {
@@ -108,23 +92,14 @@ pub fn compile(dir: &Path, jobs: &[Job], parallel: usize) -> Result<Vec<PathBuf>
 
 /// Two files of one library may have the same name in different folders.
 fn object_name(source: &Path) -> String {
-    let part = |p: Option<&Path>| {
-        p.and_then(Path::file_name)
-            .unwrap_or_default()
-            .to_string_lossy()
-            .into_owned()
-    };
+    let part = |p: Option<&Path>| p.and_then(Path::file_name).unwrap_or_default().to_string_lossy().into_owned();
     format!("{}-{}.o", part(source.parent()), part(Some(source)))
 }
 
 fn compile_one(job: &Job, object: &Path) -> Result<()> {
     let partial = object.with_extension("partial.o");
     let mut command = Command::new(&job.program);
-    command
-        .args(&job.args)
-        .arg("-o")
-        .arg(&partial)
-        .arg(&job.source);
+    command.args(&job.args).arg("-o").arg(&partial).arg(&job.source);
     run(&mut command).map_err(|e| format!("{}: {e}", job.source.display()))?;
     fs::rename(&partial, object).map_err(|e| format!("{}: {e}", object.display()))
 }
@@ -141,20 +116,13 @@ fn archive_objects(archive: &Path, objects: &[PathBuf]) -> Result<()> {
 pub fn run(command: &mut Command) -> Result<()> {
     println!("{command:?}");
     let program = command.get_program().to_string_lossy().into_owned();
-    let output = command
-        .stdin(Stdio::null())
-        .output()
-        .map_err(|e| format!("cannot run {program}: {e}"))?;
+    let output = command.stdin(Stdio::null()).output().map_err(|e| format!("cannot run {program}: {e}"))?;
     if output.status.success() {
         return Ok(());
     }
     let text = String::from_utf8_lossy(&output.stderr);
     eprintln!("{text}");
-    let reason = text
-        .lines()
-        .find(|line| line.contains("error"))
-        .or(text.lines().last())
-        .unwrap_or("");
+    let reason = text.lines().find(|line| line.contains("error")).or(text.lines().last()).unwrap_or("");
     Err(format!("{program} failed ({}): {reason}", output.status))
 }
 

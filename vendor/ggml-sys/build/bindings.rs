@@ -9,8 +9,7 @@ use crate::source::Source;
 /// Writes `bindings.rs` to OUT_DIR; tests/bindings.rs compares it to the committed file.
 pub fn generate(source: &Source) -> Result<()> {
     println!("cargo::rerun-if-changed=wrapper.h");
-    let out =
-        PathBuf::from(env::var_os("OUT_DIR").ok_or("OUT_DIR is not set")?).join("bindings.rs");
+    let out = PathBuf::from(env::var_os("OUT_DIR").ok_or("OUT_DIR is not set")?).join("bindings.rs");
     bindgen::Builder::default()
         .header("wrapper.h")
         .clang_arg(format!("-I{}", source.include().display()))

@@ -24,23 +24,14 @@ impl Cache {
             Some(dir) => PathBuf::from(dir),
             None => target_dir()?.join("ggml-cache"),
         };
-        fs::create_dir_all(&root)
-            .map_err(|e| format!("cannot make the cache folder {}: {e}", root.display()))?;
-        let root = root
-            .canonicalize()
-            .map_err(|e| format!("{}: {e}", root.display()))?;
-        Ok(Self {
-            root,
-            version: source.version.clone(),
-        })
+        fs::create_dir_all(&root).map_err(|e| format!("cannot make the cache folder {}: {e}", root.display()))?;
+        let root = root.canonicalize().map_err(|e| format!("{}: {e}", root.display()))?;
+        Ok(Self { root, version: source.version.clone() })
     }
 
     /// The folder of the library `name` made of `fingerprint`, locked until the guard is dropped.
     pub fn entry(&self, name: &str, fingerprint: &Fingerprint) -> Result<Entry> {
-        let dir = self.root.join(format!(
-            "{name}-{}-{:016x}",
-            self.version, fingerprint.state
-        ));
+        let dir = self.root.join(format!("{name}-{}-{:016x}", self.version, fingerprint.state));
         fs::create_dir_all(&dir).map_err(|e| format!("{}: {e}", dir.display()))?;
         let lock_path = dir.join("lock");
         let lock = File::create(&lock_path)
@@ -59,14 +50,9 @@ pub struct Entry {
 /// The target folder: Cargo marks it with CACHEDIR.TAG.
 pub fn target_dir() -> Result<PathBuf> {
     let out = PathBuf::from(env::var_os("OUT_DIR").ok_or("OUT_DIR is not set")?);
-    let marked = out
-        .ancestors()
-        .filter(|dir| dir.join("CACHEDIR.TAG").is_file())
-        .last();
+    let marked = out.ancestors().filter(|dir| dir.join("CACHEDIR.TAG").is_file()).last();
     // Without the mark: <target>/<profile>/build/<package>/out.
-    let dir = marked
-        .or_else(|| out.ancestors().nth(4))
-        .ok_or("OUT_DIR is too short")?;
+    let dir = marked.or_else(|| out.ancestors().nth(4)).ok_or("OUT_DIR is too short")?;
     Ok(dir.to_owned())
 }
 
@@ -77,9 +63,7 @@ pub struct Fingerprint {
 
 impl Fingerprint {
     pub fn new() -> Self {
-        Self {
-            state: 0xcbf2_9ce4_8422_2325,
-        }
+        Self { state: 0xcbf2_9ce4_8422_2325 }
     }
 
     pub fn add(&mut self, bytes: &[u8]) -> &mut Self {
@@ -101,11 +85,7 @@ impl Fingerprint {
         for dir in dirs {
             for path in source_files(dir)? {
                 let text = fs::read(&path).map_err(|e| format!("{}: {e}", path.display()))?;
-                let name = path
-                    .file_name()
-                    .unwrap_or_default()
-                    .to_string_lossy()
-                    .into_owned();
+                let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
                 self.add(name.as_bytes()).add(&text);
             }
         }
@@ -121,9 +101,7 @@ pub fn source_files(dir: &Path) -> Result<Vec<PathBuf>> {
         .map(|entry| entry.path())
         .filter(|path| {
             let extension = path.extension().unwrap_or_default();
-            ["c", "cpp", "cu", "h", "cuh"]
-                .iter()
-                .any(|known| extension == *known)
+            ["c", "cpp", "cu", "h", "cuh"].iter().any(|known| extension == *known)
         })
         .collect();
     files.sort();

@@ -44,12 +44,7 @@ const CPU: &[&str] = &[
 ];
 
 /// The definitions of every file of ggml, CUDA included.
-pub const DEFINES: &[&str] = &[
-    "-DNDEBUG",
-    "-DGGML_SCHED_MAX_COPIES=4",
-    "-D_XOPEN_SOURCE=600",
-    "-D_GNU_SOURCE",
-];
+pub const DEFINES: &[&str] = &["-DNDEBUG", "-DGGML_SCHED_MAX_COPIES=4", "-D_XOPEN_SOURCE=600", "-D_GNU_SOURCE"];
 
 /// Tensors, graphs, allocation, scheduling, quantization: no vector instructions beyond the baseline,
 /// as upstream has it.
@@ -60,10 +55,7 @@ pub fn base(source: &Source, cache: &Cache) -> Result<Library> {
 
 /// The list of the backends that this build holds.
 pub fn registry(source: &Source, cache: &Cache, cuda: bool) -> Result<Library> {
-    let files = REGISTRY
-        .iter()
-        .map(|file| source.src().join(file))
-        .collect();
+    let files = REGISTRY.iter().map(|file| source.src().join(file)).collect();
     let mut flags = vec!["-DGGML_USE_CPU".to_owned()];
     if cuda {
         flags.push("-DGGML_USE_CUDA".to_owned());
@@ -73,13 +65,7 @@ pub fn registry(source: &Source, cache: &Cache, cuda: bool) -> Result<Library> {
 
 /// The CPU backend for the instruction set of this machine (or the target's baseline when compiling for another).
 pub fn backend(source: &Source, cache: &Cache) -> Result<Library> {
-    library(
-        "ggml-cpu",
-        source,
-        cache,
-        cpu_files(source)?,
-        &cpu_flags(&native_flags()?),
-    )
+    library("ggml-cpu", source, cache, cpu_files(source)?, &cpu_flags(&native_flags()?))
 }
 
 /// Flags of the CPU backend's files, for the instruction set that `isa` names.
@@ -119,11 +105,7 @@ fn native_flags() -> Result<Vec<String>> {
 
 /// Upstream's default where the compiler has OpenMP. GGML_NO_OPENMP=1 takes ggml's own thread pool.
 fn openmp_flags() -> Vec<String> {
-    if use_openmp() {
-        vec!["-fopenmp".to_owned(), "-DGGML_USE_OPENMP".to_owned()]
-    } else {
-        Vec::new()
-    }
+    if use_openmp() { vec!["-fopenmp".to_owned(), "-DGGML_USE_OPENMP".to_owned()] } else { Vec::new() }
 }
 
 fn use_openmp() -> bool {
@@ -138,13 +120,7 @@ pub fn target(what: &str) -> Result<String> {
     env::var(&name).map_err(|e| format!("{name}: {e}"))
 }
 
-fn library(
-    name: &str,
-    source: &Source,
-    cache: &Cache,
-    files: Vec<PathBuf>,
-    flags: &[String],
-) -> Result<Library> {
+fn library(name: &str, source: &Source, cache: &Cache, files: Vec<PathBuf>, flags: &[String]) -> Result<Library> {
     let entry = cache.entry(name, &fingerprint(source, &files, flags)?)?;
     let jobs = jobs(source, &files, flags, &entry.dir)?;
     archive::build(name, &entry, &jobs, archive::job_count())
@@ -156,24 +132,15 @@ pub fn fingerprint(source: &Source, files: &[PathBuf], flags: &[String]) -> Resu
     fingerprint.add(env::var("TARGET").unwrap_or_default().as_bytes());
     for cpp in [false, true] {
         let tool = compiler(cpp)?;
-        for arg in common_flags(cpp)
-            .into_iter()
-            .chain(flags.iter().map(String::as_str))
-        {
+        for arg in common_flags(cpp).into_iter().chain(flags.iter().map(String::as_str)) {
             fingerprint.add(arg.as_bytes());
         }
         // Its predefined macros tell the compiler's version and what "native" is on this machine.
         let mut probe = tool.to_command();
-        probe
-            .args(flags)
-            .args(["-dM", "-E", "-x", "c", "/dev/null"]);
+        probe.args(flags).args(["-dM", "-E", "-x", "c", "/dev/null"]);
         fingerprint.add(&archive::output_of(&mut probe).unwrap_or_default());
     }
-    let mut dirs: Vec<PathBuf> = files
-        .iter()
-        .filter_map(|f| f.parent())
-        .map(Path::to_owned)
-        .collect();
+    let mut dirs: Vec<PathBuf> = files.iter().filter_map(|f| f.parent()).map(Path::to_owned).collect();
     dirs.extend([source.include(), source.src()]);
     dirs.sort();
     dirs.dedup();
@@ -183,10 +150,8 @@ pub fn fingerprint(source: &Source, files: &[PathBuf], flags: &[String]) -> Resu
 
 /// One compiler call per file. `dir` receives the header with the version that ggml's build generates.
 pub fn jobs(source: &Source, files: &[PathBuf], flags: &[String], dir: &Path) -> Result<Vec<Job>> {
-    let header = format!(
-        "#pragma once\n#define GGML_VERSION \"{}\"\n#define GGML_COMMIT \"unknown\"\n",
-        source.version
-    );
+    let header =
+        format!("#pragma once\n#define GGML_VERSION \"{}\"\n#define GGML_COMMIT \"unknown\"\n", source.version);
     fs::write(dir.join("ggml-version.h"), header).map_err(|e| format!("{}: {e}", dir.display()))?;
     let tools = [compiler(false)?, compiler(true)?];
     let job = |file: &PathBuf| {
@@ -195,34 +160,20 @@ pub fn jobs(source: &Source, files: &[PathBuf], flags: &[String], dir: &Path) ->
         let mut args: Vec<OsString> = tool.args().to_vec();
         args.extend(common_flags(cpp).into_iter().map(OsString::from));
         args.extend(flags.iter().map(OsString::from));
-        for include in [
-            source.include(),
-            source.src(),
-            source.src().join("ggml-cpu"),
-            dir.to_owned(),
-        ] {
+        for include in [source.include(), source.src(), source.src().join("ggml-cpu"), dir.to_owned()] {
             args.push("-I".into());
             args.push(include.into());
         }
         // ggml puts file names into its assertions: not those of the machine that compiled it.
         args.push(format!("-ffile-prefix-map={}=ggml", source.root.display()).into());
         args.push("-c".into());
-        Job {
-            program: tool.path().to_owned(),
-            args,
-            source: file.clone(),
-        }
+        Job { program: tool.path().to_owned(), args, source: file.clone() }
     };
     Ok(files.iter().map(job).collect())
 }
 
 fn common_flags(cpp: bool) -> Vec<&'static str> {
-    let mut flags = vec![
-        "-O3",
-        "-fPIC",
-        "-w",
-        if cpp { "-std=gnu++17" } else { "-std=gnu11" },
-    ];
+    let mut flags = vec!["-O3", "-fPIC", "-w", if cpp { "-std=gnu++17" } else { "-std=gnu11" }];
     flags.extend(DEFINES);
     flags
 }
@@ -250,17 +201,9 @@ pub fn link_system_libraries() -> Result<()> {
         // The compiler knows where its OpenMP library is; the linker of another compiler may not.
         let tool = compiler(true)?;
         let name = if tool.is_like_clang() { "omp" } else { "gomp" };
-        let file = archive::output_of(
-            Command::new(tool.path()).arg(format!("-print-file-name=lib{name}.so")),
-        );
-        let path = file
-            .and_then(|f| String::from_utf8(f).ok())
-            .map(|f| PathBuf::from(f.trim()));
-        if let Some(dir) = path
-            .as_deref()
-            .filter(|p| p.is_absolute())
-            .and_then(Path::parent)
-        {
+        let file = archive::output_of(Command::new(tool.path()).arg(format!("-print-file-name=lib{name}.so")));
+        let path = file.and_then(|f| String::from_utf8(f).ok()).map(|f| PathBuf::from(f.trim()));
+        if let Some(dir) = path.as_deref().filter(|p| p.is_absolute()).and_then(Path::parent) {
             println!("cargo::rustc-link-search=native={}", dir.display());
         }
         println!("cargo::rustc-link-lib={name}");

@@ -28,14 +28,10 @@ impl Source {
             println!("cargo::rerun-if-changed={}", root.join("src").display());
             println!("cargo::rerun-if-changed={}", root.join("include").display());
             return Self::at(root.clone()).ok_or_else(|| {
-                format!(
-                    "GGML_SOURCE_DIR={}: no ggml source there (CMakeLists.txt, include/ggml.h)",
-                    root.display()
-                )
+                format!("GGML_SOURCE_DIR={}: no ggml source there (CMakeLists.txt, include/ggml.h)", root.display())
             });
         }
-        let own = PathBuf::from(env::var("CARGO_MANIFEST_DIR").map_err(|e| e.to_string())?)
-            .join("Cargo.toml");
+        let own = PathBuf::from(env::var("CARGO_MANIFEST_DIR").map_err(|e| e.to_string())?).join("Cargo.toml");
         let mut manifests = vec![own.clone()];
         manifests.extend(dependent_manifest());
         // Without the network first: it is there already in nearly all builds.
@@ -78,32 +74,22 @@ impl Source {
 /// Asks Cargo where the package lies, as seen from `manifest`.
 fn package_from_metadata(manifest: &Path, offline: bool) -> Option<PathBuf> {
     let mut command = Command::new(env::var_os("CARGO")?);
-    command
-        .args(["metadata", "--format-version", "1", "--manifest-path"])
-        .arg(manifest);
+    command.args(["metadata", "--format-version", "1", "--manifest-path"]).arg(manifest);
     if offline {
         command.args(["--offline", "--locked"]);
     }
     let output = command.output().ok().filter(|o| o.status.success())?;
     let metadata: serde_json::Value = serde_json::from_slice(&output.stdout).ok()?;
-    let package = metadata["packages"]
-        .as_array()?
-        .iter()
-        .find(|p| p["name"] == PACKAGE && p["version"] == PACKAGE_VERSION)?;
-    Some(
-        Path::new(package["manifest_path"].as_str()?)
-            .parent()?
-            .join(INSIDE),
-    )
+    let package =
+        metadata["packages"].as_array()?.iter().find(|p| p["name"] == PACKAGE && p["version"] == PACKAGE_VERSION)?;
+    Some(Path::new(package["manifest_path"].as_str()?).parent()?.join(INSIDE))
 }
 
 /// The crate that is being built when this one is a dependency outside its own workspace: its
 /// Cargo.lock lies above the build folder.
 fn dependent_manifest() -> Option<PathBuf> {
     let out = PathBuf::from(env::var_os("OUT_DIR")?);
-    let dir = out
-        .ancestors()
-        .find(|dir| dir.join("Cargo.lock").is_file())?;
+    let dir = out.ancestors().find(|dir| dir.join("Cargo.lock").is_file())?;
     Some(dir.join("Cargo.toml")).filter(|manifest| manifest.is_file())
 }
 
@@ -112,17 +98,8 @@ fn registry_copies() -> Vec<PathBuf> {
     let home = env::var_os("CARGO_HOME")
         .map(PathBuf::from)
         .or_else(|| Some(PathBuf::from(env::var_os("HOME")?).join(".cargo")));
-    let Some(registries) = home.and_then(|home| std::fs::read_dir(home.join("registry/src")).ok())
-    else {
+    let Some(registries) = home.and_then(|home| std::fs::read_dir(home.join("registry/src")).ok()) else {
         return Vec::new();
     };
-    registries
-        .flatten()
-        .map(|entry| {
-            entry
-                .path()
-                .join(format!("{PACKAGE}-{PACKAGE_VERSION}"))
-                .join(INSIDE)
-        })
-        .collect()
+    registries.flatten().map(|entry| entry.path().join(format!("{PACKAGE}-{PACKAGE_VERSION}")).join(INSIDE)).collect()
 }

@@ -46,16 +46,10 @@ pub fn cpu_variant() -> &'static str {
             return "none";
         }
         // SAFETY: not null, and static as said.
-        unsafe { core::ffi::CStr::from_ptr(name) }
-            .to_str()
-            .unwrap_or("unknown")
+        unsafe { core::ffi::CStr::from_ptr(name) }.to_str().unwrap_or("unknown")
     }
     #[cfg(not(ggml_dispatch))]
     {
-        if cfg!(feature = "portable") {
-            "baseline"
-        } else {
-            "native"
-        }
+        if cfg!(feature = "portable") { "baseline" } else { "native" }
     }
 }

@@ -10,10 +10,7 @@ fn committed_bindings_are_current() {
         std::fs::write(committed, &generated).expect("write src/bindings.rs");
     }
     let committed = std::fs::read_to_string(committed).expect("src/bindings.rs");
-    let differs = committed
-        .lines()
-        .zip(generated.lines())
-        .position(|(a, b)| a != b);
+    let differs = committed.lines().zip(generated.lines()).position(|(a, b)| a != b);
     assert!(
         committed == generated,
         "src/bindings.rs is out of date (first difference in line {:?}); run with UPDATE_BINDINGS=1",

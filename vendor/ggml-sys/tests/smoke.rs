@@ -20,11 +20,7 @@ fn product(weights: &[f32], input: &[f32], k: usize, n: usize, m: usize) -> Vec<
     // SAFETY: the context, the buffer and the backend live until they are freed below, each tensor's data
     // is set and read with exactly its size in bytes, and all shapes agree.
     unsafe {
-        let ctx = ggml_init(ggml_init_params {
-            mem_size: 1 << 20,
-            mem_buffer: std::ptr::null_mut(),
-            no_alloc: true,
-        });
+        let ctx = ggml_init(ggml_init_params { mem_size: 1 << 20, mem_buffer: std::ptr::null_mut(), no_alloc: true });
         assert!(!ctx.is_null());
         let (k, n, m) = (k as i64, n as i64, m as i64);
         let a = ggml_new_tensor_2d(ctx, GGML_TYPE_F32, k, n);
@@ -38,24 +34,11 @@ fn product(weights: &[f32], input: &[f32], k: usize, n: usize, m: usize) -> Vec<
         ggml_backend_cpu_set_n_threads(backend, 2);
         let buffer = ggml_backend_alloc_ctx_tensors(ctx, backend);
         assert!(!buffer.is_null());
-        ggml_backend_tensor_set(
-            a,
-            weights.as_ptr().cast::<c_void>(),
-            0,
-            size_of_val(weights),
-        );
+        ggml_backend_tensor_set(a, weights.as_ptr().cast::<c_void>(), 0, size_of_val(weights));
         ggml_backend_tensor_set(b, input.as_ptr().cast::<c_void>(), 0, size_of_val(input));
-        assert_eq!(
-            ggml_backend_graph_compute(backend, graph),
-            GGML_STATUS_SUCCESS
-        );
+        assert_eq!(ggml_backend_graph_compute(backend, graph), GGML_STATUS_SUCCESS);
         assert_eq!(ggml_nbytes(c), size_of_val(&result[..]));
-        ggml_backend_tensor_get(
-            c,
-            result.as_mut_ptr().cast::<c_void>(),
-            0,
-            size_of_val(&result[..]),
-        );
+        ggml_backend_tensor_get(c, result.as_mut_ptr().cast::<c_void>(), 0, size_of_val(&result[..]));
         ggml_backend_buffer_free(buffer);
         ggml_backend_free(backend);
         ggml_free(ctx);
@@ -70,14 +53,10 @@ fn mul_mat_agrees_with_plain_loops() {
         let result = product(&weights, &input, k, n, m);
         for row in 0..m {
             for column in 0..n {
-                let expected: f64 = (0..k)
-                    .map(|i| f64::from(weights[column * k + i]) * f64::from(input[row * k + i]))
-                    .sum();
+                let expected: f64 =
+                    (0..k).map(|i| f64::from(weights[column * k + i]) * f64::from(input[row * k + i])).sum();
                 let found = f64::from(result[row * n + column]);
-                assert!(
-                    (found - expected).abs() < 1e-4,
-                    "{k} {n} {m}: {found} at {column},{row}, expected {expected}"
-                );
+                assert!((found - expected).abs() < 1e-4, "{k} {n} {m}: {found} at {column},{row}, expected {expected}");
             }
         }
     }
@@ -96,9 +75,6 @@ fn the_registry_holds_the_cpu() {
     unsafe {
         let device = ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU);
         assert!(!device.is_null());
-        assert_eq!(
-            std::ffi::CStr::from_ptr(ggml_backend_dev_name(device)).to_bytes(),
-            b"CPU"
-        );
+        assert_eq!(std::ffi::CStr::from_ptr(ggml_backend_dev_name(device)).to_bytes(), b"CPU");
     }
 }

@@ -1,0 +1,51 @@
+//! Embeds the runtime: `cargo run --release --example embed -- model.gguf long.txt "question"`.
+
+use std::io::Write;
+use std::ops::ControlFlow;
+
+use spts::session::generate::GenerateOptions;
+use spts::session::sampler::{Sampler, SamplerParams};
+use spts::spts::preset::ModelKey;
+use spts::spts::schedule::Schedule;
+
+use spts::tokenizer::{Message, StreamDecoder};
+use spts::{Model, ModelOptions, Session, SessionOptions};
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let args: Vec<String> = std::env::args().collect();
+    let [_, path, document, question] = &args[..] else { return Err("usage: embed MODEL FILE QUESTION".into()) };
+    let model = Model::open(path.as_ref(), ModelOptions::default())?;
+    let hp = model.hparams();
+
+    // Half of the prompt's tokens, then ever fewer; scored by attention alone, so that no sidecar is needed.
+    let key = ModelKey { arch: hp.arch.name(), n_layer: hp.n_layer, n_embd: hp.n_embd, n_ff: hp.n_ff };
+    let schedule = Schedule { use_proxy: false, ..Schedule::fractional(&key, [0.5, 0.4, 0.3, 0.2], 0.03)? };
+    let mut session =
+        Session::new(model.clone(), SessionOptions { schedule: Some(schedule), ..SessionOptions::default() })?;
+
+    let content = format!("{}\n\n{question}", std::fs::read_to_string(document)?);
+    let chat = model.chat_template().apply(&[Message::new("user", content)], true)?;
+    let prompt = model.tokenizer().encode_chat(&chat);
+
+    let mut sampler = Sampler::new(SamplerParams::greedy())?;
+    let mut decoder = StreamDecoder::new(model.tokenizer());
+    let answer = session.generate(
+        &prompt,
+        &mut sampler,
+        GenerateOptions { n_predict: 128, ..GenerateOptions::default() },
+        &mut |_progress| ControlFlow::Continue(()),
+        &mut |token| {
+            print!("{}", decoder.push(token));
+            let _ = std::io::stdout().flush();
+            ControlFlow::Continue(())
+        },
+    )?;
+    println!("{}", decoder.flush());
+    println!(
+        "{} prompt tokens, first token after {:.2} s, {:.0} % of the cache kept",
+        prompt.len(),
+        answer.ttft,
+        100.0 * answer.prefill.cache_kept
+    );
+    Ok(())
+}

@@ -1,0 +1,367 @@
+//! The command line: argv in, a [`Command`] out, and no side effects on the way.
+//!
+//! `cli/flags.rs` turns llama.cpp's `-ngl` and the like into long flags, `cli/options.rs` holds the groups of flags that
+//! subcommands share, and each subcommand is carried out by the file of its name.
+
+pub mod failure;
+pub mod flags;
+pub mod info;
+pub mod interrupt;
+pub mod options;
+pub mod plan;
+pub mod prompt;
+pub mod run;
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::error::ErrorKind;
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+
+use options::{DeviceArgs, MemoryArgs, SamplingArgs, SptsArgs};
+
+const ABOUT: &str = "Runs GGUF language models on long prompts, and skips the tokens that do not matter.";
+const USAGE: &str = "spts-cli -m MODEL [-f FILE] [-p TEXT] [FLAGS]\n       spts-cli COMMAND ...";
+const EXAMPLES: &str = "Examples:
+  spts-cli -m model.gguf -f long.txt -p 'What does the author conclude?'
+  spts-cli -m model.gguf -p 'Name three rivers.' -n 64 --temp 0
+  spts-cli plan --shape llama-3.1-8b -n 32768
+
+The answer goes to standard output, everything else to standard error.
+Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted.";
+
+/// What clap parses.
+#[derive(Debug, Parser)]
+#[command(name = "spts-cli", version = version(), about = ABOUT, override_usage = USAGE, after_help = EXAMPLES, max_term_width = 110)]
+#[command(
+    args_conflicts_with_subcommands = true,
+    subcommand_negates_reqs = true,
+    disable_help_subcommand = true,
+    disable_help_flag = true
+)]
+struct Cli {
+    // Clap's own shows a longer form for --help: two texts where one will do.
+    /// Print help
+    #[arg(short, long, global = true, action = clap::ArgAction::HelpShort)]
+    help: Option<bool>,
+    #[command(flatten)]
+    run: RunArgs,
+    #[command(subcommand)]
+    command: Option<Sub>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Sub {
+    /// Show a GGUF file's metadata and tensors
+    Info(InfoArgs),
+    /// Show what a schedule makes of a prompt: tokens per layer, operations, memory
+    Plan(PlanArgs),
+}
+
+/// What to do.
+#[derive(Debug)]
+pub enum Command {
+    /// Answer a prompt.
+    Run(Box<RunArgs>),
+    /// Name the devices.
+    ListDevices,
+    /// Show a file.
+    Info(InfoArgs),
+    /// Count.
+    Plan(Box<PlanArgs>),
+}
+
+/// Answering a prompt.
+#[derive(Args, Clone, Debug)]
+pub struct RunArgs {
+    /// Model, a GGUF file
+    #[arg(
+        short,
+        long,
+        value_name = "FILE",
+        required_unless_present = "list_devices",
+        help_heading = "Prompt and answer"
+    )]
+    pub model: Option<PathBuf>,
+    /// Document, a UTF-8 text file; - is standard input
+    #[arg(short, long, value_name = "FILE", help_heading = "Prompt and answer")]
+    pub file: Option<PathBuf>,
+    /// Prompt, or the question that follows the document
+    #[arg(short, long, value_name = "TEXT", allow_hyphen_values = true, required_unless_present_any = ["file", "list_devices"], help_heading = "Prompt and answer")]
+    pub prompt: Option<String>,
+    /// System prompt
+    #[arg(
+        long,
+        value_name = "TEXT",
+        allow_hyphen_values = true,
+        conflicts_with = "no_cnv",
+        help_heading = "Prompt and answer"
+    )]
+    pub system_prompt: Option<String>,
+    /// Use the prompt as it is, without the model's chat template
+    #[arg(long, alias = "no-conversation", help_heading = "Prompt and answer")]
+    pub no_cnv: bool,
+    /// Most tokens of the answer; 0 computes the prompt only, -1 goes on to the answer's end
+    #[arg(short = 'n', long, alias = "n-predict", value_name = "N", default_value_t = -1, value_parser = clap::value_parser!(i32).range(-1..), allow_negative_numbers = true, help_heading = "Prompt and answer")]
+    pub predict: i32,
+    /// Go on where the model would end its answer
+    #[arg(long, help_heading = "Prompt and answer")]
+    pub ignore_eos: bool,
+    /// Print one JSON object instead of the text
+    #[arg(long, help_heading = "Prompt and answer")]
+    pub json: bool,
+    /// Per token, add the K most likely ones to the JSON
+    #[arg(long, value_name = "K", requires = "json", value_parser = clap::value_parser!(u32).range(1..=1000), help_heading = "Prompt and answer")]
+    pub logprobs: Option<u32>,
+    /// Say what is placed where, and let ggml speak
+    #[arg(short, long, help_heading = "Prompt and answer")]
+    pub verbose: bool,
+    #[command(flatten)]
+    pub spts: SptsArgs,
+    /// Write the chosen tokens of every layer to a JSON file
+    #[arg(long, value_name = "FILE", conflicts_with = "no_spts", help_heading = "Token skipping (SPTS)")]
+    pub dump_selection: Option<PathBuf>,
+    #[command(flatten)]
+    pub sampling: SamplingArgs,
+    /// Tokens of prompt and answer together; 0 is what the model was trained with [default: 0]
+    #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=1 << 30), help_heading = "Context and memory")]
+    pub ctx_size: Option<u32>,
+    #[command(flatten)]
+    pub memory: MemoryArgs,
+    #[command(flatten)]
+    pub device: DeviceArgs,
+    /// Name the devices of this machine, and stop
+    #[arg(long, help_heading = "Model and device")]
+    pub list_devices: bool,
+}
+
+/// Showing a file.
+#[derive(Args, Clone, Debug)]
+pub struct InfoArgs {
+    /// GGUF file
+    #[arg(value_name = "FILE", required_unless_present = "model")]
+    pub file: Option<PathBuf>,
+    /// The same, as a flag
+    #[arg(short, long, value_name = "FILE", conflicts_with = "file")]
+    pub model: Option<PathBuf>,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+    /// Print long lists in full
+    #[arg(long)]
+    pub full: bool,
+}
+
+impl InfoArgs {
+    /// The file, however it was given.
+    pub fn path(&self) -> PathBuf {
+        self.file.clone().or_else(|| self.model.clone()).unwrap_or_default()
+    }
+}
+
+/// Counting.
+#[derive(Args, Clone, Debug)]
+pub struct PlanArgs {
+    /// Model, a GGUF file
+    #[arg(short, long, value_name = "FILE", required_unless_present = "shape", conflicts_with = "shape")]
+    pub model: Option<PathBuf>,
+    /// A well-known model's shape instead: llama-3.1-8b, llama-3.2-1b, qwen2.5-7b, qwen2.5-1.5b, qwen2.5-0.5b, smollm2-135m, gemma-3-270m
+    #[arg(long, value_name = "NAME", value_parser = clap::builder::PossibleValuesParser::new(spts::spts::shape::SHAPE_NAMES), hide_possible_values = true)]
+    pub shape: Option<String>,
+    /// Tokens of the prompt
+    #[arg(short = 'n', long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1 << 30))]
+    pub n_tokens: u32,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+    /// Count the stages even if the prompt is not longer than the first budget
+    #[arg(long)]
+    pub forced: bool,
+    /// Print the graph after all rewrites (needs -m)
+    #[arg(long, conflicts_with_all = ["json", "shape", "forced"])]
+    pub graph: bool,
+    #[command(flatten)]
+    pub spts: SptsArgs,
+    #[command(flatten)]
+    pub memory: MemoryArgs,
+}
+
+/// What becomes of argv.
+#[derive(Debug)]
+pub enum Parsed {
+    /// Something to do.
+    Command(Command),
+    /// A text that was asked for: help, the version.
+    Text(String),
+    /// Wrong usage, in one line.
+    Usage(String),
+}
+
+/// Parses argv, the program's name included.
+pub fn parse(argv: impl IntoIterator<Item = OsString>) -> Parsed {
+    let mut command = Cli::command();
+    command.build();
+    let (argv, typed) = flags::expand(argv, &command);
+    let parsed = Cli::command().try_get_matches_from(argv).and_then(|m| Cli::from_arg_matches(&m));
+    match parsed {
+        Ok(Cli { command: Some(Sub::Info(args)), .. }) => Parsed::Command(Command::Info(args)),
+        Ok(Cli { command: Some(Sub::Plan(args)), .. }) => Parsed::Command(Command::Plan(Box::new(args))),
+        Ok(Cli { run, .. }) if run.list_devices => Parsed::Command(Command::ListDevices),
+        Ok(Cli { run, .. }) => Parsed::Command(Command::Run(Box::new(run))),
+        Err(e) => match e.kind() {
+            ErrorKind::DisplayHelp => Parsed::Text(flags::show(&e.render().to_string())),
+            ErrorKind::DisplayVersion => Parsed::Text(e.render().to_string()),
+            _ => Parsed::Usage(typed.restore(&one_line(&e.render().to_string()))),
+        },
+    }
+}
+
+/// Clap's message without its usage text, in one line.
+fn one_line(rendered: &str) -> String {
+    let lines = rendered
+        .lines()
+        .map(str::trim)
+        .take_while(|l| !l.starts_with("Usage:") && !l.starts_with("For more information"));
+    let text = lines.filter(|l| !l.is_empty()).collect::<Vec<_>>().join(" ");
+    let text = text.strip_prefix("error: ").unwrap_or(&text).replace(" tip: ", "; tip: ");
+    format!("{text}; see --help")
+}
+
+/// Version, commit and ggml's version, as the build script stamped them.
+fn version() -> &'static str {
+    concat!(env!("CARGO_PKG_VERSION"), " (", env!("SPTS_COMMIT"), ", ggml ", env!("SPTS_GGML_VERSION"), ")")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn line(args: &str) -> Parsed {
+        parse(std::iter::once("spts-cli").chain(args.split_whitespace()).map(OsString::from))
+    }
+
+    fn run(args: &str) -> RunArgs {
+        match line(args) {
+            Parsed::Command(Command::Run(args)) => *args,
+            other => panic!("{args}: {other:?}"),
+        }
+    }
+
+    fn usage(args: &str) -> String {
+        match line(args) {
+            Parsed::Usage(message) => message,
+            other => panic!("{args}: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn clap_finds_no_fault() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn llama_cpp_flags() {
+        let a = run(
+            "-m m.gguf -f long.txt -p question -n 5 -c 4096 -t 2 -ngl 99 -b 1024 -ub 256 -s 7 -ctk q8_0 -ctv f32 --no-mmap -sys be-brief --ignore-eos -v",
+        );
+        assert_eq!((a.model.unwrap(), a.file.unwrap()), ("m.gguf".into(), "long.txt".into()));
+        assert_eq!(
+            (a.prompt.as_deref(), a.system_prompt.as_deref(), a.predict, a.ctx_size),
+            (Some("question"), Some("be-brief"), 5, Some(4096))
+        );
+        assert_eq!((a.device.threads, a.device.n_gpu_layers, a.memory.n_ubatch()), (Some(2), Some(99), Some(256)));
+        assert_eq!((a.memory.cache_type_k.bytes(), a.memory.cache_type_v.bytes()), (34.0 / 32.0, 4.0));
+        assert!(a.device.no_mmap && a.ignore_eos && a.verbose && !a.device.mlock);
+        assert_eq!(a.sampling.params(0).seed, 7);
+        let a = run(
+            "-m m -p x --temp 0 --top-k 1 --top-p 0.5 --min-p 0.1 --repeat-penalty 1.1 --repeat-last-n -1 --seed -1 --n-predict 3 --gpu-layers 0",
+        );
+        let p = a.sampling.params(99);
+        assert_eq!(
+            (p.temp, p.top_k, p.top_p, p.min_p, p.repeat_penalty, p.repeat_last_n, p.seed),
+            (0.0, 1, 0.5, 0.1, 1.1, -1, 99)
+        );
+        assert_eq!((a.predict, a.device.n_gpu_layers), (3, Some(0)));
+    }
+
+    #[test]
+    fn the_defaults_are_the_librarys() {
+        assert_eq!(run("-m m -p x").sampling.params(1), spts::session::sampler::SamplerParams::default());
+    }
+
+    #[test]
+    fn prompts_may_begin_with_a_dash() {
+        assert_eq!(run("-m m -p -ngl").prompt.as_deref(), Some("-ngl"));
+        assert_eq!(run("-m m -p x -sys --help").system_prompt.as_deref(), Some("--help"));
+    }
+
+    #[test]
+    fn usage_errors_name_the_flag_as_typed() {
+        for (args, expected) in [
+            ("-m m -p x -ngl lots", "'-ngl <N>'"),
+            ("-m m -p x -n -2", "'-n <N>'"),
+            ("-m m -p x --n-predict=-2", "'--n-predict <N>'"),
+            ("-m m -p x --temp -1", "'--temp <T>': expected a number, 0 or above"),
+            ("-m m -p x --temp nan", "expected a number, 0 or above"),
+            ("-m m -p x --top-p 1.5", "expected a number from 0 to 1"),
+            ("-m m -p x --repeat-penalty 0", "expected a number above 0"),
+            ("-m m -p x -ub 0", "'-ub <N>'"),
+            ("-m m -p x -t 0", "'-t <N>'"),
+            ("-m m -p x -ctk q4_0", "[possible values: f32, f16, q8_0]"),
+            ("-m m -p x --pool max:2", "'max:2'"),
+            ("-m m -p x --keep 0", "'--keep <X>'"),
+            ("-m m -p x --logprobs 5", "--json"),
+            ("-m m -p x --no-spts --keep 2", "'--no-spts' cannot be used with '--keep <X>'"),
+            ("-m m -p x -sys y -no-cnv", "-sys"),
+            ("-m m -p x --no-mmap --mlock", "cannot be used with"),
+            ("-m m -p x --no-map", "tip: a similar argument exists: '--no-mmap'"),
+            ("-m m -p x -ngl", "a value is required for '-ngl <N>'"),
+            ("-p x", "--model <FILE>"),
+            ("-m m", "--prompt <TEXT>"),
+            ("", "--model <FILE>"),
+            ("-m m -p x y", "'y'"),
+            ("plan -n 5", "--model <FILE>"),
+            ("plan --shape gpt-9 -n 5", "llama-3.1-8b"),
+            ("plan --shape llama-3.1-8b -n 0", "'-n <N>'"),
+            ("plan --shape llama-3.1-8b -n 5 --graph", "--graph"),
+            ("info", "<FILE>"),
+        ] {
+            let message = usage(args);
+            assert!(message.contains(expected) && !message.contains('\n'), "{args}: {message}");
+        }
+    }
+
+    #[test]
+    fn subcommands() {
+        assert!(
+            matches!(line("info m.gguf --json"), Parsed::Command(Command::Info(a)) if a.json && a.path() == PathBuf::from("m.gguf"))
+        );
+        assert!(
+            matches!(line("info -m m.gguf"), Parsed::Command(Command::Info(a)) if a.path() == PathBuf::from("m.gguf"))
+        );
+        assert!(
+            matches!(line("plan --shape llama-3.1-8b -n 32768 --keep 2 -ctk q8_0"), Parsed::Command(Command::Plan(a)) if a.n_tokens == 32768)
+        );
+        assert!(matches!(line("--list-devices"), Parsed::Command(Command::ListDevices)));
+    }
+
+    #[test]
+    fn help_fits_a_screen_per_group() {
+        let Parsed::Text(help) = line("--help") else { panic!("no help") };
+        for flag in [
+            "-ngl, --n-gpu-layers <N>",
+            " -ub, --ubatch-size <N>",
+            "-ctk, --cache-type-k",
+            "-sys, --system-prompt",
+            "  -m, --model <FILE>",
+        ] {
+            assert!(help.contains(flag), "{flag}\n{help}");
+        }
+        for group in help.split("\n\n") {
+            assert!(group.lines().count() <= 24, "{group}");
+            assert!(group.lines().all(|l| l.chars().count() <= 110), "{group}");
+        }
+        assert!(matches!(line("plan --help"), Parsed::Text(t) if t.contains("--shape")));
+        assert!(matches!(line("--version"), Parsed::Text(t) if t.starts_with("spts-cli ") && t.contains("ggml ")));
+    }
+}

@@ -1,0 +1,177 @@
+//! Flags of several letters behind a single dash (`-ngl`), which llama.cpp has and clap does not.
+//!
+//! [`expand`] turns them into their long forms before clap sees them and remembers what was typed, so that messages
+//! ([`Typed::restore`]) speak of the flag in the user's hand. [`show`] puts them into help texts.
+
+use std::ffi::OsString;
+
+use clap::Command;
+
+/// Flags of more than one letter, and the long flag that each stands for.
+const SHORT_FORMS: [(&str, &str); 8] = [
+    ("-ngl", "--n-gpu-layers"),
+    ("-dev", "--device"),
+    ("-ub", "--ubatch-size"),
+    ("-ctk", "--cache-type-k"),
+    ("-ctv", "--cache-type-v"),
+    ("-sys", "--system-prompt"),
+    ("-no-cnv", "--no-cnv"),
+    ("-nr", "--no-repack"),
+];
+
+/// How flags were typed, where that is not their long form.
+#[derive(Debug, Default, PartialEq)]
+pub struct Typed(Vec<(String, String)>);
+
+impl Typed {
+    /// Puts the flags as typed in place of their long forms.
+    pub fn restore(&self, message: &str) -> String {
+        let mut out = message.to_owned();
+        for (long, typed) in &self.0 {
+            // A long flag may be the beginning of another one.
+            let mut rest = std::mem::take(&mut out);
+            while let Some(at) = rest.find(long.as_str()) {
+                let after = &rest[at + long.len()..];
+                let whole = !after.starts_with(|c: char| c == '-' || c.is_ascii_alphanumeric());
+                out.push_str(&rest[..at]);
+                out.push_str(if whole { typed } else { long });
+                rest = after.to_owned();
+            }
+            out.push_str(&rest);
+        }
+        out
+    }
+}
+
+/// Replaces the flags of [`SHORT_FORMS`] by long flags; values of flags and everything after `--` stay as they are.
+pub fn expand(argv: impl IntoIterator<Item = OsString>, command: &Command) -> (Vec<OsString>, Typed) {
+    let mut argv = argv.into_iter();
+    let mut command = command;
+    let mut out: Vec<OsString> = argv.next().into_iter().collect();
+    let mut typed = Typed::default();
+    while let Some(arg) = argv.next() {
+        if arg == "--" {
+            out.push(arg);
+            break;
+        }
+        let Some(text) = arg.to_str().filter(|t| t.starts_with('-') && t.len() > 1) else {
+            // From here on flags are the subcommand's.
+            command = command.get_subcommands().find(|c| arg == c.get_name()).unwrap_or(command);
+            out.push(arg);
+            continue;
+        };
+        let (flag, value) = text.split_once('=').map_or((text, None), |(f, v)| (f, Some(v)));
+        let known = SHORT_FORMS.iter().find(|(short, _)| *short == flag);
+        let flag = known.map_or(flag, |(_, long)| long);
+        let option = find(command, flag);
+        if let Some((short, long)) = known {
+            typed.0.push(((*long).to_owned(), (*short).to_owned()));
+            out.push(value.map_or_else(|| OsString::from(*long), |v| format!("{long}={v}").into()));
+        } else {
+            if let Some(long) = option.as_ref().and_then(|o| o.long.clone()).filter(|l| l != flag) {
+                let shown = if flag.starts_with("--") { flag } else { flag.get(..2).unwrap_or(flag) };
+                typed.0.push((long, shown.to_owned()));
+            }
+            out.push(arg.clone());
+        }
+        let attached = value.is_some() || (known.is_none() && !flag.starts_with("--") && flag.len() > 2);
+        if option.is_some_and(|o| o.takes_value) && !attached {
+            out.extend(argv.next());
+        }
+    }
+    out.extend(argv);
+    (out, typed)
+}
+
+struct Found {
+    long: Option<String>,
+    takes_value: bool,
+}
+
+/// The option of a command that a flag names.
+fn find(command: &Command, flag: &str) -> Option<Found> {
+    let option = command.get_arguments().find(|a| {
+        if let Some(name) = flag.strip_prefix("--") {
+            return a.get_long() == Some(name) || a.get_all_aliases().is_some_and(|all| all.contains(&name));
+        }
+        a.get_short().is_some() && flag.chars().nth(1) == a.get_short()
+    });
+    option.map(|a| Found { long: a.get_long().map(|l| format!("--{l}")), takes_value: a.get_action().takes_values() })
+}
+
+/// Puts the short forms into a help text, right-aligned in the column of the one-letter flags.
+pub fn show(help: &str) -> String {
+    let mut out = help.to_owned();
+    for (short, long) in SHORT_FORMS {
+        // `-no-cnv` is only another spelling.
+        if short.len() > 4 {
+            continue;
+        }
+        for end in [" ", "\n"] {
+            out = out.replace(&format!("      {long}{end}"), &format!("{:>6}{long}{end}", format!("{short}, ")));
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::{Arg, ArgAction};
+
+    use super::*;
+
+    fn command() -> Command {
+        let flag = |name: &'static str| Arg::new(name).long(name).action(ArgAction::SetTrue);
+        let value = |name: &'static str| Arg::new(name).long(name).action(ArgAction::Set);
+        Command::new("x")
+            .args([
+                value("n-gpu-layers"),
+                value("predict").short('n'),
+                value("prompt").short('p').alias("text"),
+                flag("no-cnv"),
+                value("ubatch-size"),
+            ])
+            .subcommand(Command::new("plan").arg(value("shape").short('S')))
+    }
+
+    fn run(args: &[&str]) -> (Vec<String>, Typed) {
+        let (out, typed) = expand(args.iter().map(OsString::from), &command());
+        (out.into_iter().map(|a| a.into_string().unwrap()).collect(), typed)
+    }
+
+    #[test]
+    fn short_forms_become_long_ones() {
+        assert_eq!(
+            run(&["x", "-ngl", "99", "-ub=64", "-no-cnv"]).0,
+            ["x", "--n-gpu-layers", "99", "--ubatch-size=64", "--no-cnv"]
+        );
+    }
+
+    #[test]
+    fn values_are_left_alone() {
+        for args in [["x", "-p", "-ngl"], ["x", "--prompt", "-ngl"], ["x", "--text", "-ub"], ["x", "--", "-ngl"]] {
+            assert_eq!(run(&args).0, args);
+        }
+        assert_eq!(run(&["x", "-phi", "-ngl"]).0, ["x", "-phi", "--n-gpu-layers"]);
+        assert_eq!(run(&["x", "plan", "-S", "-ngl"]).0, ["x", "plan", "-S", "-ngl"]);
+    }
+
+    #[test]
+    fn messages_name_the_flag_as_typed() {
+        let typed = run(&["x", "-ngl", "1", "-n5"]).1;
+        assert_eq!(
+            typed.restore("bad --n-gpu-layers <N> and --predict, --predict-more"),
+            "bad -ngl <N> and -n, --predict-more"
+        );
+        assert_eq!(run(&["x", "--predict", "5"]).1.restore("--predict"), "--predict");
+        assert_eq!(run(&["x", "--text", "5"]).1.restore("--prompt <TEXT>"), "--text <TEXT>");
+    }
+
+    #[test]
+    fn help_shows_short_forms() {
+        assert_eq!(
+            show("      --n-gpu-layers <N>  a\n      --ubatch-size <N>\n"),
+            "-ngl, --n-gpu-layers <N>  a\n -ub, --ubatch-size <N>\n"
+        );
+    }
+}

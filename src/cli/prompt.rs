@@ -1,0 +1,120 @@
+//! The prompt: a document, a question behind it, and the model's chat template around both.
+
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use thiserror::Error;
+
+/// More bytes than any context holds: such a file was given by mistake, or never ends.
+const MAX_BYTES: u64 = 1 << 30;
+
+/// Why there is no prompt.
+#[derive(Debug, Error)]
+pub enum PromptError {
+    /// Not there, no permission, a folder.
+    #[error("{}: cannot read the document: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        source: std::io::Error,
+    },
+    /// Bytes that are no text.
+    #[error("{}: not UTF-8 text: byte {offset} is {byte:#04x}; convert the file to UTF-8 first", path.display())]
+    NotUtf8 {
+        /// The file.
+        path: PathBuf,
+        /// Of the first bad byte, from 0.
+        offset: usize,
+        /// Its value.
+        byte: u8,
+    },
+    /// Above [`MAX_BYTES`].
+    #[error("{}: longer than {} bytes; no context holds that", path.display(), MAX_BYTES)]
+    TooLong {
+        /// The file.
+        path: PathBuf,
+    },
+    /// No text, or white space only.
+    #[error("the prompt is empty: {0}")]
+    Empty(String),
+}
+
+/// Reads a text file; `-` is standard input. A byte order mark and the newline at the end are left out.
+pub fn read_document(path: &Path) -> Result<String, PromptError> {
+    let io = |source| PromptError::Io { path: path.to_owned(), source };
+    let reader: Box<dyn Read> = if path == Path::new("-") {
+        Box::new(std::io::stdin())
+    } else {
+        Box::new(std::fs::File::open(path).map_err(io)?)
+    };
+    let mut bytes = Vec::new();
+    reader.take(MAX_BYTES + 1).read_to_end(&mut bytes).map_err(io)?;
+    if bytes.len() as u64 > MAX_BYTES {
+        return Err(PromptError::TooLong { path: path.to_owned() });
+    }
+    let text = String::from_utf8(bytes).map_err(|e| {
+        let offset = e.utf8_error().valid_up_to();
+        PromptError::NotUtf8 {
+            path: path.to_owned(),
+            offset,
+            byte: e.as_bytes().get(offset).copied().unwrap_or_default(),
+        }
+    })?;
+    let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
+    let text = text.strip_suffix('\n').unwrap_or(text);
+    Ok(text.strip_suffix('\r').unwrap_or(text).to_owned())
+}
+
+/// The user's message: the document, a blank line, the question.
+pub fn assemble(document: Option<&str>, question: Option<&str>) -> Result<String, PromptError> {
+    let text = match (document, question) {
+        (Some(d), Some(q)) if !d.is_empty() => format!("{d}\n\n{q}"),
+        (_, Some(q)) => q.to_owned(),
+        (Some(d), None) => d.to_owned(),
+        (None, None) => String::new(),
+    };
+    if text.trim().is_empty() {
+        let source = if document.is_some() { "the file of -f has no text" } else { "-p has no text" };
+        return Err(PromptError::Empty(source.into()));
+    }
+    Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(bytes: &[u8]) -> Result<String, PromptError> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("doc.txt");
+        std::fs::write(&path, bytes).unwrap();
+        read_document(&path)
+    }
+
+    #[test]
+    fn one_newline_at_the_end_goes() {
+        assert_eq!(read(b"\xef\xbb\xbfa\n\n").unwrap(), "a\n");
+        assert_eq!(read(b"a\r\n").unwrap(), "a");
+        assert_eq!(read(b"").unwrap(), "");
+    }
+
+    #[test]
+    fn what_is_no_text_is_refused() {
+        assert!(read(b"abc\xff").unwrap_err().to_string().ends_with("byte 3 is 0xff; convert the file to UTF-8 first"));
+        // Cut off in the middle of a character.
+        assert!(read(b"abc\xe2\x82").unwrap_err().to_string().contains("byte 3 is 0xe2"));
+        assert!(matches!(read_document(Path::new("no/such/file")), Err(PromptError::Io { .. })));
+        assert!(matches!(read_document(&std::env::temp_dir()), Err(PromptError::Io { .. })));
+    }
+
+    #[test]
+    fn the_question_follows_the_document() {
+        assert_eq!(assemble(Some("d"), Some("q")).unwrap(), "d\n\nq");
+        assert_eq!(assemble(Some(""), Some("q")).unwrap(), "q");
+        assert_eq!(assemble(Some("d"), None).unwrap(), "d");
+        for (d, q) in [(Some(" \n"), None), (None, Some("")), (Some("\n"), Some(" ")), (None, None)] {
+            assert!(matches!(assemble(d, q), Err(PromptError::Empty(_))));
+        }
+    }
+}

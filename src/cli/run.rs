@@ -1,0 +1,348 @@
+//! Answering a prompt: `spts-cli -m model.gguf -f long.txt -p question`.
+
+use std::cell::RefCell;
+use std::fs::File;
+use std::io::{self, Write};
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use spts::ggml::{backend, log};
+use spts::session::generate::{GenerateOptions, Generation, StopReason};
+use spts::session::kv_cache::CacheType;
+use spts::session::prefill::PrefillProgress;
+use spts::session::sampler::Sampler;
+use spts::spts::plan::{Plan, PlanOptions};
+use spts::spts::schedule::Schedule;
+use spts::spts::sidecar::Sidecar;
+
+use spts::tokenizer::{Message, StreamDecoder};
+use spts::{Model, ModelOptions, Session, SessionOptions};
+
+use super::failure::Failure;
+use super::options::CacheTypeArg;
+use super::{RunArgs, interrupt, plan, prompt};
+use crate::report::{self, PrefillStep, Progress, RunReport, Stop};
+
+type SharedProgress = Rc<RefCell<Progress>>;
+
+/// Reads the prompt, opens the model, answers, reports.
+pub fn run(args: &RunArgs) -> Result<(), Failure> {
+    let document = args.file.as_deref().map(prompt::read_document).transpose()?;
+    let text = prompt::assemble(document.as_deref(), args.prompt.as_deref())?;
+    // Files that cannot be written are found before the work, not after it.
+    let dump = args.dump_selection.as_deref().map(|path| create(path).map(|file| (path, file))).transpose()?;
+    interrupt::install()?;
+    log::set_level(if args.verbose { log::Level::All } else { log::Level::Silent });
+
+    let progress: SharedProgress = Rc::new(RefCell::new(Progress::new()));
+    let device_bytes_before = device_bytes();
+    let start = Instant::now();
+    let model = open(args, &progress)?;
+    let load = start.elapsed();
+    let tokens = encode(args, &model, &text)?;
+    check_context(args, &model, tokens.len())?;
+    let schedule = schedule(args, &model)?;
+    let name = schedule.as_ref().map(|s| s.name.clone()).unwrap_or_default();
+    let mut session = session(args, &model, schedule, tokens.len())?;
+    interrupt::stops(session.interrupt_flag());
+
+    let mut answer = Answer { stream: !args.json, text: String::new(), error: None };
+    let generation = generate(args, &mut session, &tokens, &progress, &mut answer);
+    progress.borrow_mut().clear();
+    let generation = match generation {
+        Ok(generation) => generation,
+        Err(e) => {
+            answer.end_line();
+            return Err(e);
+        }
+    };
+    if let Some(e) = answer.error {
+        return Err(Failure::stdout(e));
+    }
+    if let Some((path, file)) = dump {
+        let json = serde_json::json!({ "n_tokens": tokens.len(), "layers": generation.prefill.selection });
+        serde_json::to_writer(io::BufWriter::new(file), &json)
+            .map_err(|e| Failure::Failed(format!("{}: cannot write: {e}", path.display())))?;
+    }
+    let device_bytes = device_bytes().saturating_sub(device_bytes_before);
+    let report = report(args, &session, &name, load, device_bytes, &generation, answer.text.clone());
+    if args.json {
+        let line = serde_json::to_string(&report).map_err(|e| Failure::Failed(format!("JSON: {e}")))?;
+        return crate::write_stdout(&(line + "\n"));
+    }
+    answer.end_line();
+    if let Some(e) = answer.error {
+        return Err(Failure::stdout(e));
+    }
+    let _ = write!(io::stderr(), "\n{report}");
+    Ok(())
+}
+
+fn create(path: &Path) -> Result<File, Failure> {
+    File::create(path).map_err(|e| Failure::Failed(format!("{}: cannot write: {e}", path.display())))
+}
+
+fn note(text: &str) {
+    let _ = writeln!(io::stderr(), "spts-cli: {text}");
+}
+
+fn open(args: &RunArgs, progress: &SharedProgress) -> Result<Arc<Model>, Failure> {
+    let shown = progress.clone();
+    let options = ModelOptions {
+        mmap: !args.device.no_mmap,
+        mlock: args.device.mlock,
+        repack: !args.device.no_repack,
+        device: args.device.device.clone(),
+        n_gpu_layers: args.device.n_gpu_layers.map(|n| n as usize),
+        progress: Some(Box::new(move |fraction| shown.borrow_mut().load(fraction))),
+    };
+    let model = Model::open(args.model.as_deref().unwrap_or(Path::new("")), options);
+    progress.borrow_mut().clear();
+    Ok(model?)
+}
+
+/// The prompt's tokens. A model without a chat template is no chat model: it gets the text as it is.
+fn encode(args: &RunArgs, model: &Model, text: &str) -> Result<Vec<u32>, Failure> {
+    let tokenizer = model.tokenizer();
+    let template = model.chat_template();
+    if args.no_cnv || template.is_builtin() {
+        if args.system_prompt.is_some() {
+            return Err(Failure::Failed(
+                "-sys: this model has no chat template, and so no place for a system prompt; put it into -p".into(),
+            ));
+        }
+        return Ok(tokenizer.encode(text, true, true));
+    }
+    let system = args.system_prompt.as_deref().map(|s| Message::new("system", s));
+    let messages: Vec<Message> = system.into_iter().chain([Message::new("user", text)]).collect();
+    let rendered = template.apply(&messages, true).map_err(spts::Error::from)?;
+    Ok(tokenizer.encode_chat(&rendered))
+}
+
+fn n_ctx(args: &RunArgs) -> Option<usize> {
+    args.ctx_size.filter(|&n| n > 0).map(|n| n as usize)
+}
+
+fn check_context(args: &RunArgs, model: &Model, n_tokens: usize) -> Result<(), Failure> {
+    let n_ctx_train = model.hparams().n_ctx_train;
+    let n_ctx = n_ctx(args).unwrap_or(n_ctx_train);
+    if n_tokens > n_ctx {
+        return Err(spts::Error::ContextFull { n_tokens, n_ctx, n_ctx_train }.into());
+    }
+    if n_ctx > n_ctx_train {
+        note(&format!(
+            "-c {n_ctx}: the model was trained with {n_ctx_train} tokens; beyond them its answers get worse"
+        ));
+    }
+    Ok(())
+}
+
+fn schedule(args: &RunArgs, model: &Model) -> Result<Option<Schedule>, Failure> {
+    Ok(args.spts.schedule(&plan::shape(model.gguf(), model.hparams()).key())?)
+}
+
+fn session(
+    args: &RunArgs,
+    model: &Arc<Model>,
+    mut schedule: Option<Schedule>,
+    n_tokens: usize,
+) -> Result<Session, Failure> {
+    let sidecar = match &mut schedule {
+        Some(s) => sidecar(args, model, s, n_tokens)?,
+        None => None,
+    };
+    if args.verbose {
+        describe(args, model, schedule.as_ref(), n_tokens)?;
+    }
+    let options = SessionOptions {
+        n_ctx: n_ctx(args),
+        n_ubatch: args.memory.n_ubatch(),
+        n_threads: args.device.threads.map(usize::from),
+        cache_type_k: cache_type(args.memory.cache_type_k),
+        cache_type_v: cache_type(args.memory.cache_type_v),
+        schedule,
+        sidecar,
+        record_selection: args.dump_selection.is_some(),
+        ..SessionOptions::default()
+    };
+    Ok(Session::new(model.clone(), options)?)
+}
+
+fn cache_type(ty: CacheTypeArg) -> CacheType {
+    match ty {
+        CacheTypeArg::F32 => CacheType::F32,
+        CacheTypeArg::F16 => CacheType::F16,
+        CacheTypeArg::Q8_0 => CacheType::Q8_0,
+    }
+}
+
+/// The proxies that this prompt needs, if any. Where there are none the FFN is scored by attention alone, and that is said.
+fn sidecar(
+    args: &RunArgs,
+    model: &Model,
+    schedule: &mut Schedule,
+    n_tokens: usize,
+) -> Result<Option<Arc<Sidecar>>, Failure> {
+    let hp = model.hparams();
+    let resolved = schedule.resolve(hp.n_layer, n_tokens, &|l| hp.window(l).is_some())?;
+    let skipping: Vec<usize> =
+        (0..hp.n_layer).filter(|&l| resolved.layers[l].active_ffn < resolved.layers[l].candidates).collect();
+    if !schedule.use_proxy || skipping.is_empty() {
+        return Ok(None);
+    }
+    let beside = Sidecar::path_beside(model.gguf().path());
+    let path = args.spts.sidecar.clone().or_else(|| beside.exists().then_some(beside));
+    let Some(path) = path else {
+        note(
+            "no FFN proxies for this model: tokens are chosen by attention alone (--no-proxy says so without this note)",
+        );
+        schedule.use_proxy = false;
+        return Ok(None);
+    };
+    let sidecar = Sidecar::open(&path).map_err(spts::Error::from)?;
+    sidecar.check(model).map_err(spts::Error::from)?;
+    sidecar.check_layers(skipping).map_err(spts::Error::from)?;
+    Ok(Some(Arc::new(sidecar)))
+}
+
+/// `-v`: where things are, and what they take.
+fn describe(args: &RunArgs, model: &Model, schedule: Option<&Schedule>, n_tokens: usize) -> Result<(), Failure> {
+    let placement = model.placement();
+    for (i, device) in placement.devices.iter().enumerate() {
+        let layers = placement.layer.iter().filter(|&&l| l == i).count();
+        note(&format!("{device}: {layers} of {} layers", placement.layer.len()));
+    }
+    note(&format!("weights rearranged in memory: {}", report::mib(model.repacked_bytes() as u64)));
+    if !model.unused_tensors().is_empty() {
+        note(&format!("tensors that are not used: {}", model.unused_tensors().join(", ")));
+    }
+    if let Some(schedule) = schedule {
+        let defaults = PlanOptions::default();
+        let options = PlanOptions {
+            k_bytes: args.memory.cache_type_k.bytes(),
+            v_bytes: args.memory.cache_type_v.bytes(),
+            n_ubatch: args.memory.n_ubatch().unwrap_or(defaults.n_ubatch),
+            ..defaults
+        };
+        let plan = Plan::new(&plan::shape(model.gguf(), model.hparams()), schedule, n_tokens, &options)?;
+        let _ = write!(io::stderr(), "{plan}");
+    }
+    Ok(())
+}
+
+/// The answer as it comes.
+struct Answer {
+    stream: bool,
+    text: String,
+    error: Option<io::Error>,
+}
+
+impl Answer {
+    fn push(&mut self, text: &str) {
+        self.text.push_str(text);
+        if self.stream {
+            self.write(text);
+        }
+    }
+
+    fn write(&mut self, text: &str) {
+        if self.error.is_some() {
+            return;
+        }
+        let mut out = io::stdout().lock();
+        self.error = out.write_all(text.as_bytes()).and_then(|()| out.flush()).err();
+    }
+
+    /// A text ends with a newline.
+    fn end_line(&mut self) {
+        if self.stream && !self.text.is_empty() && !self.text.ends_with('\n') {
+            self.write("\n");
+        }
+    }
+}
+
+fn generate(
+    args: &RunArgs,
+    session: &mut Session,
+    tokens: &[u32],
+    progress: &SharedProgress,
+    answer: &mut Answer,
+) -> Result<Generation, Failure> {
+    let fresh_seed =
+        std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |t| t.as_nanos() as u64);
+    let mut sampler = Sampler::new(args.sampling.params(fresh_seed)).map_err(spts::Error::from)?;
+    let options = GenerateOptions {
+        n_predict: usize::try_from(args.predict).unwrap_or(usize::MAX),
+        stop_at_eog: !args.ignore_eos,
+        logprobs: args.logprobs.unwrap_or(0) as usize,
+    };
+    let start = Instant::now();
+    let mut on_progress = |p: PrefillProgress| {
+        progress.borrow_mut().prefill(&PrefillStep {
+            layer: p.layer + 1,
+            n_layer: p.n_layer,
+            active: p.active,
+            n_tokens: p.n_tokens,
+            fraction: p.fraction.into(),
+            elapsed: start.elapsed(),
+        });
+        ControlFlow::Continue(())
+    };
+    let model = session.model().clone();
+    let mut decoder = StreamDecoder::new(model.tokenizer());
+    let mut on_token = |token| {
+        progress.borrow_mut().clear();
+        answer.push(&decoder.push(token));
+        // Without a reader the rest of the answer is wasted work.
+        if answer.error.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    };
+    let generation = session.generate(tokens, &mut sampler, options, &mut on_progress, &mut on_token)?;
+    answer.push(&decoder.flush());
+    Ok(generation)
+}
+
+fn report(
+    args: &RunArgs,
+    session: &Session,
+    schedule: &str,
+    load: Duration,
+    device_bytes: u64,
+    generation: &Generation,
+    text: String,
+) -> RunReport {
+    let prefill = &generation.prefill;
+    let dense = prefill.layers.is_empty();
+    let n_layer = session.model().hparams().n_layer;
+    let layers = match dense {
+        true => vec![(prefill.n_tokens, prefill.n_tokens, prefill.n_tokens); n_layer],
+        false => prefill.layers.iter().map(|l| (l.candidates, l.active_attn, l.active_ffn)).collect(),
+    };
+    RunReport {
+        prompt_tokens: prefill.n_tokens,
+        generated: generation.tokens.clone(),
+        text,
+        logprobs: args.logprobs.map(|_| generation.logprobs.clone()),
+        stop: match generation.stop {
+            StopReason::Eog => Stop::Eog,
+            StopReason::ContextFull => Stop::Context,
+            StopReason::Length | StopReason::Caller => Stop::Length,
+        },
+        load_s: load.as_secs_f64(),
+        ttft_s: (!generation.tokens.is_empty()).then_some(generation.ttft),
+        prefill_tps: report::per_second(prefill.n_tokens, prefill.seconds),
+        decode_tps: report::per_second(generation.decoded, generation.decode_seconds),
+        cache_kept: prefill.cache_kept,
+        schedule: if dense { "dense" } else { schedule }.to_owned(),
+        stages: report::stages(layers),
+        peak_rss_bytes: report::peak_rss_bytes(),
+        peak_device_bytes: device_bytes,
+    }
+}
+
+/// Memory in use on all devices with memory of their own.
+fn device_bytes() -> u64 {
+    backend::devices().iter().filter(|d| d.is_gpu).map(|d| d.total.saturating_sub(d.free) as u64).sum()
+}

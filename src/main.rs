@@ -1,0 +1,43 @@
+//! `spts-cli`: parse, do, exit code. The work is in the library and in `cli/`.
+
+mod cli;
+mod report;
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use cli::failure::Failure;
+use cli::{Command, Parsed};
+
+const FAILED: u8 = 1;
+const USAGE: u8 = 2;
+/// 128 + SIGINT, as a shell reports it.
+const INTERRUPTED: u8 = 130;
+
+fn main() -> ExitCode {
+    let result = match cli::parse(std::env::args_os()) {
+        Parsed::Usage(message) => return fail(&message, USAGE),
+        Parsed::Text(text) => write_stdout(&text),
+        Parsed::Command(Command::Run(args)) => cli::run::run(&args),
+        Parsed::Command(Command::ListDevices) => write_stdout(&cli::info::devices()),
+        Parsed::Command(Command::Info(args)) => cli::info::info(&args).and_then(|text| write_stdout(&text)),
+        Parsed::Command(Command::Plan(args)) => cli::plan::plan(&args).and_then(|text| write_stdout(&text)),
+    };
+    match result {
+        Ok(()) | Err(Failure::BrokenPipe) => ExitCode::SUCCESS,
+        Err(Failure::Failed(message)) => fail(&message, FAILED),
+        Err(Failure::Interrupted) => ExitCode::from(INTERRUPTED),
+    }
+}
+
+fn write_stdout(text: &str) -> Result<(), Failure> {
+    let mut out = std::io::stdout().lock();
+    out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(Failure::stdout)
+}
+
+/// One line on standard error, whatever the message holds. A closed standard error is no reason to panic.
+fn fail(message: &str, code: u8) -> ExitCode {
+    let line = message.split('\n').map(str::trim).filter(|l| !l.is_empty()).collect::<Vec<_>>().join(" ");
+    let _ = writeln!(std::io::stderr(), "spts-cli: error: {line}");
+    ExitCode::from(code)
+}

@@ -1,0 +1,282 @@
+//! The sidecar: a GGUF file with the low-rank FFN proxies of one model.
+//!
+//! Format, version 1. Metadata:
+//! - `general.architecture` = `spts-proxies`
+//! - `spts.version` (u32), `spts.fingerprint` (string): of the model it was made for
+//! - `spts.d_low`, `spts.rank` (u32): sizes of the proxies
+//! - `spts.schedule` (string): name of the schedule it was made for
+//! - `spts.calibration_tokens` (u32)
+//!
+//! Tensors, F16, for each layer N that has a proxy, in ggml order:
+//! `blk.N.proxy_u_gu [n_embd, 2 rank]`, `blk.N.proxy_v_gate [rank, d_low]`, `blk.N.proxy_v_up [rank, d_low]`,
+//! `blk.N.proxy_v_down [d_low, rank]`.
+
+use std::path::{Path, PathBuf};
+
+use crate::ggml::GgmlError;
+use crate::ggml::arena::{Arena, TensorId};
+use crate::ggml::backend::BufferType;
+use crate::gguf::{GgmlType, Gguf, GgufError, OpenOptions};
+use crate::graph::lower::ProxyTensors;
+use crate::model::loaded::Model;
+
+/// Version of the format that is written and read.
+pub const VERSION: u32 = 1;
+/// `general.architecture` of a sidecar.
+pub const ARCHITECTURE: &str = "spts-proxies";
+/// Tensors of one proxy.
+pub const TENSORS: [&str; 4] = ["proxy_u_gu", "proxy_v_gate", "proxy_v_up", "proxy_v_down"];
+
+/// Why a sidecar can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum SidecarError {
+    /// The file itself.
+    #[error(transparent)]
+    Gguf(#[from] GgufError),
+    /// Some other GGUF.
+    #[error("{file}: not a sidecar: its architecture is '{found}', expected '{ARCHITECTURE}'")]
+    NotASidecar {
+        /// File.
+        file: String,
+        /// As the file says.
+        found: String,
+    },
+    /// A version this program does not read.
+    #[error("{file}: sidecar of version {found}, expected {VERSION}: make it again with `spts-cli calibrate`")]
+    Version {
+        /// File.
+        file: String,
+        /// In the file.
+        found: u32,
+    },
+    /// Made for other weights.
+    #[error(
+        "{file}: sidecar of another model (fingerprint {found}, this model's is {expected}): make one with `spts-cli calibrate`"
+    )]
+    OtherModel {
+        /// File.
+        file: String,
+        /// In the file.
+        found: String,
+        /// The model's.
+        expected: String,
+    },
+    /// A key that has to be there.
+    #[error("{file}: metadata key '{key}' is missing")]
+    MissingKey {
+        /// File.
+        file: String,
+        /// Key.
+        key: &'static str,
+    },
+    /// A tensor that is missing or of the wrong shape or type.
+    #[error("{file}: tensor '{tensor}' is {found}, expected {expected}")]
+    Tensor {
+        /// File.
+        file: String,
+        /// Tensor.
+        tensor: String,
+        /// What is there.
+        found: String,
+        /// What should be.
+        expected: String,
+    },
+    /// A layer that skips has no proxy.
+    #[error("{file}: no proxy for layer {layer}, where the schedule skips: calibrate again with this schedule")]
+    MissingLayer {
+        /// File.
+        file: String,
+        /// Layer.
+        layer: usize,
+    },
+}
+
+/// The proxies of one model, checked.
+#[derive(Debug)]
+pub struct Sidecar {
+    gguf: Gguf,
+    fingerprint: String,
+    n_embd: usize,
+    d_low: usize,
+    rank: usize,
+    layers: Vec<usize>,
+}
+
+impl Sidecar {
+    /// Where the sidecar of a model lies by default: `model.gguf` -> `model.spts.gguf`.
+    pub fn path_beside(model: &Path) -> PathBuf {
+        model.with_extension("spts.gguf")
+    }
+
+    /// Opens and checks a sidecar.
+    ///
+    /// # Errors
+    /// Not a sidecar, another version, tensors missing or of the wrong shape.
+    pub fn open(path: &Path) -> Result<Self, SidecarError> {
+        Self::from_gguf(Gguf::open(path, OpenOptions { mmap: true, mlock: false })?)
+    }
+
+    /// Checks a file that is already open.
+    ///
+    /// # Errors
+    /// As [`Sidecar::open`].
+    pub fn from_gguf(gguf: Gguf) -> Result<Self, SidecarError> {
+        let file = gguf.path().display().to_string();
+        let missing = |key: &'static str| SidecarError::MissingKey { file: file.clone(), key };
+        let found = gguf.str("general.architecture")?.unwrap_or_default();
+        if found != ARCHITECTURE {
+            return Err(SidecarError::NotASidecar { file: file.clone(), found: found.into() });
+        }
+        let version = gguf.u32("spts.version")?.ok_or_else(|| missing("spts.version"))?;
+        if version != VERSION {
+            return Err(SidecarError::Version { file: file.clone(), found: version });
+        }
+        let fingerprint = gguf.str("spts.fingerprint")?.ok_or_else(|| missing("spts.fingerprint"))?.to_string();
+        let d_low = gguf.u32("spts.d_low")?.ok_or_else(|| missing("spts.d_low"))? as usize;
+        let rank = gguf.u32("spts.rank")?.ok_or_else(|| missing("spts.rank"))? as usize;
+        let layers: Vec<usize> = gguf
+            .tensors()
+            .filter_map(|t| t.name.strip_prefix("blk.")?.strip_suffix(".proxy_u_gu")?.parse().ok())
+            .collect();
+        let n_embd =
+            layers.first().and_then(|l| gguf.tensor(&tensor_name(*l, TENSORS[0]))).map_or(0, |t| t.shape[0] as usize);
+        let sidecar = Self { gguf, fingerprint, n_embd, d_low, rank, layers };
+        for &layer in &sidecar.layers {
+            for (tensor, shape) in TENSORS.iter().zip(sidecar.shapes()) {
+                sidecar.check_tensor(&file, &tensor_name(layer, tensor), shape)?;
+            }
+        }
+        Ok(sidecar)
+    }
+
+    fn shapes(&self) -> [[usize; 2]; 4] {
+        [[self.n_embd, 2 * self.rank], [self.rank, self.d_low], [self.rank, self.d_low], [self.d_low, self.rank]]
+    }
+
+    fn check_tensor(&self, file: &str, name: &str, shape: [usize; 2]) -> Result<(), SidecarError> {
+        let error = |found: String| SidecarError::Tensor {
+            file: file.into(),
+            tensor: name.into(),
+            found,
+            expected: format!("F16 {shape:?}"),
+        };
+        let info = self.gguf.tensor(name).ok_or_else(|| error("missing".into()))?;
+        if info.ty != GgmlType::F16 || !info.shape.iter().map(|&d| d as usize).eq(shape) {
+            return Err(error(format!("{} {:?}", info.ty.name(), info.shape)));
+        }
+        Ok(())
+    }
+
+    /// Checks that the sidecar was made for this model.
+    ///
+    /// # Errors
+    /// It was not.
+    pub fn check(&self, model: &Model) -> Result<(), SidecarError> {
+        let file = self.gguf.path().display().to_string();
+        let expected = fingerprint(model.gguf());
+        if self.fingerprint != expected {
+            return Err(SidecarError::OtherModel { file, found: self.fingerprint.clone(), expected });
+        }
+        Ok(())
+    }
+
+    /// Checks that every layer of `layers` has a proxy.
+    ///
+    /// # Errors
+    /// One has none.
+    pub fn check_layers(&self, layers: impl IntoIterator<Item = usize>) -> Result<(), SidecarError> {
+        match layers.into_iter().find(|l| !self.layers.contains(l)) {
+            None => Ok(()),
+            Some(layer) => Err(SidecarError::MissingLayer { file: self.gguf.path().display().to_string(), layer }),
+        }
+    }
+
+    /// Channels that the proxies keep.
+    pub fn d_low(&self) -> usize {
+        self.d_low
+    }
+
+    /// Rank of the proxies.
+    pub fn rank(&self) -> usize {
+        self.rank
+    }
+
+    /// Layers that have a proxy.
+    pub fn layers(&self) -> &[usize] {
+        &self.layers
+    }
+
+    /// The file.
+    pub fn gguf(&self) -> &Gguf {
+        &self.gguf
+    }
+
+    /// Copies the proxies into a device's memory.
+    ///
+    /// # Errors
+    /// Out of memory.
+    pub fn load(&self, buft: BufferType) -> Result<ProxyMemory, GgmlError> {
+        let mut arena = Arena::new(4 * self.layers.len() + 1);
+        let mut by_layer: Vec<Option<[TensorId; 4]>> = vec![None; self.layers.iter().max().map_or(0, |l| l + 1)];
+        let mut all = Vec::new();
+        for &layer in &self.layers {
+            let shapes = self.shapes();
+            let ids =
+                std::array::from_fn(|i| arena.declare(&tensor_name(layer, TENSORS[i]), GgmlType::F16, &shapes[i]));
+            by_layer[layer] = Some(ids);
+            all.extend(ids);
+        }
+        arena.allocate(&all, buft, "FFN proxies")?;
+        for &layer in &self.layers {
+            for (i, id) in by_layer[layer].into_iter().flatten().enumerate() {
+                if let Some(info) = self.gguf.tensor(&tensor_name(layer, TENSORS[i])) {
+                    arena.set(id, 0, self.gguf.tensor_data(info));
+                }
+            }
+        }
+        Ok(ProxyMemory { arena, by_layer })
+    }
+}
+
+/// Name of a proxy's tensor.
+pub fn tensor_name(layer: usize, tensor: &str) -> String {
+    format!("blk.{layer}.{tensor}")
+}
+
+/// Proxies on a device.
+pub struct ProxyMemory {
+    arena: Arena,
+    by_layer: Vec<Option<[TensorId; 4]>>,
+}
+
+impl ProxyMemory {
+    /// The proxy of a layer.
+    ///
+    /// # Panics
+    /// If the layer has none; sessions check that before they run.
+    pub fn get(&self, layer: usize) -> ProxyTensors<'_> {
+        let ids = self.by_layer[layer].expect("a layer with a proxy");
+        let [u_gu, v_gate, v_up, v_down] = ids.map(|id| self.arena.get(id));
+        ProxyTensors { u_gu, v_gate, v_up, v_down }
+    }
+}
+
+/// A model's fingerprint: its tensors' names, types and shapes, and the ends of their data (64-bit FNV-1a, as hex).
+pub fn fingerprint(gguf: &Gguf) -> String {
+    const SAMPLE: usize = 4096;
+    let mut hash = 0xcbf2_9ce4_8422_2325u64;
+    let mut eat = |bytes: &[u8]| {
+        for b in bytes {
+            hash = (hash ^ u64::from(*b)).wrapping_mul(0x0000_0100_0000_01b3);
+        }
+    };
+    for t in gguf.tensors() {
+        eat(t.name.as_bytes());
+        eat(&t.ty.id().to_le_bytes());
+        t.shape.iter().for_each(|d| eat(&d.to_le_bytes()));
+        let data = gguf.tensor_data(t);
+        eat(&data[..data.len().min(SAMPLE)]);
+        eat(&data[data.len().saturating_sub(SAMPLE)..]);
+    }
+    format!("{hash:016x}")
+}

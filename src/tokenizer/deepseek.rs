@@ -1,0 +1,91 @@
+//! Character classes and the scanner of the DeepSeek pre-tokenizers.
+
+use super::scan::{At, Scan, gap};
+use super::unicode::{LETTER, MARK, PUNCT, SPACE, SYMBOL};
+
+/// `[一-龥぀-ゟ゠-ヿ]`
+pub(super) fn is_cjk_v3(c: char, _: u8) -> bool {
+    matches!(c, '\u{4e00}'..='\u{9fa5}' | '\u{3040}'..='\u{30ff}')
+}
+/// `[一-龥ࠀ-一가-퟿]`: all from U+0800 to U+9FA5, and Hangul
+pub(super) fn is_cjk(c: char, k: u8) -> bool {
+    matches!(c, '\u{800}'..='\u{9fa5}' | '\u{ac00}'..='\u{d7ff}') && k & SPACE == 0
+}
+/// ASCII punctuation, its full-width forms, general quotation marks, CJK comma and stop
+pub(super) fn is_punct(c: char, _: u8) -> bool {
+    matches!(c, '!'..='/' | ':'..='~' | '！'..='／' | '：'..='～' | '‘'..='‟' | '\u{3001}'..='。')
+}
+/// The cased scripts that deepseek-llm counts as letters.
+pub(super) fn is_letter(c: char, _: u8) -> bool {
+    if c.is_ascii() {
+        return c.is_ascii_alphabetic();
+    }
+    LETTERS
+        .binary_search_by(|&(lo, hi)| {
+            if hi < c {
+                std::cmp::Ordering::Less
+            } else if lo > c {
+                std::cmp::Ordering::Greater
+            } else {
+                std::cmp::Ordering::Equal
+            }
+        })
+        .is_ok()
+}
+
+/// The main expression of deepseek-v3, see [`super::scan::Step::DeepSeek3`].
+pub(super) fn v3(s: &Scan<'_>, i: usize) -> usize {
+    let a = s.at(i);
+    if a.c.is_ascii_punctuation() && s.at(i + 1).c.is_ascii_alphabetic() {
+        return s.run(i + 1, |a| a.c.is_ascii_alphabetic());
+    }
+    let prefixable = a.len > 0 && !a.newline() && !a.is(LETTER | PUNCT | SYMBOL);
+    if a.is(LETTER | MARK) || (prefixable && s.at(i + a.len).is(LETTER | MARK)) {
+        return s.run(i + a.len, |a| a.is(LETTER | MARK));
+    }
+    let (j, b) = if a.c == ' ' { (i + 1, s.at(i + 1)) } else { (i, a) };
+    if b.is(PUNCT | SYMBOL) {
+        let end = s.run(j, |a| a.is(PUNCT | SYMBOL));
+        return s.run(end, At::newline);
+    }
+    if a.is(SPACE) {
+        return s.blanks_and_lines(i);
+    }
+    // matched by no alternative: a gap
+    gap(s, i, |j| {
+        let b = s.at(j);
+        b.is(SPACE | LETTER | MARK | PUNCT | SYMBOL) || s.at(j + b.len).is(LETTER | MARK)
+    })
+}
+
+#[rustfmt::skip]
+const LETTERS: &[(char, char)] = &[
+    ('\u{b5}', '\u{b5}'), ('\u{c0}', '\u{d6}'), ('\u{d8}', '\u{f6}'), ('\u{f8}', '\u{1ba}'),
+    ('\u{1bc}', '\u{1bf}'), ('\u{1c4}', '\u{293}'), ('\u{295}', '\u{2af}'),
+    ('\u{370}', '\u{373}'), ('\u{376}', '\u{376}'), ('\u{377}', '\u{377}'),
+    ('\u{37b}', '\u{37d}'), ('\u{37f}', '\u{37f}'), ('\u{386}', '\u{386}'),
+    ('\u{388}', '\u{38a}'), ('\u{38c}', '\u{38c}'), ('\u{38e}', '\u{3a1}'),
+    ('\u{3a3}', '\u{3f5}'), ('\u{3f7}', '\u{481}'), ('\u{48a}', '\u{52f}'),
+    ('\u{531}', '\u{556}'), ('\u{10a0}', '\u{10c5}'), ('\u{13a0}', '\u{13f5}'),
+    ('\u{13f8}', '\u{13fd}'), ('\u{1c90}', '\u{1cba}'), ('\u{1cbd}', '\u{1cbf}'),
+    ('\u{1d00}', '\u{1d2b}'), ('\u{1d6b}', '\u{1d77}'), ('\u{1d79}', '\u{1d9a}'),
+    ('\u{1e00}', '\u{1f15}'), ('\u{1f18}', '\u{1f1d}'), ('\u{1f20}', '\u{1f45}'),
+    ('\u{1f48}', '\u{1f4d}'), ('\u{1f50}', '\u{1f57}'), ('\u{1f59}', '\u{1f59}'),
+    ('\u{1f5b}', '\u{1f5b}'), ('\u{1f5d}', '\u{1f5d}'), ('\u{1f5f}', '\u{1f7d}'),
+    ('\u{1f80}', '\u{1fb4}'), ('\u{1fb6}', '\u{1fbc}'), ('\u{1fbe}', '\u{1fbe}'),
+    ('\u{1fc2}', '\u{1fc4}'), ('\u{1fc6}', '\u{1fcc}'), ('\u{1fd0}', '\u{1fd3}'),
+    ('\u{1fd6}', '\u{1fdb}'), ('\u{1fe0}', '\u{1fec}'), ('\u{1ff2}', '\u{1ff4}'),
+    ('\u{1ff6}', '\u{1ffc}'), ('\u{2102}', '\u{2102}'), ('\u{2107}', '\u{2107}'),
+    ('\u{210a}', '\u{2113}'), ('\u{2115}', '\u{2115}'), ('\u{2119}', '\u{211d}'),
+    ('\u{2124}', '\u{2124}'), ('\u{2126}', '\u{2126}'), ('\u{2128}', '\u{2128}'),
+    ('\u{212a}', '\u{212d}'), ('\u{212f}', '\u{2134}'), ('\u{2139}', '\u{2139}'),
+    ('\u{213c}', '\u{213f}'), ('\u{2145}', '\u{2149}'), ('\u{214e}', '\u{214e}'),
+    ('\u{2183}', '\u{2183}'), ('\u{2184}', '\u{2184}'), ('\u{2c00}', '\u{2c7b}'),
+    ('\u{2c7e}', '\u{2ce4}'), ('\u{2ceb}', '\u{2cee}'), ('\u{2cf2}', '\u{2cf2}'),
+    ('\u{2cf3}', '\u{2cf3}'), ('\u{a640}', '\u{a66d}'), ('\u{a680}', '\u{a69b}'),
+    ('\u{a722}', '\u{a76f}'), ('\u{a771}', '\u{a787}'), ('\u{a78b}', '\u{a78e}'),
+    ('\u{ab70}', '\u{abbf}'), ('\u{fb00}', '\u{fb06}'), ('\u{fb13}', '\u{fb17}'),
+    ('\u{ff21}', '\u{ff3a}'), ('\u{ff41}', '\u{ff5a}'), ('\u{10400}', '\u{1044f}'),
+    ('\u{104b0}', '\u{104d3}'), ('\u{104d8}', '\u{104fb}'), ('\u{10c80}', '\u{10cb2}'),
+    ('\u{10cc0}', '\u{10cf2}'), ('\u{118a0}', '\u{118df}'), ('\u{1e900}', '\u{1e943}'),
+];

@@ -1,0 +1,297 @@
+//! Tokenizers from a GGUF's metadata: text to token ids and back, and chat templates.
+//!
+//! Supported are byte-level BPE (`tokenizer.ggml.model` = `gpt2`, with the pre-tokenizers of
+//! [`Tokenizer::from_gguf`]), raw BPE (`gemma4`) and SentencePiece BPE (`llama`: Llama 1 and 2,
+//! Mistral, Gemma, Phi-3). Ids equal those of llama.cpp, which the models' GGUFs are made with.
+//!
+//! | file | what |
+//! |---|---|
+//! | `vocab` | the vocabulary, special and end-of-generation tokens |
+//! | `special` | cuts special tokens out of the text |
+//! | `pretokenize`, `scan`, `deepseek` | cuts text into words (BPE) |
+//! | `merge`, `bpe`, `spm` | words to tokens |
+//! | `stream` | tokens to text as they come |
+//! | `chat` | chat templates |
+
+mod bpe;
+mod chat;
+mod deepseek;
+mod merge;
+mod pretokenize;
+mod scan;
+mod special;
+mod spm;
+mod stream;
+mod unicode;
+mod vocab;
+
+pub use chat::{ChatTemplate, Message};
+pub use stream::StreamDecoder;
+pub use vocab::VocabKind;
+
+use crate::gguf::{Gguf, GgufError};
+use bpe::Bpe;
+use pretokenize::PreTokenizer;
+use special::{Fragment, Specials};
+use spm::Spm;
+use vocab::{HIDDEN, KEY_MODEL, KEY_PRE, Vocab};
+
+/// Why a tokenizer or a chat template cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum TokenizerError {
+    /// A key is there with a value of another type.
+    #[error(transparent)]
+    Gguf(#[from] GgufError),
+    /// A key that the tokenizer needs is missing.
+    #[error("GGUF metadata: key `{key}` is missing; convert the model again with its tokenizer")]
+    MissingKey {
+        /// the key
+        key: &'static str,
+    },
+    /// A key's value makes no sense.
+    #[error("GGUF metadata: key `{key}`: found {found}, expected {expected}")]
+    BadValue {
+        /// the key
+        key: String,
+        /// what is there
+        found: String,
+        /// what should be
+        expected: String,
+    },
+    /// A kind of tokenizer that is not implemented.
+    #[error(
+        "GGUF metadata: key `tokenizer.ggml.model`: tokenizer `{model}` is not supported; \
+         supported are `gpt2` (byte-level BPE), `gemma4` (raw BPE) and `llama` (SentencePiece BPE)"
+    )]
+    UnsupportedTokenizer {
+        /// the value of `tokenizer.ggml.model`
+        model: String,
+    },
+    /// A pre-tokenizer that is not implemented.
+    #[error(
+        "GGUF metadata: key `tokenizer.ggml.pre`: pre-tokenizer `{name}` is not supported; \
+         supported are default, gpt-2, llama-bpe, qwen2, qwen35, smollm, tekken, gpt-4o, falcon, \
+         bloom, deepseek-llm, deepseek-coder, deepseek-v3 and those that split alike"
+    )]
+    UnsupportedPreTokenizer {
+        /// the value of `tokenizer.ggml.pre`
+        name: String,
+    },
+    /// The chat template does not compile or run.
+    #[error("key `tokenizer.chat_template`: {reason}; use --no-cnv to run without it")]
+    Template {
+        /// what the template engine says
+        reason: String,
+    },
+    /// The chat template refuses the conversation (`raise_exception`).
+    #[error("the model's chat template refuses this conversation: {reason}")]
+    Refused {
+        /// the template's message
+        reason: String,
+    },
+}
+
+impl TokenizerError {
+    fn bad(key: &str, found: impl Into<String>, expected: impl Into<String>) -> TokenizerError {
+        TokenizerError::BadValue { key: key.to_owned(), found: found.into(), expected: expected.into() }
+    }
+}
+
+/// A model's tokenizer. Immutable and shareable between threads.
+pub struct Tokenizer {
+    vocab: Vocab,
+    specials: Specials,
+    model: Model,
+    pre: String,
+}
+
+enum Model {
+    Bpe(Box<Bpe>),
+    Spm(Box<Spm>),
+}
+
+impl Tokenizer {
+    /// Reads and checks the tokenizer of a GGUF (`tokenizer.ggml.*`).
+    ///
+    /// # Errors
+    /// Missing keys, an unsupported tokenizer or pre-tokenizer, or a vocabulary that contradicts
+    /// itself; the message names the key.
+    pub fn from_gguf(gguf: &Gguf) -> Result<Tokenizer, TokenizerError> {
+        let model = gguf.str(KEY_MODEL)?.ok_or(TokenizerError::MissingKey { key: KEY_MODEL })?;
+        let kind = match model {
+            "llama" => VocabKind::Spm,
+            "gpt2" => VocabKind::Bpe,
+            "gemma4" => VocabKind::RawBpe,
+            other => {
+                return Err(TokenizerError::UnsupportedTokenizer { model: other.to_owned() });
+            }
+        };
+        let pre = match kind {
+            VocabKind::Spm => None,
+            VocabKind::Bpe => gguf.str(KEY_PRE)?,
+            VocabKind::RawBpe => Some("gemma4"),
+        };
+        let (vocab, model) = if kind == VocabKind::Spm {
+            let vocab = Vocab::from_gguf(gguf, kind, true)?;
+            let spm = Spm::new(&vocab);
+            (vocab, Model::Spm(Box::new(spm)))
+        } else {
+            let splitter = PreTokenizer::named(pre)?;
+            // a byte-level vocabulary may still name gemma4's splitting
+            let kind = if splitter.raw_utf8 { VocabKind::RawBpe } else { kind };
+            let vocab = Vocab::from_gguf(gguf, kind, splitter.add_bos)?;
+            let bpe = Bpe::from_gguf(gguf, splitter, &vocab)?;
+            (vocab, Model::Bpe(Box::new(bpe)))
+        };
+        Ok(Tokenizer { specials: Specials::new(&vocab), pre: pre.unwrap_or("default").to_owned(), vocab, model })
+    }
+
+    /// The tokens of `text`.
+    ///
+    /// `add_special` adds the tokens that the model wants at the beginning and end of a text (BOS,
+    /// EOS: [`Tokenizer::add_bos`]). `parse_special` recognizes control tokens spelled out in the
+    /// text, as a rendered chat template has them; leave it off for text that must not pose as
+    /// such. User-defined tokens are always recognized.
+    pub fn encode(&self, text: &str, add_special: bool, parse_special: bool) -> Vec<u32> {
+        let mut out = Vec::with_capacity(text.len() / 3 + 2);
+        if add_special && self.vocab.add_bos {
+            out.extend(self.vocab.bos);
+        }
+        // SentencePiece puts a blank before a text and after every special token.
+        let mut after_special = true;
+        for fragment in self.specials.partition(text, parse_special) {
+            match fragment {
+                Fragment::Token(id) => {
+                    out.push(id);
+                    after_special = true;
+                }
+                Fragment::Text(text) => {
+                    match &self.model {
+                        Model::Bpe(bpe) => bpe.encode(&self.vocab, text, &mut out),
+                        Model::Spm(spm) => {
+                            let prefix = self.vocab.add_space_prefix && after_special;
+                            spm.encode(&self.vocab, text, prefix, &mut out);
+                        }
+                    }
+                    after_special = false;
+                }
+            }
+        }
+        if add_special && self.vocab.add_eos {
+            out.extend(self.vocab.eos);
+        }
+        out
+    }
+
+    /// The tokens of a rendered chat: control tokens are recognized, and BOS is added if the model
+    /// wants it and the template has not written it already.
+    pub fn encode_chat(&self, rendered: &str) -> Vec<u32> {
+        let mut ids = self.encode(rendered, false, true);
+        if let (true, Some(bos)) = (self.vocab.add_bos, self.vocab.bos)
+            && ids.first() != Some(&bos)
+        {
+            ids.insert(0, bos);
+        }
+        ids
+    }
+
+    /// The bytes that a token stands for, perhaps a part of a character; control tokens as the
+    /// vocabulary spells them. Empty for unused tokens and ids out of range.
+    pub fn token_bytes(&self, id: u32) -> &[u8] {
+        self.vocab.piece(id)
+    }
+
+    /// The token as the vocabulary spells it (`Ġthe`, `▁the`, `<0x0A>`), for display.
+    pub fn token_text(&self, id: u32) -> String {
+        String::from_utf8_lossy(self.vocab.text(id)).into_owned()
+    }
+
+    /// The id of the token that the vocabulary spells `text`.
+    pub fn token_id(&self, text: &str) -> Option<u32> {
+        self.vocab.id(text.as_bytes())
+    }
+
+    /// The text of `ids`, without control tokens; the blank that SentencePiece put before the text
+    /// is taken away again. Bytes that are no UTF-8 become U+FFFD.
+    pub fn decode(&self, ids: &[u32]) -> String {
+        let mut bytes = Vec::new();
+        for &id in ids.iter().filter(|&&id| !self.is_control(id)) {
+            bytes.extend_from_slice(self.token_bytes(id));
+        }
+        let bytes = match bytes.strip_prefix(b" ") {
+            Some(rest) if self.vocab.add_space_prefix => rest,
+            _ => &bytes,
+        };
+        String::from_utf8_lossy(bytes).into_owned()
+    }
+
+    /// Number of tokens in the vocabulary.
+    pub fn n_vocab(&self) -> usize {
+        self.vocab.len()
+    }
+
+    /// The algorithm.
+    pub fn kind(&self) -> VocabKind {
+        self.vocab.kind
+    }
+
+    /// The pre-tokenizer's name (`tokenizer.ggml.pre`).
+    pub fn pre(&self) -> &str {
+        &self.pre
+    }
+
+    /// Beginning of sequence.
+    pub fn bos(&self) -> Option<u32> {
+        self.vocab.bos
+    }
+
+    /// End of sequence.
+    pub fn eos(&self) -> Option<u32> {
+        self.vocab.eos
+    }
+
+    /// End of turn.
+    pub fn eot(&self) -> Option<u32> {
+        self.vocab.eot
+    }
+
+    /// End of message.
+    pub fn eom(&self) -> Option<u32> {
+        self.vocab.eom
+    }
+
+    /// Unknown token.
+    pub fn unk(&self) -> Option<u32> {
+        self.vocab.unk
+    }
+
+    /// Padding.
+    pub fn pad(&self) -> Option<u32> {
+        self.vocab.pad
+    }
+
+    /// Whether the model wants BOS before a text.
+    pub fn add_bos(&self) -> bool {
+        self.vocab.add_bos
+    }
+
+    /// Whether the model wants EOS after a text.
+    pub fn add_eos(&self) -> bool {
+        self.vocab.add_eos
+    }
+
+    /// Whether `id` ends a generation.
+    pub fn is_eog(&self, id: u32) -> bool {
+        self.vocab.eog.binary_search(&id).is_ok()
+    }
+
+    /// All tokens that end a generation, ascending.
+    pub fn eog_ids(&self) -> &[u32] {
+        &self.vocab.eog
+    }
+
+    /// Whether `id` is a control (or unknown) token, which stands for no text.
+    pub fn is_control(&self, id: u32) -> bool {
+        self.vocab.attr(id).any(HIDDEN)
+    }
+}

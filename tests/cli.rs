@@ -1,0 +1,379 @@
+//! The binary as its users meet it: exit codes, messages, what goes to which stream. Every test has a folder of its own.
+
+mod support;
+
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use serde_json::Value;
+use support::tiny::Tiny;
+
+/// A folder with a tiny model in it.
+struct Scene {
+    dir: tempfile::TempDir,
+}
+
+impl Scene {
+    fn new() -> Scene {
+        Scene::with("llama")
+    }
+
+    fn with(model: &str) -> Scene {
+        let scene = Scene { dir: tempfile::tempdir().unwrap() };
+        Tiny::named(model).build().write(&scene.path("tiny.gguf"));
+        scene
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn write(&self, name: &str, bytes: impl AsRef<[u8]>) {
+        std::fs::write(self.path(name), bytes).unwrap();
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_spts-cli"));
+        command.current_dir(self.dir.path()).args(args).stdin(Stdio::null());
+        command
+    }
+
+    fn run(&self, args: &[&str]) -> Output {
+        self.command(args).output().unwrap()
+    }
+
+    /// The standard output of a run that has to succeed.
+    fn good(&self, args: &[&str]) -> String {
+        let output = self.run(args);
+        assert_eq!(output.status.code(), Some(0), "{args:?}: {}", stderr(&output));
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    fn json(&self, args: &[&str]) -> Value {
+        serde_json::from_str(&self.good(args)).unwrap()
+    }
+
+    /// The message of a run that has to fail with this code and say one line.
+    fn bad(&self, code: i32, args: &[&str]) -> String {
+        let output = self.run(args);
+        let message = stderr(&output);
+        assert_eq!(output.status.code(), Some(code), "{args:?}: {message}");
+        assert!(output.stdout.is_empty(), "{args:?}: {:?}", output.stdout);
+        assert!(message.starts_with("spts-cli: error: "), "{args:?}: {message}");
+        assert_eq!(message.lines().count(), 1, "{args:?}: {message}");
+        message
+    }
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+fn keys(json: &Value) -> Vec<&str> {
+    json.as_object().unwrap().keys().map(String::as_str).collect()
+}
+
+const RUN: [&str; 8] = ["-m", "tiny.gguf", "-p", "the rain in the inner tin", "-n", "8", "--temp", "0"];
+
+fn run_with<'a>(more: &[&'a str]) -> Vec<&'a str> {
+    RUN.iter().chain(more).copied().collect()
+}
+
+#[test]
+fn wrong_usage() {
+    let scene = Scene::new();
+    for (args, expected) in [
+        (vec![], "--model <FILE>"),
+        (vec!["-m", "tiny.gguf"], "--prompt <TEXT>"),
+        (run_with(&["-ngl", "many"]), "'-ngl <N>'"),
+        (run_with(&["--no-such-flag"]), "--no-such-flag"),
+        (run_with(&["--top-p", "2"]), "from 0 to 1"),
+        (run_with(&["extra"]), "extra"),
+        (vec!["plan", "--shape", "llama-3.1-8b"], "-n"),
+    ] {
+        let message = scene.bad(2, &args);
+        assert!(message.contains(expected), "{message}");
+    }
+}
+
+#[test]
+fn help_and_version() {
+    let scene = Scene::new();
+    for args in [["--help"].as_slice(), &["-h"], &["plan", "--help"], &["info", "-h"]] {
+        assert!(scene.good(args).contains("Usage: "), "{args:?}");
+    }
+    let version = scene.good(&["--version"]);
+    assert!(
+        version.starts_with(concat!("spts-cli ", env!("CARGO_PKG_VERSION"), " (")) && version.contains("ggml 0."),
+        "{version}"
+    );
+    assert!(scene.good(&["--list-devices"]).contains("CPU"));
+}
+
+#[test]
+fn the_answer_is_all_there_is_on_standard_output() {
+    let scene = Scene::new();
+    let output = scene.run(&RUN);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let json = scene.json(&run_with(&["--json"]));
+    let text = json["text"].as_str().unwrap();
+    let expected = if text.is_empty() || text.ends_with('\n') { text.to_owned() } else { format!("{text}\n") };
+    assert_eq!(String::from_utf8(output.stdout.clone()).unwrap(), expected);
+    let report = stderr(&output);
+    for line in ["load ", "prefill ", "decode ", "cache ", "memory "] {
+        assert!(report.contains(&format!("\n{line}")), "{report}");
+    }
+    assert!(!report.contains('\r') && !report.contains('\x1b'), "progress belongs on terminals: {report:?}");
+}
+
+#[test]
+fn json_of_a_run() {
+    let scene = Scene::new();
+    let json = scene.json(&run_with(&["--json", "--logprobs", "3", "--ignore-eos"]));
+    assert_eq!(
+        keys(&json),
+        [
+            "prompt_tokens",
+            "generated",
+            "text",
+            "logprobs",
+            "stop",
+            "load_s",
+            "ttft_s",
+            "prefill_tps",
+            "decode_tps",
+            "cache_kept",
+            "schedule",
+            "stages",
+            "peak_rss_bytes",
+            "peak_device_bytes"
+        ]
+    );
+    assert_eq!((json["generated"].as_array().unwrap().len(), json["logprobs"].as_array().unwrap().len()), (8, 8));
+    let first = json["logprobs"][0].as_array().unwrap();
+    assert_eq!((first.len(), &first[0][0]), (3, &json["generated"][0]));
+    assert!(first.windows(2).all(|w| w[0][1].as_f64() >= w[1][1].as_f64()) && first[0][1].as_f64().unwrap() < 0.0);
+    assert_eq!(
+        (json["stop"].as_str(), json["schedule"].as_str(), json["cache_kept"].as_f64()),
+        (Some("length"), Some("dense"), Some(1.0))
+    );
+    assert_eq!(keys(&json["stages"][0]), ["first_layer", "last_layer", "candidates", "active_attn", "active_ffn"]);
+    assert_eq!((json["stages"].as_array().unwrap().len(), json["stages"][0]["last_layer"].as_u64()), (1, Some(4)));
+    assert!(
+        json["load_s"].as_f64().unwrap() >= 0.0
+            && json["ttft_s"].as_f64().unwrap() > 0.0
+            && json["prefill_tps"].as_f64().unwrap() > 0.0
+    );
+    assert!(scene.json(&run_with(&["--json"])).get("logprobs").is_none());
+}
+
+#[test]
+fn runs_repeat() {
+    let scene = Scene::new();
+    let args = ["-m", "tiny.gguf", "-p", "the rain", "-n", "12", "--temp", "1.5", "--json", "--ignore-eos", "-s"];
+    let ids = |seed: &str| scene.json(&[args.as_slice(), &[seed]].concat())["generated"].clone();
+    assert_eq!(ids("3"), ids("3"));
+    assert_ne!(ids("3"), ids("4"));
+}
+
+#[test]
+fn a_prompt_without_an_answer() {
+    let json = Scene::new().json(&["-m", "tiny.gguf", "-p", "the", "-n", "0", "--json"]);
+    assert_eq!((json["generated"].as_array().map(Vec::len), json["text"].as_str()), (Some(0), Some("")));
+    assert!(json["ttft_s"].is_null() && json["decode_tps"].is_null());
+}
+
+#[test]
+fn the_question_follows_the_document() {
+    let scene = Scene::new();
+    scene.write("doc.txt", "the rain\n");
+    let count = |args: &[&str]| {
+        scene.json(&[&["-m", "tiny.gguf", "-n", "0", "--json"], args].concat())["prompt_tokens"].as_u64().unwrap()
+    };
+    let both = count(&["-f", "doc.txt", "-p", "in here"]);
+    assert_eq!(both, count(&["-p", "the rain\n\nin here"]));
+    assert!(count(&["-p", "the rain\n\nin here", "--no-cnv"]) < both, "the chat template adds tokens");
+    assert!(count(&["-p", "the rain\n\nin here", "-sys", "be brief"]) > both);
+
+    let mut child = scene.command(&["-m", "tiny.gguf", "-n", "0", "--json", "-f", "-", "-p", "in here"]);
+    let mut child = child.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    std::io::Write::write_all(&mut child.stdin.take().unwrap(), b"the rain").unwrap();
+    let json: Value = serde_json::from_slice(&child.wait_with_output().unwrap().stdout).unwrap();
+    assert_eq!(json["prompt_tokens"], both);
+}
+
+#[test]
+fn documents_that_cannot_be_read() {
+    let scene = Scene::new();
+    scene.write("latin1.txt", b"caf\xe9 au lait");
+    scene.write("empty.txt", "");
+    std::fs::create_dir(scene.path("folder")).unwrap();
+    let ask = |file: &str| scene.bad(1, &["-m", "tiny.gguf", "-f", file]);
+    assert!(ask("no-such.txt").contains("no-such.txt: cannot read the document: "));
+    assert!(ask("folder").contains("folder: cannot read the document: "));
+    assert!(ask("latin1.txt").contains("latin1.txt: not UTF-8 text: byte 3 is 0xe9"));
+    assert!(ask("empty.txt").contains("the prompt is empty"));
+    assert!(scene.bad(1, &["-m", "tiny.gguf", "-p", " \n"]).contains("the prompt is empty"));
+}
+
+#[test]
+fn models_that_cannot_be_read() {
+    let scene = Scene::new();
+    scene.write("text.gguf", "this is no model at all");
+    let whole = std::fs::read(scene.path("tiny.gguf")).unwrap();
+    scene.write("half.gguf", &whole[..whole.len() / 2]);
+    scene.write("empty.gguf", "");
+    for file in ["no-such.gguf", "text.gguf", "half.gguf", "empty.gguf", "."] {
+        for args in [vec!["-m", file, "-p", "x"], vec!["info", file], vec!["plan", "-m", file, "-n", "9"]] {
+            let message = scene.bad(1, &args);
+            assert!(message.contains(file), "{message}");
+        }
+    }
+}
+
+#[test]
+fn prompts_beyond_the_context() {
+    let scene = Scene::new();
+    let message = scene.bad(1, &["-m", "tiny.gguf", "-p", &"q".repeat(3000)]);
+    assert!(message.contains("2048") && message.contains("-c") && message.contains("30"), "{message}");
+    let message = scene.bad(1, &["-m", "tiny.gguf", "-p", &"q".repeat(100), "-c", "64"]);
+    assert!(message.contains("64") && message.contains("-c"), "{message}");
+    // The answer stops where the context is full.
+    let json = scene.json(&["-m", "tiny.gguf", "-p", "qqqq", "--no-cnv", "-c", "16", "--ignore-eos", "--json"]);
+    assert_eq!(json["stop"], "context");
+    assert_eq!(json["prompt_tokens"].as_u64().unwrap() + json["generated"].as_array().unwrap().len() as u64, 17);
+}
+
+#[test]
+fn tokens_are_skipped() {
+    let scene = Scene::new();
+    let text = "the rain in the inner tin ".repeat(20);
+    let base = ["-m", "tiny.gguf", "-p", &text, "-n", "4", "--temp", "0", "--json", "--probe-queries", "4"];
+    let skipping =
+        [base.as_slice(), &["--schedule", "0.5,0.4,0.3,0.2", "--no-proxy", "--dump-selection", "chosen.json"]].concat();
+    let json = scene.json(&skipping);
+    let kept = json["cache_kept"].as_f64().unwrap();
+    assert!((0.3..0.9).contains(&kept), "{kept}");
+    assert_eq!(json["schedule"], "fractions");
+    assert!(json["stages"].as_array().unwrap().len() > 2);
+    let chosen: Value = serde_json::from_slice(&std::fs::read(scene.path("chosen.json")).unwrap()).unwrap();
+    let n = json["prompt_tokens"].as_u64().unwrap();
+    assert_eq!(chosen["n_tokens"], n);
+    let layers = chosen["layers"].as_array().unwrap();
+    assert_eq!((layers.len(), keys(&layers[0])), (5, vec!["il", "candidates", "active_attn", "active_ffn"]));
+    for layer in layers {
+        // The last token is never left out.
+        assert_eq!(layer["active_attn"].as_array().unwrap().last().unwrap().as_u64(), Some(n - 1));
+    }
+    let dense = scene.json(&["-m", "tiny.gguf", "-p", &text, "-n", "4", "--temp", "0", "--json", "--no-spts"]);
+    assert_eq!((dense["cache_kept"].as_f64(), dense["schedule"].as_str()), (Some(1.0), Some("dense")));
+    let message = scene.bad(1, &["-m", "tiny.gguf", "-p", "x", "--schedule", "no-such"]);
+    assert!(message.contains("--schedule") && message.contains("no-such"), "{message}");
+    scene.write("not-a-sidecar.gguf", "x");
+    let message = scene.bad(1, &[&skipping[..12], &["--sidecar", "not-a-sidecar.gguf"]].concat());
+    assert!(message.contains("not-a-sidecar.gguf"), "{message}");
+}
+
+#[test]
+fn a_selection_that_cannot_be_written() {
+    let message = Scene::new().bad(1, &run_with(&["--dump-selection", "no/such/folder.json"]));
+    assert!(message.contains("no/such/folder.json: cannot write"), "{message}");
+}
+
+#[test]
+fn a_reader_that_leaves_is_no_error() {
+    let scene = Scene::new();
+    for args in
+        [vec!["-m", "tiny.gguf", "-p", "the", "-n", "500", "--ignore-eos"], vec!["info", "tiny.gguf"], vec!["--help"]]
+    {
+        let mut child = scene.command(&args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        drop(child.stdout.take());
+        let output = child.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(0), "{args:?}: {}", stderr(&output));
+        assert_eq!(stderr(&output), "", "{args:?}");
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_full_disk_is_an_error() {
+    let scene = Scene::new();
+    for args in [RUN.to_vec(), run_with(&["--json"]), vec!["info", "tiny.gguf"], vec!["--version"]] {
+        let full = std::fs::File::create("/dev/full").unwrap();
+        let output = scene.command(&args).stdout(full).output().unwrap();
+        assert_eq!(output.status.code(), Some(1), "{args:?}");
+        assert!(stderr(&output).starts_with("spts-cli: error: standard output: "), "{args:?}: {}", stderr(&output));
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn ctrl_c() {
+    let scene = Scene::new();
+    let args = ["-m", "tiny.gguf", "-p", "the", "--ignore-eos", "-c", "1000000"];
+    let mut child = scene.command(&args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    // It has begun to answer: it will not stop by itself for a long time.
+    let mut byte = [0];
+    child.stdout.as_mut().unwrap().read_exact(&mut byte).unwrap();
+    let killed = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    assert!(killed.success());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(130), "{}", stderr(&output));
+    assert!(!stderr(&output).contains("error"), "{}", stderr(&output));
+}
+
+#[test]
+fn info() {
+    let scene = Scene::with("qwen2");
+    let text = scene.good(&["info", "tiny.gguf"]);
+    for expected in ["tiny.gguf: GGUF version 3", "general.architecture", "\"qwen2\"", "blk.3.ffn_down.weight", "F32"] {
+        assert!(text.contains(expected), "{expected}: {text}");
+    }
+    let json = scene.json(&["info", "-m", "tiny.gguf", "--json"]);
+    assert_eq!(keys(&json), ["file", "bytes", "version", "alignment", "metadata", "types", "tensors"]);
+    assert_eq!(
+        (&json["metadata"]["general.architecture"], &json["metadata"]["qwen2.block_count"]),
+        (&"qwen2".into(), &4.into())
+    );
+    assert_eq!(json["metadata"]["tokenizer.ggml.tokens"]["length"], 264);
+    assert_eq!(keys(&json["tensors"][0]), ["name", "type", "shape", "bytes", "offset"]);
+    assert_eq!(json["types"]["F32"]["tensors"].as_u64(), Some(json["tensors"].as_array().unwrap().len() as u64));
+    let full = scene.json(&["info", "tiny.gguf", "--json", "--full"]);
+    assert_eq!(full["metadata"]["tokenizer.ggml.tokens"].as_array().unwrap().len(), 264);
+}
+
+#[test]
+fn plan() {
+    let scene = Scene::new();
+    let json = scene.json(&["plan", "--shape", "llama-3.1-8b", "-n", "32768", "--json"]);
+    assert_eq!(
+        keys(&json),
+        ["n_tokens", "predicted_speedup", "cache_kept", "flops_dense", "flops_spts", "memory_bytes", "layers"]
+    );
+    assert_eq!(keys(&json["layers"][0]), ["il", "candidates", "active_attn", "active_ffn", "kv"]);
+    assert_eq!(json["layers"].as_array().unwrap().len(), 32);
+    // The paper: the cache falls from 16 to 6.63 GB.
+    assert!((json["cache_kept"].as_f64().unwrap() - 0.414).abs() < 0.001);
+    assert!(scene.good(&["plan", "--shape", "llama-3.1-8b", "-n", "32768"]).contains("llama-3.1-8b"));
+    let dense = scene.json(&["plan", "--shape", "llama-3.1-8b", "-n", "32768", "--json", "--no-spts"]);
+    assert_eq!((dense["cache_kept"].as_f64(), dense["predicted_speedup"].as_f64()), (Some(1.0), Some(1.0)));
+    // A file's own shape.
+    assert_eq!(scene.json(&["plan", "-m", "tiny.gguf", "-n", "100", "--json"])["layers"].as_array().unwrap().len(), 5);
+    let graph = |args: &[&str]| scene.good(&[&["plan", "-m", "tiny.gguf", "-n", "100", "--graph"], args].concat());
+    let dense = graph(&["--no-spts"]);
+    assert!(dense.contains("layer 4:") && dense.contains("blk.0.attn_q.weight"), "{dense}");
+    assert_ne!(graph(&["--schedule", "0.5,0.4,0.3,0.2", "--no-proxy"]), dense);
+}
+
+#[test]
+fn the_help_names_every_subcommand_that_works() {
+    let scene = Scene::new();
+    let help = scene.good(&["--help"]);
+    let commands = help.split("Commands:\n").nth(1).unwrap().split("\n\n").next().unwrap();
+    for line in commands.lines() {
+        let name = line.split_whitespace().next().unwrap();
+        assert!(scene.good(&[name, "--help"]).contains(&format!("spts-cli {name}")), "{name}");
+    }
+    assert!(Path::new(env!("CARGO_BIN_EXE_spts-cli")).exists());
+}
