@@ -50,6 +50,11 @@ pub fn devices() -> Vec<DeviceInfo> {
     }
 }
 
+/// Memory in use on all devices with memory of their own, by whatever process.
+pub fn gpu_bytes_used() -> u64 {
+    devices().iter().filter(|d| d.is_gpu).map(|d| d.total.saturating_sub(d.free) as u64).sum()
+}
+
 /// A C string that ggml owns, copied.
 fn text(p: *const std::ffi::c_char) -> String {
     if p.is_null() {

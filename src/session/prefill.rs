@@ -230,7 +230,8 @@ impl Session {
         })
     }
 
-    fn tile(&self) -> usize {
+    /// Tokens computed at a time: as asked for, or what suits the devices.
+    pub fn tile(&self) -> usize {
         let all_cpu = self.devices.iter().all(|d| d.backend.is_cpu());
         self.options.n_ubatch.unwrap_or(if all_cpu { 512 } else { 4096 }).max(1)
     }
