@@ -8,6 +8,7 @@ use crate::ggml::arena::{read_f32, read_i32};
 use crate::ggml::backend::Backend;
 use crate::ggml::kernels::Kernels;
 use crate::ggml::ops::{Ops, Precision};
+use crate::ggml::profile::OpTimes;
 use crate::ggml::{GgmlError, Tensor};
 use crate::graph::ir::{Graph, NodeId, Op, WeightId};
 use crate::graph::lower::{self, CacheMode, InputKind, MaskBuffer, Memory, ProxyTensors};
@@ -28,12 +29,14 @@ pub struct Device {
     pub masks: Masks,
     ops: Ops,
     ops_capacity: usize,
+    /// Times by kind of operation, if they are recorded.
+    pub op_times: Option<OpTimes>,
 }
 
 impl Device {
     /// A started device.
     pub fn new(backend: Backend) -> Self {
-        Self { backend, masks: Masks::default(), ops: Ops::new(64), ops_capacity: 64 }
+        Self { backend, masks: Masks::default(), ops: Ops::new(64), ops_capacity: 64, op_times: None }
     }
 
     /// An empty graph with room for so many operations; its memory is reused.
@@ -191,7 +194,7 @@ pub fn reserve(run: &Run, devices: &mut [Device]) -> Result<Vec<usize>> {
 }
 
 /// Rows of a phase's tiles: as many tiles as the largest size asks for, but of about one size, since a small rest costs
-/// nearly as much as a whole tile. Multiples of 64 keep the masks' views aligned.
+/// nearly as much as a whole tile.
 fn tile_rows(rows: usize, largest: usize) -> usize {
     let even = rows.div_ceil(rows.div_ceil(largest));
     even.next_multiple_of(64).min(largest)
@@ -222,7 +225,10 @@ fn tile(
             d.ops.set(input.tensor, &host_input(run, input.what, input.tensor));
         }
     }
-    d.backend.compute(&d.ops).map_err(stopped)?;
+    match &mut d.op_times {
+        Some(times) => d.backend.compute_timed(&d.ops, times).map_err(stopped)?,
+        None => d.backend.compute(&d.ops).map_err(stopped)?,
+    }
     if !lowered.captures.is_empty() {
         d.backend.synchronize();
         for (layer, states) in &lowered.captures {
