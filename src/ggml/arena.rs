@@ -114,6 +114,7 @@ impl Arena {
             device: buft.name(),
             what: what.into(),
             bytes: size,
+            free: buft.free_bytes(),
         })?;
         if buft.clears() {
             // SAFETY: the buffer was just made.
