@@ -82,9 +82,10 @@ struct Distance {
 
 /// Activations are quantized to 8 bits in both, and a value near the middle of two steps falls on either side for the smallest
 /// difference in the order of sums. Measured: what must make no difference (tiles of one row, weights not rearranged, an F32
-/// cache) moves the first step's top 5 by 0.06 to 0.3, and the reference's quantized model is 0.2 from its own in F32. So this
-/// finds wrong kernels and a wrong token; wrong arithmetic is what the F32 runs below find.
-const QUANTIZED: Distance = Distance { first: 0.1, top5: 0.4, all: f32::INFINITY, tie: 0.1 };
+/// cache) moves the first step's top 5 by 0.06 to 0.3; the reference's quantized smollm2 is 0.2 from its own in F32 for the
+/// chosen token and 0.5 for the top 10. So this finds wrong kernels and a wrong token; wrong arithmetic is what the F32 runs
+/// below find.
+const QUANTIZED: Distance = Distance { first: 0.1, top5: 0.4, all: f32::INFINITY, tie: 0.5 };
 const EXACT: Distance = Distance { first: 0.001, top5: 0.001, all: 0.001, tie: 0.002 };
 
 /// Prompts above this many tokens take minutes on two cores: of models that the tests can do without, they run only if
