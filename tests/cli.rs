@@ -284,7 +284,8 @@ fn tokens_are_skipped() {
     let message = scene.bad(1, &["-m", "tiny.gguf", "-p", "x", "--schedule", "no-such"]);
     assert!(message.contains("--schedule") && message.contains("no-such"), "{message}");
     scene.write("not-a-sidecar.gguf", "x");
-    let message = scene.bad(1, &[&skipping[..12], &["--sidecar", "not-a-sidecar.gguf"]].concat());
+    let by_proxies = [base.as_slice(), &["--schedule", "0.5,0.4,0.3,0.2", "--sidecar", "not-a-sidecar.gguf"]].concat();
+    let message = scene.bad(1, &by_proxies);
     assert!(message.contains("not-a-sidecar.gguf"), "{message}");
 }
 

@@ -30,6 +30,8 @@ pub trait Memory {
     fn cache_v(&self, layer: usize) -> Tensor<'_>;
     /// Rows in the layer's cache before this call.
     fn n_past(&self, layer: usize) -> usize;
+    /// Whether the positions of these rows have gaps (tokens were pruned), so that a window is not a run of rows.
+    fn has_gaps(&self, layer: usize) -> bool;
     /// Mask of full causal attention, or of the sliding window.
     fn mask(&self, window: Option<usize>) -> MaskBuffer<'_>;
     /// Low-rank proxy of a layer's FFN.
@@ -453,17 +455,18 @@ impl<'a> Lowerer<'a, '_> {
         n_kv: usize,
         n: usize,
     ) -> Tensor<'a> {
-        let in_order = matches!(self.graph.node(node.src[4]).op, Op::Positions);
         let on_host = InputKind::Mask { layer, first, from, window };
-        if self.mode == CacheMode::Fixed && (window.is_none() || in_order) {
+        if let (CacheMode::Fixed, Some(window)) = (self.mode, window)
+            && !matches!(self.graph.node(node.src[4]).op, Op::Positions)
+        {
+            return self.window_mask(node, window, first, from, n_kv, n);
+        }
+        if self.mode == CacheMode::Fixed && (window.is_none() || !self.memory.has_gaps(layer)) {
             let buffer = self.memory.mask(window);
             if let Some((row, column)) = buffer.start(first - from) {
                 let width = buffer.tensor.ne(0);
                 return self.ops.view_2d(buffer.tensor, [width, n], width * 2, (row * width + column) * 2);
             }
-        }
-        if self.mode == CacheMode::Fixed && window.is_some() && !in_order {
-            return self.window_mask(node, window.unwrap_or(usize::MAX), first, from, n_kv, n);
         }
         self.input(GgmlType::F16, [n_kv, n], on_host)
     }

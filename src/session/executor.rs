@@ -121,6 +121,10 @@ impl Memory for DeviceMemory<'_> {
         self.run.caches[layer].len
     }
 
+    fn has_gaps(&self, layer: usize) -> bool {
+        self.run.caches[layer].positions.is_some()
+    }
+
     fn mask(&self, window: Option<usize>) -> MaskBuffer<'_> {
         self.masks.get(window)
     }
