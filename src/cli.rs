@@ -3,6 +3,8 @@
 //! `cli/flags.rs` turns llama.cpp's `-ngl` and the like into long flags, `cli/options.rs` holds the groups of flags that
 //! subcommands share, and each subcommand is carried out by the file of its name.
 
+pub mod calibrate;
+pub mod eval;
 pub mod failure;
 pub mod flags;
 pub mod info;
@@ -10,9 +12,11 @@ pub mod interrupt;
 pub mod options;
 pub mod plan;
 pub mod prompt;
+pub mod proxies;
 pub mod run;
 
 use std::ffi::OsString;
+use std::io::Write;
 use std::path::PathBuf;
 
 use clap::error::ErrorKind;
@@ -26,6 +30,7 @@ const EXAMPLES: &str = "Examples:
   spts-cli -m model.gguf -f long.txt -p 'What does the author conclude?'
   spts-cli -m model.gguf -p 'Name three rivers.' -n 64 --temp 0
   spts-cli plan --shape llama-3.1-8b -n 32768
+  spts-cli calibrate -m model.gguf -f essays.txt
 
 The answer goes to standard output, everything else to standard error.
 Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted.";
@@ -56,6 +61,10 @@ enum Sub {
     Info(InfoArgs),
     /// Show what a schedule makes of a prompt: tokens per layer, operations, memory
     Plan(PlanArgs),
+    /// Make a model's FFN proxies from text
+    Calibrate(CalibrateArgs),
+    /// Measure what skipping costs in quality
+    Eval(eval::EvalArgs),
 }
 
 /// What to do.
@@ -69,6 +78,10 @@ pub enum Command {
     Info(InfoArgs),
     /// Count.
     Plan(Box<PlanArgs>),
+    /// Make proxies.
+    Calibrate(Box<CalibrateArgs>),
+    /// Measure.
+    Eval(Box<eval::EvalArgs>),
 }
 
 /// Answering a prompt.
@@ -186,6 +199,34 @@ pub struct PlanArgs {
     pub memory: MemoryArgs,
 }
 
+/// Making proxies.
+#[derive(Args, Clone, Debug)]
+pub struct CalibrateArgs {
+    /// Model, a GGUF file
+    #[arg(short, long, value_name = "FILE")]
+    pub model: PathBuf,
+    /// Texts of the kind that the model will read, UTF-8; a JSON object with the key `text` will do too
+    #[arg(short = 'f', long = "file", value_name = "FILE", required = true, num_args = 1..)]
+    pub files: Vec<PathBuf>,
+    /// Where to write [default: MODEL.spts.gguf beside the model]
+    #[arg(short, long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+    /// Most tokens to read, over all texts
+    #[arg(long, value_name = "N", default_value_t = 8192, value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
+    pub tokens: u32,
+    /// FFN channels that a proxy keeps [default: after the model's width]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
+    pub d_low: Option<u32>,
+    /// Rank of a proxy [default: after the model's width]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
+    pub rank: Option<u32>,
+    /// Overwrite a file that is no sidecar of this model
+    #[arg(long)]
+    pub force: bool,
+    #[command(flatten)]
+    pub device: DeviceArgs,
+}
+
 /// What becomes of argv.
 #[derive(Debug)]
 pub enum Parsed {
@@ -206,6 +247,8 @@ pub fn parse(argv: impl IntoIterator<Item = OsString>) -> Parsed {
     match parsed {
         Ok(Cli { command: Some(Sub::Info(args)), .. }) => Parsed::Command(Command::Info(args)),
         Ok(Cli { command: Some(Sub::Plan(args)), .. }) => Parsed::Command(Command::Plan(Box::new(args))),
+        Ok(Cli { command: Some(Sub::Calibrate(args)), .. }) => Parsed::Command(Command::Calibrate(Box::new(args))),
+        Ok(Cli { command: Some(Sub::Eval(args)), .. }) => Parsed::Command(Command::Eval(Box::new(args))),
         Ok(Cli { run, .. }) if run.list_devices => Parsed::Command(Command::ListDevices),
         Ok(Cli { run, .. }) => Parsed::Command(Command::Run(Box::new(run))),
         Err(e) => match e.kind() {
@@ -214,6 +257,11 @@ pub fn parse(argv: impl IntoIterator<Item = OsString>) -> Parsed {
             _ => Parsed::Usage(typed.restore(&one_line(&e.render().to_string()))),
         },
     }
+}
+
+/// A line on standard error; a closed one is no reason to stop.
+pub fn note(text: &str) {
+    let _ = writeln!(std::io::stderr(), "spts-cli: {text}");
 }
 
 /// Clap's message without its usage text, in one line.

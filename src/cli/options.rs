@@ -5,6 +5,8 @@
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
+use spts::ModelOptions;
+use spts::model::loaded::LoadProgress;
 use spts::session::sampler::SamplerParams;
 use spts::spts::preset::ModelKey;
 use spts::spts::schedule::{Pool, Schedule, Selection};
@@ -32,6 +34,20 @@ pub struct DeviceArgs {
     /// Use CPU weights as they lie in the file: starts at once and takes no second copy, but prompts are slower
     #[arg(long)]
     pub no_repack: bool,
+}
+
+impl DeviceArgs {
+    /// The library's options; `progress` sees the share of the weights that is in place.
+    pub fn model_options(&self, progress: Option<LoadProgress>) -> ModelOptions {
+        ModelOptions {
+            mmap: !self.no_mmap,
+            mlock: self.mlock,
+            repack: !self.no_repack,
+            device: self.device.clone(),
+            n_gpu_layers: self.n_gpu_layers.map(|n| n as usize),
+            progress,
+        }
+    }
 }
 
 /// Element type of a KV cache.
@@ -148,7 +164,7 @@ pub struct SptsArgs {
     /// Score the FFN by attention alone: needs no sidecar
     #[arg(long, conflicts_with = "sidecar")]
     pub no_proxy: bool,
-    /// File of FFN proxies [default: MODEL.spts.gguf beside the model]
+    /// File of FFN proxies [default: MODEL.spts.gguf beside the model, else made from the prompt and kept in the cache folder]
     #[arg(long, value_name = "FILE")]
     pub sidecar: Option<PathBuf>,
     /// Never drop a token for good

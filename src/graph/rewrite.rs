@@ -62,6 +62,7 @@ impl<'g> Rewrite<'g> {
             attn_out: m(a.attn_out),
             ffn_inp: m(a.ffn_inp),
             ffn_norm: m(a.ffn_norm),
+            ffn_hidden: m(a.ffn_hidden),
             ffn_out: m(a.ffn_out),
             out: m(a.out),
             act: a.act,

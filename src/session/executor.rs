@@ -8,7 +8,7 @@ use crate::ggml::arena::{read_f32, read_i32};
 use crate::ggml::backend::Backend;
 use crate::ggml::ops::{Ops, Precision};
 use crate::ggml::{GgmlError, Tensor};
-use crate::graph::ir::{Graph, NodeId, Op, WeightId};
+use crate::graph::ir::{Graph, NodeId, Op, Tap, WeightId};
 use crate::graph::lower::{self, CacheMode, InputKind, MaskBuffer, Memory, ProxyTensors};
 use crate::graph::phases::{Phase, PhaseKind, Program};
 use crate::model::loaded::Model;
@@ -77,8 +77,21 @@ pub trait Observer {
     fn selected(&mut self, node: NodeId, indices: &[i32]);
     /// Whether selections have to be read back from a GPU.
     fn wants_selections(&self) -> bool;
-    /// Normalised FFN inputs `[n_embd, rows]` of a layer (calibration).
-    fn captured(&mut self, layer: usize, rows: Range<usize>, states: &[f32]);
+    /// A capture of the graph has its values.
+    fn captured(&mut self, captured: Captured<'_>);
+}
+
+/// Some rows of a value that a [`Op::Capture`] asked for.
+#[derive(Clone, Debug)]
+pub struct Captured<'v> {
+    /// Layer.
+    pub layer: usize,
+    /// Which value.
+    pub tap: Tap,
+    /// Its rows, among all the prompt's.
+    pub rows: Range<usize>,
+    /// `[n_feat, rows]`
+    pub values: &'v [f32],
 }
 
 /// The memory of one device, as lowering sees it.
@@ -208,8 +221,8 @@ fn tile(
     d.backend.compute(&d.ops).map_err(stopped)?;
     if !lowered.captures.is_empty() {
         d.backend.synchronize();
-        for (layer, states) in &lowered.captures {
-            observer.captured(*layer, rows.clone(), &read_f32(*states));
+        for &(layer, tap, tensor) in &lowered.captures {
+            observer.captured(Captured { layer, tap, rows: rows.clone(), values: &read_f32(tensor) });
         }
     }
     Ok(())
