@@ -23,6 +23,7 @@
 #![deny(unsafe_code)]
 #![warn(missing_docs)]
 
+pub mod bench;
 pub mod error;
 pub mod eval;
 #[allow(unsafe_code)]
@@ -30,6 +31,8 @@ pub mod ggml;
 pub mod gguf;
 pub mod graph;
 pub mod model;
+pub mod quantize;
+mod random;
 pub mod session;
 pub mod spts;
 pub mod tokenizer;

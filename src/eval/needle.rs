@@ -7,6 +7,7 @@
 use std::ops::ControlFlow;
 
 use super::EvalError;
+use crate::random::SplitMix64;
 use crate::session::generate::GenerateOptions;
 use crate::session::prefill::PrefillProgress;
 use crate::session::sampler::{Sampler, SamplerParams};
@@ -142,11 +143,11 @@ fn sentence_end(tokenizer: &Tokenizer, hay: &[u32], at: usize) -> usize {
 
 /// Different numbers of seven digits, the same for the same seed.
 fn numbers(n: usize, seed: u64) -> Vec<u32> {
+    let mut random = SplitMix64(seed);
     let mut out: Vec<u32> = Vec::with_capacity(n);
-    // Twice as many as needed: equal ones are left out.
-    for x in spts_quant::rank::random_scores(2 * n + 8, seed) {
-        let number = 1_000_000 + (f64::from(x) * 9e6) as u32;
-        if !out.contains(&number) && out.len() < n {
+    while out.len() < n {
+        let number = 1_000_000 + (random.uniform() * 9e6) as u32;
+        if !out.contains(&number) {
             out.push(number);
         }
     }

@@ -140,6 +140,17 @@ pub enum Op {
         /// act
         act: Activation,
     },
+    /// `x [n_embd, n] -> [n_embd, n]`: W_down (act(W_gate x) * (W_up x)), where a device computes it in one operation.
+    GatedFfn {
+        /// `[n_embd, n_ff]`
+        gate: WeightId,
+        /// `[n_embd, n_ff]`
+        up: WeightId,
+        /// `[n_ff, n_embd]`
+        down: WeightId,
+        /// act
+        act: Activation,
+    },
     /// `a, b -> a + b`
     Add,
     /// `x, idx [1, m] -> [f, m]`: gather.
@@ -222,6 +233,7 @@ impl Op {
             Op::Rope { .. } => "rope",
             Op::Attention { .. } => "attention",
             Op::Glu { .. } => "glu",
+            Op::GatedFfn { .. } => "gated_ffn",
             Op::Add => "add",
             Op::GetRows => "get_rows",
             Op::ScatterAdd => "scatter_add",
@@ -276,8 +288,8 @@ pub struct LayerAnchors {
     pub ffn_inp: NodeId,
     /// Normalised input of the FFN.
     pub ffn_norm: NodeId,
-    /// act(gate) * up `[n_ff, n]`.
-    pub ffn_hidden: NodeId,
+    /// act(gate) * up `[n_ff, n]`; `None` where one node computes the whole FFN.
+    pub ffn_hidden: Option<NodeId>,
     /// What the FFN adds to the residual stream.
     pub ffn_out: NodeId,
     /// Residual stream that leaves the layer.

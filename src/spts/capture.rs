@@ -44,7 +44,7 @@ fn beside_values(graph: &Graph, capture: &Capture) -> Graph {
             let (value, name) = match tap {
                 Tap::ProbeScores => (a.scores.expect("a probed layer has scores"), "scores_captured"),
                 Tap::ProxyNorm => (a.ffn_norm, "proxy_norm_captured"),
-                Tap::FfnHidden => (a.ffn_hidden, "ffn_hidden_captured"),
+                Tap::FfnHidden => (a.ffn_hidden.expect("an FFN that is not fused"), "ffn_hidden_captured"),
                 Tap::FfnOutput => (a.ffn_out, "ffn_out_captured"),
             };
             rw.copy_through(value);
