@@ -113,7 +113,7 @@ fn proxies_are_measured_where_the_schedule_skips() {
     scene.good(&["calibrate", "-m", "tiny.gguf", "-f", "text.txt", "--tokens", "600"]);
     let json = scene.json(&args);
     let layers = json["layers"].as_array().unwrap();
-    assert_eq!(layers.iter().map(|l| l["il"].as_u64().unwrap()).collect::<Vec<_>>(), [2, 3]);
+    assert_eq!(layers.iter().map(|l| l["il"].as_u64().unwrap()).collect::<Vec<_>>(), [2, 3, 4]);
     for l in layers {
         assert!(l["rank_correlation"].as_f64().unwrap() > 0.999, "{l}");
         assert!(l["norm_by_c"].as_f64().unwrap() > 0.97 && l["product_by_cs"].as_f64().unwrap() > 0.97, "{l}");

@@ -43,6 +43,10 @@ fn check_target(path: &Path, args: &CalibrateArgs, model: &Model) -> Result<(), 
     if same_file(path, &args.model) {
         return Err(Failure::Failed(format!("{}: is the model itself; choose another -o", path.display())));
     }
+    // Found before the work, not after it.
+    if path.parent().is_some_and(|folder| !folder.as_os_str().is_empty() && !folder.is_dir()) {
+        return Err(Failure::Failed(format!("{}: there is no such folder", path.display())));
+    }
     if args.force || !path.exists() {
         return Ok(());
     }
