@@ -3,7 +3,6 @@
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::io::{self, Write as _};
 use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -19,10 +18,10 @@ use spts::session::physical_cores;
 use spts::spts::schedule::Schedule;
 use spts::spts::shape::Shape;
 use spts::spts::sidecar::Sidecar;
-use spts::{Model, ModelOptions, Session, SessionOptions};
+use spts::{Model, Session, SessionOptions};
 
 use super::failure::Failure;
-use super::{BenchArgs, interrupt, plan};
+use super::{BenchArgs, interrupt, note, plan};
 use crate::report::{self, Progress, grouped};
 
 /// Seed of weights and prompts: the same ones every time.
@@ -91,14 +90,7 @@ pub fn bench(args: &BenchArgs) -> Result<String, Failure> {
     let device_bytes_before = backend::gpu_bytes_used();
     let start = Instant::now();
     let shown = progress.clone();
-    let mut options = ModelOptions {
-        mmap: !args.device.no_mmap,
-        mlock: args.device.mlock,
-        repack: !args.device.no_repack,
-        device: args.device.device.clone(),
-        n_gpu_layers: args.device.n_gpu_layers.map(|n| n as usize),
-        progress: Some(Box::new(move |fraction| shown.borrow_mut().load(fraction))),
-    };
+    let mut options = args.device.model_options(Some(Box::new(move |fraction| shown.borrow_mut().load(fraction))));
     let model = Model::from_gguf(Arc::new(gguf), &mut options)?;
     let load_s = start.elapsed().as_secs_f64();
     progress.borrow_mut().clear();
@@ -192,10 +184,6 @@ fn sidecar(args: &BenchArgs, model: &Model, schedule: &mut Schedule) -> Result<O
         sidecar.check_layers((0..hp.n_layer).filter(skips)).map_err(spts::Error::from)?;
     }
     Ok(Some(Arc::new(sidecar)))
-}
-
-fn note(text: &str) {
-    let _ = writeln!(io::stderr(), "spts-cli: {text}");
 }
 
 /// Shows which run is under way.

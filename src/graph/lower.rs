@@ -137,8 +137,8 @@ pub enum InputKind {
 pub struct Lowered<'a> {
     /// To fill in.
     pub inputs: Vec<HostInput<'a>>,
-    /// Captured states, by layer.
-    pub captures: Vec<(usize, Tensor<'a>)>,
+    /// Captured values.
+    pub captures: Vec<(usize, Tap, Tensor<'a>)>,
 }
 
 /// How the tile addresses the cache.
@@ -238,10 +238,10 @@ impl<'a> Lowerer<'a, '_> {
             Op::ProxyNorm { layer, act } => self.proxy_norm(node, *layer, *act),
             Op::TopK { m, forced } => self.top_k(node, *m, *forced),
             Op::RandomScores { .. } => unreachable!("random scores are written by the host"),
-            Op::Capture { layer } => {
+            Op::Capture { layer, tap } => {
                 let x = self.rows(node.src[0]);
                 self.ops.output(x);
-                self.out.captures.push((*layer, x));
+                self.out.captures.push((*layer, *tap, x));
                 x
             }
         };

@@ -18,6 +18,9 @@ use super::dense::Dense;
 use super::hparams::HParams;
 use super::table::{Role, Weight, WeightTable};
 
+/// Sees the share of the weights that is in place, from 0 to 1.
+pub type LoadProgress = Box<dyn FnMut(f32)>;
+
 /// How a model is opened.
 pub struct ModelOptions {
     /// Map the file (the default) or read it into memory.
@@ -31,7 +34,7 @@ pub struct ModelOptions {
     /// Layers on that device, counted from the last; the others stay on the CPU. `None`: all.
     pub n_gpu_layers: Option<usize>,
     /// Called with the fraction of weights placed so far.
-    pub progress: Option<Box<dyn FnMut(f32)>>,
+    pub progress: Option<LoadProgress>,
 }
 
 impl Default for ModelOptions {

@@ -10,7 +10,7 @@ use crate::ggml::kernels::Kernels;
 use crate::ggml::ops::{Ops, Precision};
 use crate::ggml::profile::OpTimes;
 use crate::ggml::{GgmlError, Tensor};
-use crate::graph::ir::{Graph, NodeId, Op, WeightId};
+use crate::graph::ir::{Graph, NodeId, Op, Tap, WeightId};
 use crate::graph::lower::{self, CacheMode, InputKind, MaskBuffer, Memory, ProxyTensors};
 use crate::graph::phases::{Phase, PhaseKind, Program};
 use crate::model::loaded::Model;
@@ -81,8 +81,21 @@ pub trait Observer {
     fn selected(&mut self, node: NodeId, indices: &[i32]);
     /// Whether selections have to be read back from a GPU.
     fn wants_selections(&self) -> bool;
-    /// Normalised FFN inputs `[n_embd, rows]` of a layer (calibration).
-    fn captured(&mut self, layer: usize, rows: Range<usize>, states: &[f32]);
+    /// A capture of the graph has its values.
+    fn captured(&mut self, captured: Captured<'_>);
+}
+
+/// Some rows of a value that a [`Op::Capture`] asked for.
+#[derive(Clone, Debug)]
+pub struct Captured<'v> {
+    /// Layer.
+    pub layer: usize,
+    /// Which value.
+    pub tap: Tap,
+    /// Its rows, among all the prompt's.
+    pub rows: Range<usize>,
+    /// `[n_feat, rows]`
+    pub values: &'v [f32],
 }
 
 /// The memory of one device, as lowering sees it.
@@ -235,8 +248,8 @@ fn tile(
     }
     if !lowered.captures.is_empty() {
         d.backend.synchronize();
-        for (layer, states) in &lowered.captures {
-            observer.captured(*layer, rows.clone(), &read_f32(*states));
+        for &(layer, tap, tensor) in &lowered.captures {
+            observer.captured(Captured { layer, tap, rows: rows.clone(), values: &read_f32(tensor) });
         }
     }
     Ok(())
