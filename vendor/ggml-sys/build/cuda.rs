@@ -12,18 +12,31 @@ use crate::cache::{Cache, Fingerprint, source_files, target_dir};
 use crate::cpu;
 use crate::source::Source;
 
-/// Compiled for when no GPU is there and GGML_CUDA_ARCHS is not set: upstream's list.
-const DEFAULT_ARCHS: &str = "75-virtual 80-virtual 86-real 89-real 90-virtual 120a-real 121a-real";
+/// Compiled for when no GPU is there and GGML_CUDA_ARCHS is not set: upstream's list, and Hopper's own code, which our
+/// attention kernel is made of.
+const DEFAULT_ARCHS: &str = "75-virtual 80-virtual 86-real 89-real 90-virtual 90a-real 120a-real 121a-real";
 
 /// Types of K and V that have a flash attention vector kernel of their own, and upstream's default pairs.
 const FA_TYPES: &[&str] = &["q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "bf16", "f16"];
 const FA_PAIRS: &[(&str, &str)] = &[("f16", "f16"), ("q4_0", "q4_0"), ("q8_0", "q8_0"), ("bf16", "bf16")];
 
 /// Our own files, in `src`.
-const OWN: &[&str] = &["product_choice.cu", "attention_choice.cu", "cuda_libraries.cpp"];
+const OWN: &[&str] = &[
+    "attention_choice.cu",
+    "hopper_attention.cu",
+    "product_choice.cu",
+    "products.cu",
+    "scatter_add.cu",
+    "cuda_libraries.cpp",
+];
 
 /// Functions of ggml that our files stand in for: compiled under another name (`..._upstream`), which ours call.
-const REPLACED: &[(&str, &str)] = &[("mmq.cu", "ggml_cuda_should_use_mmq"), ("fattn.cu", "ggml_cuda_flash_attn_ext")];
+const REPLACED: &[(&str, &str)] = &[
+    ("mmq.cu", "ggml_cuda_should_use_mmq"),
+    ("mmq.cu", "ggml_cuda_mul_mat_q"),
+    ("fattn.cu", "ggml_cuda_flash_attn_ext"),
+    ("set-rows.cu", "ggml_cuda_op_set_rows"),
+];
 
 /// Memory that one nvcc takes for the largest files, in KiB.
 const KIB_PER_JOB: u64 = 3 << 20;
@@ -72,12 +85,13 @@ fn library(
 
 /// What we add to ggml's backend.
 fn own_files() -> Result<Vec<PathBuf>> {
-    let dir = PathBuf::from(env::var("CARGO_MANIFEST_DIR").map_err(|e| e.to_string())?).join("src");
-    let files: Vec<PathBuf> = OWN.iter().map(|file| dir.join(file)).collect();
-    for file in &files {
-        println!("cargo::rerun-if-changed={}", file.display());
-    }
-    Ok(files)
+    let dir = own_dir()?;
+    println!("cargo::rerun-if-changed={}", dir.display());
+    Ok(OWN.iter().map(|file| dir.join(file)).collect())
+}
+
+fn own_dir() -> Result<PathBuf> {
+    Ok(PathBuf::from(env::var("CARGO_MANIFEST_DIR").map_err(|e| e.to_string())?).join("src"))
 }
 
 impl Toolkit {
@@ -127,7 +141,8 @@ fn architectures(toolkit: &Toolkit) -> String {
         .flat_map(|text| text.lines())
         .map(|line| line.trim().replace('.', ""))
         .filter(|digits| !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit()))
-        .map(|digits| format!("{digits}-real"))
+        // Hopper's matrix instructions need the architecture-specific code.
+        .map(|digits| if digits == "90" { "90a-real".to_owned() } else { format!("{digits}-real") })
         .collect();
     found.sort();
     found.dedup();
@@ -139,7 +154,7 @@ fn architectures(toolkit: &Toolkit) -> String {
         let needs = match arch.split('-').next() {
             Some("121a") => (12, 9),
             Some("120a") => (12, 8),
-            Some("89" | "90") => (11, 8),
+            Some("89" | "90" | "90a") => (11, 8),
             _ => (0, 0),
         };
         toolkit.version >= needs
@@ -245,8 +260,9 @@ fn fingerprint(source: &Source, toolkit: &Toolkit, files: &[PathBuf], flags: &[S
     let cuda = source.src().join("ggml-cuda");
     let dirs = [cuda.join("template-instances"), cuda.join("vendors"), cuda, source.include(), source.src()];
     fingerprint.add_sources(&dirs)?;
-    for file in files.iter().filter(|file| !file.starts_with(&source.root)) {
-        fingerprint.add(&fs::read(file).map_err(|e| format!("{}: {e}", file.display()))?);
+    if files.iter().any(|file| !file.starts_with(&source.root)) {
+        // Ours, with their headers.
+        fingerprint.add_sources(&[own_dir()?])?;
     }
     Ok(fingerprint)
 }
