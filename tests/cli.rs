@@ -409,7 +409,6 @@ fn json_of_a_bench() {
             "model",
             "devices",
             "threads",
-            "ubatch",
             "cache_type_k",
             "cache_type_v",
             "repacked_bytes",
@@ -419,6 +418,7 @@ fn json_of_a_bench() {
             "n_decode",
             "seed",
             "load_s",
+            "ubatch",
             "decode_empty_tps",
             "prompts",
             "peak_rss_bytes"
