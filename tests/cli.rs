@@ -324,7 +324,7 @@ const BENCH: [&str; 13] = [
     "-m",
     "tiny.gguf",
     "-p",
-    "120,30",
+    "120,80",
     "-n",
     "3",
     "-r",
@@ -348,7 +348,6 @@ fn json_of_a_bench() {
             "model",
             "devices",
             "threads",
-            "ubatch",
             "cache_type_k",
             "cache_type_v",
             "repacked_bytes",
@@ -358,6 +357,7 @@ fn json_of_a_bench() {
             "n_decode",
             "seed",
             "load_s",
+            "ubatch",
             "decode_empty_tps",
             "prompts",
             "peak_rss_bytes"
@@ -371,7 +371,7 @@ fn json_of_a_bench() {
     let date = json["date"].as_str().unwrap();
     assert!(date.len() == 20 && date.starts_with("20") && date.ends_with('Z'), "{date}");
     let prompts = json["prompts"].as_array().unwrap();
-    assert_eq!(prompts.iter().map(|p| p["n_prompt"].as_u64()).collect::<Vec<_>>(), [Some(120), Some(30)]);
+    assert_eq!(prompts.iter().map(|p| p["n_prompt"].as_u64()).collect::<Vec<_>>(), [Some(120), Some(80)]);
     for p in prompts {
         assert_eq!(keys(p), ["n_prompt", "dense", "spts", "ratios"]);
         for mode in ["dense", "spts"] {
