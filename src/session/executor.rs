@@ -6,7 +6,7 @@ use std::ops::Range;
 use crate::Result;
 use crate::ggml::arena::{read_f32, read_i32};
 use crate::ggml::backend::Backend;
-use crate::ggml::ops::{Ops, Precision};
+use crate::ggml::ops::{Kept, Ops, Precision};
 use crate::ggml::{GgmlError, Tensor};
 use crate::graph::ir::{Graph, NodeId, Op, WeightId};
 use crate::graph::lower::{self, CacheMode, InputKind, MaskBuffer, Memory, ProxyTensors};
@@ -27,16 +27,34 @@ pub struct Device {
     pub masks: Masks,
     ops: Ops,
     ops_capacity: usize,
+    repeat: Option<Repeat>,
+}
+
+/// The allocated graph of a token, for the next one: as long as attention reads the same rows of the same memory, only host
+/// inputs differ, and there is nothing to build.
+struct Repeat {
+    /// First node of the phase.
+    phase: NodeId,
+    reads: Vec<CacheReads>,
+    inputs: Vec<(Kept, InputKind)>,
+}
+
+/// What one attention node reads: rows of its cache, and the cache's capacity, which tells one memory from another.
+#[derive(PartialEq)]
+struct CacheReads {
+    rows: Range<usize>,
+    capacity: usize,
 }
 
 impl Device {
     /// A started device.
     pub fn new(backend: Backend) -> Self {
-        Self { backend, masks: Masks::default(), ops: Ops::new(64), ops_capacity: 64 }
+        Self { backend, masks: Masks::default(), ops: Ops::new(64), ops_capacity: 64, repeat: None }
     }
 
     /// An empty graph with room for so many operations; its memory is reused.
     fn fresh_ops(&mut self, nodes: usize) -> &mut Ops {
+        self.repeat = None;
         if nodes > self.ops_capacity {
             self.ops = Ops::new(nodes);
             self.ops_capacity = nodes;
@@ -108,6 +126,10 @@ impl Memory for DeviceMemory<'_> {
 
     fn n_past(&self, layer: usize) -> usize {
         self.run.caches[layer].len
+    }
+
+    fn is_gapless(&self, layer: usize) -> bool {
+        self.run.caches[layer].positions.is_none()
     }
 
     fn mask(&self, window: Option<usize>) -> MaskBuffer<'_> {
@@ -193,6 +215,10 @@ fn tile(
     rows: Range<usize>,
     observer: &mut dyn Observer,
 ) -> Result<()> {
+    let reads = if run.mode == CacheMode::Indexed { cache_reads(run, phase, &rows) } else { Vec::new() };
+    if d.repeat.as_ref().is_some_and(|r| r.phase == phase.nodes[0] && r.reads == reads) {
+        return compute_again(run, d);
+    }
     d.fresh_ops(lower::max_ggml_nodes(run.graph, phase, rows.len(), MASK_HEIGHT));
     let is_cpu = d.backend.is_cpu();
     let memory = DeviceMemory { run, device, is_cpu, masks: &d.masks };
@@ -211,8 +237,36 @@ fn tile(
         for (layer, states) in &lowered.captures {
             observer.captured(*layer, rows.clone(), &read_f32(*states));
         }
+    } else if run.mode == CacheMode::Indexed {
+        let inputs = lowered.inputs.iter().map(|i| (d.ops.keep(i.tensor), i.what)).collect();
+        d.repeat = Some(Repeat { phase: phase.nodes[0], reads, inputs });
     }
     Ok(())
+}
+
+/// What the attention nodes of a phase read from the caches in this tile.
+fn cache_reads(run: &Run, phase: &Phase, rows: &Range<usize>) -> Vec<CacheReads> {
+    let reads = phase.nodes.iter().filter_map(|id| {
+        let node = run.graph.node(*id);
+        let Op::Attention { layer, window, .. } = node.op else { return None };
+        let (cache, n_keys) = (&run.caches[layer], run.graph.node(node.src[1]).n_rows);
+        let (first, capacity) = (cache.len + n_keys - node.n_rows + rows.start, cache.k().ne(1));
+        Some(CacheReads { rows: lower::key_rows(first, rows.len(), window, capacity), capacity })
+    });
+    reads.collect()
+}
+
+/// Computes the graph that the device holds, with new inputs.
+fn compute_again(run: &Run, d: &mut Device) -> Result<()> {
+    let Some(repeat) = &d.repeat else { return Ok(()) };
+    if !repeat.inputs.is_empty() {
+        d.backend.synchronize();
+    }
+    for (kept, what) in &repeat.inputs {
+        let tensor = d.ops.kept(*kept);
+        d.ops.set(tensor, &host_input(run, *what, tensor));
+    }
+    d.backend.compute(&d.ops).map_err(stopped)
 }
 
 fn stopped(e: GgmlError) -> crate::Error {
@@ -254,11 +308,13 @@ fn select_phase(run: &Run, d: &mut Device, device: usize, phase: &Phase, observe
 fn host_input(run: &Run, what: InputKind, tensor: Tensor<'_>) -> Vec<u8> {
     let (ne0, n) = (tensor.ne(0), tensor.ne(1));
     match what {
-        InputKind::CacheRows { n_past } => {
+        InputKind::CacheRows { layer } => {
+            let n_past = run.caches[layer].len;
             (n_past as i64..(n_past + ne0) as i64).flat_map(|r| r.to_le_bytes()).collect()
         }
-        InputKind::Mask { layer, first, from, window } => {
+        InputKind::Mask { layer, ahead, from, window } => {
             let cache = &run.caches[layer];
+            let first = cache.len + ahead;
             let position = |row: usize| match &cache.positions {
                 Some(p) if row < p.len() => p[row] as usize,
                 Some(p) => run.first_position + row - p.len(),
@@ -267,11 +323,17 @@ fn host_input(run: &Run, what: InputKind, tensor: Tensor<'_>) -> Vec<u8> {
             let masked = half::f16::NEG_INFINITY.to_le_bytes();
             let visible = half::f16::ZERO.to_le_bytes();
             let mut bytes = Vec::with_capacity(ne0 * n * 2);
-            for i in 0..n {
-                let own = first + i;
-                for row in from..from + ne0 {
-                    let sees = row <= own && window.is_none_or(|w| position(own) - position(row) < w);
-                    bytes.extend(if sees { visible } else { masked });
+            for own in first..first + n {
+                let start = bytes.len();
+                bytes.extend(visible.repeat((own + 1 - from).min(ne0)));
+                bytes.extend(masked.repeat(ne0 - (bytes.len() - start) / 2));
+                let Some(w) = window else { continue };
+                // Positions ascend: what has left the window comes first.
+                for (row, bits) in (from..=own).zip(bytes[start..].chunks_exact_mut(2)) {
+                    if position(own) - position(row) < w {
+                        break;
+                    }
+                    bits.copy_from_slice(&masked);
                 }
             }
             bytes
