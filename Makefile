@@ -1,18 +1,24 @@
-# The commands of the README. Nothing is hidden in them: each is a line or two that can be typed.
+# The commands of the README. Nothing is hidden in them: each is a few lines that can be typed.
 
 CARGO ?= cargo
 QUESTION ?= Who appears to the guards at midnight?
+# The toolkit that `make cuda` sets up, unless there is another one.
+CUDA_PATH ?= $(CURDIR)/.cuda
+DIST = dist/spts-$(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -1)-$(shell uname -s | tr A-Z a-z)-$(shell uname -m)
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test lint fetch clean
+.PHONY: help build demo test lint fetch cuda test-cuda dist dist-cuda clean
 
 help:
-	@echo "make demo    build, fetch a small model and a long text, ask a question about it"
-	@echo "make test    all tests (fetches the small model)"
-	@echo "make build   target/release/spts-cli"
-	@echo "make lint    formatting and Clippy"
-	@echo "make fetch   all models and texts of the tests and benchmarks (2 GiB)"
-	@echo "make clean   remove build results, keep models"
+	@echo "make demo       build, fetch a small model and a long text, ask a question about it"
+	@echo "make test       all tests (fetches the small model)"
+	@echo "make build      target/release/spts-cli"
+	@echo "make lint       formatting and Clippy"
+	@echo "make fetch      all models and texts of the tests and benchmarks (2 GiB)"
+	@echo "make cuda       NVIDIA's compiler into .cuda, and the program with CUDA"
+	@echo "make test-cuda  the tests that need a GPU"
+	@echo "make dist       a package for any machine of this kind; dist-cuda: with CUDA"
+	@echo "make clean      remove build results, keep models"
 
 build:
 	$(CARGO) build --release
@@ -36,6 +42,30 @@ lint:
 
 fetch:
 	scripts/fetch.sh smollm2-135m gemma-3-270m qwen2.5-coder-0.5b qwen2.5-coder-1.5b vocabs hamlet bible essays
+
+# An hour of compiling per architecture the first time; GGML_CUDA_ARCHS=90a-real builds for one.
+cuda: $(CUDA_PATH)/bin/nvcc
+	CUDA_PATH=$(CUDA_PATH) $(CARGO) build --release --features cuda
+
+$(CURDIR)/.cuda/bin/nvcc:
+	vendor/ggml-sys/cuda-toolkit.sh $(CURDIR)/.cuda
+
+test-cuda: $(CUDA_PATH)/bin/nvcc
+	CUDA_PATH=$(CUDA_PATH) $(CARGO) test --release --features cuda --test cuda
+
+# Packages: the program, and for CUDA the two libraries of NVIDIA that it opens beside itself.
+dist:
+	$(CARGO) build --release --features portable
+	mkdir -p $(DIST)
+	cp target/release/spts-cli README.md LICENSE $(DIST)
+	tar -C dist -czf $(DIST).tar.gz $(notdir $(DIST))
+
+dist-cuda: $(CUDA_PATH)/bin/nvcc
+	CUDA_PATH=$(CUDA_PATH) $(CARGO) build --release --features portable,cuda
+	mkdir -p $(DIST)-cuda
+	cp target/release/spts-cli README.md LICENSE $(DIST)-cuda
+	cp -L $(CUDA_PATH)/lib64/libcublas.so.[0-9]* $(CUDA_PATH)/lib64/libcublasLt.so.[0-9]* $(DIST)-cuda
+	tar -C dist -czf $(DIST)-cuda.tar.gz $(notdir $(DIST))-cuda
 
 clean:
 	$(CARGO) clean

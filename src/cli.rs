@@ -3,6 +3,7 @@
 //! `cli/flags.rs` turns llama.cpp's `-ngl` and the like into long flags, `cli/options.rs` holds the groups of flags that
 //! subcommands share, and each subcommand is carried out by the file of its name.
 
+pub mod bench;
 pub mod failure;
 pub mod flags;
 pub mod info;
@@ -10,6 +11,7 @@ pub mod interrupt;
 pub mod options;
 pub mod plan;
 pub mod prompt;
+pub mod quantize;
 pub mod run;
 
 use std::ffi::OsString;
@@ -17,6 +19,7 @@ use std::path::PathBuf;
 
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+use spts_quant::Preset;
 
 use options::{DeviceArgs, MemoryArgs, SamplingArgs, SptsArgs};
 
@@ -26,6 +29,7 @@ const EXAMPLES: &str = "Examples:
   spts-cli -m model.gguf -f long.txt -p 'What does the author conclude?'
   spts-cli -m model.gguf -p 'Name three rivers.' -n 64 --temp 0
   spts-cli plan --shape llama-3.1-8b -n 32768
+  spts-cli bench -m model.gguf -p 8192,32768
 
 The answer goes to standard output, everything else to standard error.
 Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted.";
@@ -56,6 +60,10 @@ enum Sub {
     Info(InfoArgs),
     /// Show what a schedule makes of a prompt: tokens per layer, operations, memory
     Plan(PlanArgs),
+    /// Measure time to first token and speed, dense and with SPTS in turns
+    Bench(Box<BenchArgs>),
+    /// Write a model in other types: smaller, or back to floats
+    Quantize(QuantizeArgs),
 }
 
 /// What to do.
@@ -69,6 +77,10 @@ pub enum Command {
     Info(InfoArgs),
     /// Count.
     Plan(Box<PlanArgs>),
+    /// Measure.
+    Bench(Box<BenchArgs>),
+    /// Write a model in other types.
+    Quantize(QuantizeArgs),
 }
 
 /// Answering a prompt.
@@ -186,6 +198,66 @@ pub struct PlanArgs {
     pub memory: MemoryArgs,
 }
 
+/// Measuring.
+#[derive(Args, Clone, Debug)]
+pub struct BenchArgs {
+    /// Model, a GGUF file
+    #[arg(short, long, value_name = "FILE", required_unless_present = "synthetic", conflicts_with = "synthetic")]
+    pub model: Option<PathBuf>,
+    /// A well-known model's shape with random weights instead; plan's --shape lists the names
+    #[arg(long, value_name = "SHAPE", value_parser = clap::builder::PossibleValuesParser::new(spts::spts::shape::SHAPE_NAMES), hide_possible_values = true)]
+    pub synthetic: Option<String>,
+    /// Types of the random weights: q4_0, q4_k_s, q4_k_m (also q4_k), q5_k_m, q6_k, q8_0, f16 or f32
+    #[arg(long = "type", value_name = "TYPE", default_value = "q4_k_m", value_parser = preset)]
+    pub preset: Preset,
+    /// Keep the random model as a GGUF file, with random FFN proxies beside it
+    #[arg(long, value_name = "FILE", requires = "synthetic")]
+    pub write: Option<PathBuf>,
+    /// Tokens of each prompt, separated by commas; their ids are random
+    #[arg(short, long, value_name = "N,...", value_delimiter = ',', default_value = "8192", value_parser = clap::value_parser!(u32).range(1..=1 << 24))]
+    pub prompts: Vec<u32>,
+    /// Tokens to decode, with an empty cache and behind each prompt; 0 leaves that out
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(0..=1 << 20))]
+    pub n_gen: u32,
+    /// Runs that count, after a warm-up; 0 only makes the model of --write
+    #[arg(short, long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(0..=1000))]
+    pub repetitions: u32,
+    /// Print one JSON object, with every value measured
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub spts: SptsArgs,
+    #[command(flatten)]
+    pub memory: MemoryArgs,
+    #[command(flatten)]
+    pub device: DeviceArgs,
+}
+
+/// Writing a model in other types.
+#[derive(Args, Clone, Debug)]
+pub struct QuantizeArgs {
+    /// Model to read, a GGUF file, best in F32, F16 or BF16
+    #[arg(short, long, value_name = "FILE")]
+    pub model: PathBuf,
+    /// Model to write
+    #[arg(short, long, value_name = "FILE")]
+    pub output: PathBuf,
+    /// Mix of types: q4_0, q4_k_s, q4_k_m (also q4_k), q5_k_m (also q5_k), q6_k, q8_0, f16 or f32
+    #[arg(long = "type", value_name = "TYPE", value_parser = preset)]
+    pub preset: Preset,
+    /// Quantize weights that are quantized already: what the first time lost stays lost
+    #[arg(long)]
+    pub allow_requantize: bool,
+    /// Threads [default: one per core]
+    #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=512))]
+    pub threads: Option<u16>,
+}
+
+fn preset(name: &str) -> Result<Preset, String> {
+    let names = || Preset::ALL.map(|p| p.name().to_lowercase()).join(", ");
+    Preset::from_name(name).ok_or_else(|| format!("expected one of {}", names()))
+}
+
 /// What becomes of argv.
 #[derive(Debug)]
 pub enum Parsed {
@@ -206,6 +278,8 @@ pub fn parse(argv: impl IntoIterator<Item = OsString>) -> Parsed {
     match parsed {
         Ok(Cli { command: Some(Sub::Info(args)), .. }) => Parsed::Command(Command::Info(args)),
         Ok(Cli { command: Some(Sub::Plan(args)), .. }) => Parsed::Command(Command::Plan(Box::new(args))),
+        Ok(Cli { command: Some(Sub::Quantize(args)), .. }) => Parsed::Command(Command::Quantize(args)),
+        Ok(Cli { command: Some(Sub::Bench(args)), .. }) => Parsed::Command(Command::Bench(args)),
         Ok(Cli { run, .. }) if run.list_devices => Parsed::Command(Command::ListDevices),
         Ok(Cli { run, .. }) => Parsed::Command(Command::Run(Box::new(run))),
         Err(e) => match e.kind() {
@@ -325,6 +399,13 @@ mod tests {
             ("plan --shape llama-3.1-8b -n 0", "'-n <N>'"),
             ("plan --shape llama-3.1-8b -n 5 --graph", "--graph"),
             ("info", "<FILE>"),
+            ("quantize -m m -o x --type q9", "'q9'"),
+            ("quantize -m m --type q8_0", "--output <FILE>"),
+            ("bench", "--model <FILE>"),
+            ("bench -m m --synthetic llama-3.1-8b", "cannot be used with"),
+            ("bench --synthetic llama-3.1-8b --type q3_k", "expected one of q4_0, "),
+            ("bench -m m -p 512,0", "'-p <N,...>'"),
+            ("bench -m m --write x", "--synthetic"),
         ] {
             let message = usage(args);
             assert!(message.contains(expected) && !message.contains('\n'), "{args}: {message}");

@@ -21,6 +21,9 @@ pub enum Error {
     /// A file of proxies that does not fit the model.
     #[error(transparent)]
     Sidecar(#[from] crate::spts::sidecar::SidecarError),
+    /// A model file that can't be quantized.
+    #[error(transparent)]
+    Quantize(#[from] crate::quantize::QuantizeError),
     /// Sampling parameters out of range, or logits that are no numbers.
     #[error(transparent)]
     Sampler(#[from] crate::session::sampler::SamplerError),

@@ -23,12 +23,15 @@
 #![deny(unsafe_code)]
 #![warn(missing_docs)]
 
+pub mod bench;
 pub mod error;
 #[allow(unsafe_code)]
 pub mod ggml;
 pub mod gguf;
 pub mod graph;
 pub mod model;
+pub mod quantize;
+mod random;
 pub mod session;
 pub mod spts;
 pub mod tokenizer;

@@ -140,8 +140,6 @@ pub enum Stop {
     Length,
     /// The context is full.
     Context,
-    /// Ctrl-C.
-    Interrupted,
 }
 
 /// A run. The field names are the keys of `--json`: a stable interface.

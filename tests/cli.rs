@@ -91,6 +91,11 @@ fn wrong_usage() {
         (run_with(&["--top-p", "2"]), "from 0 to 1"),
         (run_with(&["extra"]), "extra"),
         (vec!["plan", "--shape", "llama-3.1-8b"], "-n"),
+        (vec!["bench"], "--model <FILE>"),
+        (vec!["bench", "--synthetic", "llama-9"], "llama-3.1-8b"),
+        (vec!["bench", "-m", "tiny.gguf", "-p", "64,none"], "'-p <N,...>'"),
+        (vec!["quantize", "-m", "tiny.gguf", "-o", "out.gguf"], "--type <TYPE>"),
+        (vec!["quantize", "-m", "tiny.gguf", "-o", "out.gguf", "--type", "q3_k_m"], "expected one of q4_0, "),
     ] {
         let message = scene.bad(2, &args);
         assert!(message.contains(expected), "{message}");
@@ -100,7 +105,9 @@ fn wrong_usage() {
 #[test]
 fn help_and_version() {
     let scene = Scene::new();
-    for args in [["--help"].as_slice(), &["-h"], &["plan", "--help"], &["info", "-h"]] {
+    for args in
+        [["--help"].as_slice(), &["-h"], &["plan", "--help"], &["info", "-h"], &["bench", "-h"], &["quantize", "-h"]]
+    {
         assert!(scene.good(args).contains("Usage: "), "{args:?}");
     }
     let version = scene.good(&["--version"]);
@@ -225,7 +232,13 @@ fn models_that_cannot_be_read() {
     scene.write("half.gguf", &whole[..whole.len() / 2]);
     scene.write("empty.gguf", "");
     for file in ["no-such.gguf", "text.gguf", "half.gguf", "empty.gguf", "."] {
-        for args in [vec!["-m", file, "-p", "x"], vec!["info", file], vec!["plan", "-m", file, "-n", "9"]] {
+        for args in [
+            vec!["-m", file, "-p", "x"],
+            vec!["info", file],
+            vec!["plan", "-m", file, "-n", "9"],
+            vec!["bench", "-m", file, "-p", "9"],
+            vec!["quantize", "-m", file, "-o", "out.gguf", "--type", "q8_0"],
+        ] {
             let message = scene.bad(1, &args);
             assert!(message.contains(file), "{message}");
         }
@@ -364,6 +377,138 @@ fn plan() {
     let dense = graph(&["--no-spts"]);
     assert!(dense.contains("layer 4:") && dense.contains("blk.0.attn_q.weight"), "{dense}");
     assert_ne!(graph(&["--schedule", "0.5,0.4,0.3,0.2", "--no-proxy"]), dense);
+}
+
+const BENCH: [&str; 13] = [
+    "bench",
+    "-m",
+    "tiny.gguf",
+    "-p",
+    "120,30",
+    "-n",
+    "3",
+    "-r",
+    "2",
+    "--schedule",
+    "0.5,0.4,0.3,0.2",
+    "--no-proxy",
+    "--json",
+];
+
+#[test]
+fn json_of_a_bench() {
+    let json = Scene::new().json(&BENCH);
+    assert_eq!(
+        keys(&json),
+        [
+            "version",
+            "commit",
+            "ggml",
+            "date",
+            "model",
+            "devices",
+            "threads",
+            "ubatch",
+            "cache_type_k",
+            "cache_type_v",
+            "repacked_bytes",
+            "schedule",
+            "proxies",
+            "repetitions",
+            "n_decode",
+            "seed",
+            "load_s",
+            "decode_empty_tps",
+            "prompts",
+            "peak_rss_bytes"
+        ]
+    );
+    assert_eq!(
+        keys(&json["model"]),
+        ["name", "file", "synthetic", "arch", "n_layer", "n_params", "bytes", "main_type"]
+    );
+    assert_eq!((&json["devices"][0]["name"], &json["schedule"]), (&"CPU".into(), &"fractions".into()));
+    let date = json["date"].as_str().unwrap();
+    assert!(date.len() == 20 && date.starts_with("20") && date.ends_with('Z'), "{date}");
+    let prompts = json["prompts"].as_array().unwrap();
+    assert_eq!(prompts.iter().map(|p| p["n_prompt"].as_u64()).collect::<Vec<_>>(), [Some(120), Some(30)]);
+    for p in prompts {
+        assert_eq!(keys(p), ["n_prompt", "dense", "spts", "ratios"]);
+        for mode in ["dense", "spts"] {
+            assert_eq!(
+                keys(&p[mode]),
+                [
+                    "ttft_s",
+                    "prefill_tps",
+                    "decode_tps",
+                    "skips",
+                    "cache_kept",
+                    "session_bytes",
+                    "peak_device_bytes",
+                    "ops"
+                ]
+            );
+            assert!(p[mode]["ops"].is_null());
+            assert_eq!(p[mode]["skips"], mode == "spts");
+            let ttft = &p[mode]["ttft_s"];
+            assert_eq!(keys(ttft), ["median", "min", "max", "samples"]);
+            assert_eq!(ttft["samples"].as_array().unwrap().len(), 2);
+            let [min, median, max] = ["min", "median", "max"].map(|k| ttft[k].as_f64().unwrap());
+            assert!(0.0 < min && min <= median && median <= max);
+        }
+        assert_eq!(keys(&p["ratios"]), ["ttft", "decode"]);
+    }
+}
+
+#[test]
+fn bench_without_spts_and_without_decoding() {
+    let scene = Scene::new();
+    let json = scene.json(&["bench", "-m", "tiny.gguf", "-p", "30", "-n", "0", "-r", "1", "--no-spts", "--json"]);
+    let p = &json["prompts"][0];
+    assert!(p["spts"].is_null() && p["ratios"].is_null() && json["schedule"].is_null());
+    assert!(p["dense"]["decode_tps"].is_null() && json["decode_empty_tps"].is_null());
+}
+
+#[test]
+fn the_table_of_a_bench() {
+    let scene = Scene::new();
+    let table = scene.good(&BENCH[..12]);
+    let rows: Vec<&str> = table.lines().filter(|l| l.starts_with('|')).collect();
+    let head = ["| prompt | |", "|---:|", "| none | dense |"];
+    let each = ["| dense |", "| SPTS |", "| speed-up |"];
+    assert_eq!(rows.len(), head.len() + 2 * each.len(), "{table}");
+    assert!(rows.iter().zip(head.iter().chain(&each).chain(&each)).all(|(row, part)| row.contains(part)), "{table}");
+    let columns = |row: &str| row.matches('|').count();
+    assert!(rows.iter().all(|row| columns(row) == columns(rows[0])), "{table}");
+    // The default budgets are far above this prompt.
+    let dense = scene.good(&["bench", "-m", "tiny.gguf", "-p", "30", "-n", "0", "-r", "1", "--no-proxy"]);
+    assert!(dense.contains("SPTS (stays dense)"), "{dense}");
+}
+
+#[test]
+fn a_made_up_model_is_kept() {
+    let scene = Scene::new();
+    let args = ["bench", "--synthetic", "smollm2-135m", "--type", "q4_0", "--write", "made.gguf", "-r", "0"];
+    assert_eq!(scene.good(&args), "");
+    let info = scene.json(&["info", "made.gguf", "--json"]);
+    assert_eq!(info["metadata"]["general.name"], "synthetic smollm2-135m");
+    assert_eq!(info["metadata"]["tokenizer.ggml.tokens"]["length"], 49_152);
+    assert_eq!(scene.json(&["info", "made.spts.gguf", "--json"])["metadata"]["general.architecture"], "spts-proxies");
+    let message = scene.bad(1, &[&args[..6], &["no/such/folder/made.gguf", "-r", "0"]].concat());
+    assert!(message.contains("no/such/folder/made.gguf: cannot create"), "{message}");
+}
+
+#[test]
+fn quantize() {
+    let scene = Scene::new();
+    let text = scene.good(&["quantize", "-m", "tiny.gguf", "-o", "small.gguf", "--type", "f16"]);
+    assert!(text.starts_with("small.gguf: F16, weights ") && text.contains("tensors  F32 to F16"), "{text}");
+    assert_eq!(scene.json(&["info", "small.gguf", "--json"])["metadata"]["general.file_type"], 1);
+    scene.good(&["-m", "small.gguf", "-p", "the rain", "-n", "2"]);
+    let message = scene.bad(1, &["quantize", "-m", "tiny.gguf", "-o", "tiny.gguf", "--type", "f16"]);
+    assert!(message.contains("tiny.gguf: is the file that is read"), "{message}");
+    let message = scene.bad(1, &["quantize", "-m", "tiny.gguf", "-o", "no/such/out.gguf", "--type", "f16"]);
+    assert!(message.contains("no/such/out.gguf: cannot create"), "{message}");
 }
 
 #[test]

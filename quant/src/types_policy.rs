@@ -15,6 +15,7 @@
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[allow(missing_docs, non_camel_case_types)]
 pub enum TensorType {
+    F32,
     F16,
     Q4_0,
     Q5_0,
@@ -26,9 +27,14 @@ pub enum TensorType {
 }
 
 impl TensorType {
+    /// Every type.
+    pub const ALL: [Self; 9] =
+        [Self::F32, Self::F16, Self::Q4_0, Self::Q5_0, Self::Q5_1, Self::Q8_0, Self::Q4_K, Self::Q5_K, Self::Q6_K];
+
     /// The type's name in GGUF tools, such as `Q4_K`.
     pub fn name(self) -> &'static str {
         match self {
+            Self::F32 => "F32",
             Self::F16 => "F16",
             Self::Q4_0 => "Q4_0",
             Self::Q5_0 => "Q5_0",
@@ -43,7 +49,7 @@ impl TensorType {
     /// Values in a block; a row has to be a multiple of it.
     pub fn block_size(self) -> u64 {
         match self {
-            Self::F16 => 1,
+            Self::F32 | Self::F16 => 1,
             Self::Q4_0 | Self::Q5_0 | Self::Q5_1 | Self::Q8_0 => 32,
             Self::Q4_K | Self::Q5_K | Self::Q6_K => 256,
         }
@@ -52,6 +58,7 @@ impl TensorType {
     /// Bytes of a block.
     pub fn block_bytes(self) -> u64 {
         match self {
+            Self::F32 => 4,
             Self::F16 => 2,
             Self::Q4_0 => 18,
             Self::Q5_0 => 22,
@@ -75,12 +82,13 @@ pub enum Preset {
     Q6_K,
     Q8_0,
     F16,
+    F32,
 }
 
 impl Preset {
     /// Every preset, smallest first.
-    pub const ALL: [Self; 7] =
-        [Self::Q4_0, Self::Q4_K_S, Self::Q4_K_M, Self::Q5_K_M, Self::Q6_K, Self::Q8_0, Self::F16];
+    pub const ALL: [Self; 8] =
+        [Self::Q4_0, Self::Q4_K_S, Self::Q4_K_M, Self::Q5_K_M, Self::Q6_K, Self::Q8_0, Self::F16, Self::F32];
 
     /// The preset's name, such as `Q4_K_M`.
     pub fn name(self) -> &'static str {
@@ -92,17 +100,25 @@ impl Preset {
             Self::Q6_K => "Q6_K",
             Self::Q8_0 => "Q8_0",
             Self::F16 => "F16",
+            Self::F32 => "F32",
         }
     }
 
-    /// The preset of this name in either case; `None` if there is none.
+    /// The preset of this name in either case; `None` if there is none. `Q4_K` and `Q5_K` are the `_M` mixes, as users of
+    /// llama.cpp know them.
     pub fn from_name(name: &str) -> Option<Self> {
+        for (alias, preset) in [("Q4_K", Self::Q4_K_M), ("Q5_K", Self::Q5_K_M)] {
+            if name.eq_ignore_ascii_case(alias) {
+                return Some(preset);
+            }
+        }
         Self::ALL.into_iter().find(|p| p.name().eq_ignore_ascii_case(name))
     }
 
     /// Value of the metadata key `general.file_type`.
     pub fn file_type(self) -> u32 {
         match self {
+            Self::F32 => 0,
             Self::F16 => 1,
             Self::Q4_0 => 2,
             Self::Q8_0 => 7,
@@ -122,6 +138,7 @@ impl Preset {
             Self::Q6_K => TensorType::Q6_K,
             Self::Q8_0 => TensorType::Q8_0,
             Self::F16 => TensorType::F16,
+            Self::F32 => TensorType::F32,
         }
     }
 }
@@ -181,10 +198,10 @@ fn convertible(name: &str, shape: &[u64]) -> bool {
 }
 
 fn wanted_type(preset: Preset, name: &str, shape: &[u64], model: &ModelShape) -> TensorType {
-    use TensorType::{F16, Q4_K, Q5_K, Q6_K, Q8_0};
+    use TensorType::{F16, F32, Q4_K, Q5_K, Q6_K, Q8_0};
     let base = preset.base();
-    if base == F16 {
-        return F16;
+    if matches!(base, F16 | F32) {
+        return base;
     }
     let is_head = name == "output.weight" || (model.tied_output && name == "token_embd.weight");
     if is_head {
@@ -266,6 +283,7 @@ mod tests {
         assert_eq!(ty(Preset::Q8_0, "output.weight", 4096), "Q8_0");
         assert_eq!(ty(Preset::Q6_K, "blk.9.attn_q.weight", 4096), "Q6_K");
         assert_eq!(ty(Preset::F16, "output.weight", 4096), "F16");
+        assert_eq!(ty(Preset::F32, "output.weight", 4096), "F32");
         // The customary file has 17 of 32 layers with more bits.
         assert_eq!((0..32).filter(|&l| more_bits(l, 32)).count(), 16);
     }
@@ -311,6 +329,7 @@ mod tests {
         for p in Preset::ALL {
             assert_eq!(Preset::from_name(&p.name().to_lowercase()), Some(p));
         }
+        assert_eq!(Preset::from_name("q4_k"), Some(Preset::Q4_K_M));
         assert_eq!(Preset::from_name("Q3_K"), None);
     }
 

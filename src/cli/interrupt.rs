@@ -2,17 +2,19 @@
 
 use std::io::Write;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use super::failure::Failure;
 
-static COMPUTATION: OnceLock<Arc<AtomicBool>> = OnceLock::new();
+/// The flags of the sessions that were opened, the oldest first.
+static COMPUTATIONS: Mutex<Vec<Weak<AtomicBool>>> = Mutex::new(Vec::new());
 
 /// Catches Ctrl-C from now on. Until there is a computation to stop it ends the process.
 pub fn install() -> Result<(), Failure> {
-    let handler = || match COMPUTATION.get() {
-        Some(flag) if !flag.swap(true, Ordering::Relaxed) => {}
-        _ => {
+    let handler = || {
+        let flags = COMPUTATIONS.lock().unwrap_or_else(PoisonError::into_inner);
+        let asked = flags.iter().filter_map(Weak::upgrade).filter(|flag| !flag.swap(true, Ordering::Relaxed)).count();
+        if asked == 0 {
             // The progress line would stand before the shell's prompt.
             let _ = std::io::stderr().write_all(b"\n");
             std::process::exit(crate::INTERRUPTED.into())
@@ -21,8 +23,9 @@ pub fn install() -> Result<(), Failure> {
     ctrlc::set_handler(handler).map_err(|e| Failure::Failed(format!("cannot catch Ctrl-C: {e}")))
 }
 
-/// The flag that stops the computation.
-pub fn stops(flag: Arc<AtomicBool>) {
-    // A process has one session.
-    let _ = COMPUTATION.set(flag);
+/// The flag that stops a computation, for as long as its session lives.
+pub fn stops(flag: &Arc<AtomicBool>) {
+    let mut flags = COMPUTATIONS.lock().unwrap_or_else(PoisonError::into_inner);
+    flags.retain(|f| f.strong_count() > 0);
+    flags.push(Arc::downgrade(flag));
 }

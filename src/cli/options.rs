@@ -5,6 +5,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
+use spts::session::kv_cache::CacheType;
 use spts::session::sampler::SamplerParams;
 use spts::spts::preset::ModelKey;
 use spts::spts::schedule::{Pool, Schedule, Selection};
@@ -55,6 +56,15 @@ impl CacheTypeArg {
             CacheTypeArg::F32 => 4.0,
             CacheTypeArg::F16 => 2.0,
             CacheTypeArg::Q8_0 => 34.0 / 32.0,
+        }
+    }
+
+    /// The library's type.
+    pub fn library(self) -> CacheType {
+        match self {
+            CacheTypeArg::F32 => CacheType::F32,
+            CacheTypeArg::F16 => CacheType::F16,
+            CacheTypeArg::Q8_0 => CacheType::Q8_0,
         }
     }
 }

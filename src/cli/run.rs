@@ -11,7 +11,6 @@ use std::time::{Duration, Instant};
 
 use spts::ggml::{backend, log};
 use spts::session::generate::{GenerateOptions, Generation, StopReason};
-use spts::session::kv_cache::CacheType;
 use spts::session::prefill::PrefillProgress;
 use spts::session::sampler::Sampler;
 use spts::spts::plan::{Plan, PlanOptions};
@@ -22,7 +21,6 @@ use spts::tokenizer::{Message, StreamDecoder};
 use spts::{Model, ModelOptions, Session, SessionOptions};
 
 use super::failure::Failure;
-use super::options::CacheTypeArg;
 use super::{RunArgs, interrupt, plan, prompt};
 use crate::report::{self, PrefillStep, Progress, RunReport, Stop};
 
@@ -38,7 +36,7 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
     log::set_level(if args.verbose { log::Level::All } else { log::Level::Silent });
 
     let progress: SharedProgress = Rc::new(RefCell::new(Progress::new()));
-    let device_bytes_before = device_bytes();
+    let device_bytes_before = backend::gpu_bytes_used();
     let start = Instant::now();
     let model = open(args, &progress)?;
     let load = start.elapsed();
@@ -47,7 +45,7 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
     let schedule = schedule(args, &model)?;
     let name = schedule.as_ref().map(|s| s.name.clone()).unwrap_or_default();
     let mut session = session(args, &model, schedule, tokens.len())?;
-    interrupt::stops(session.interrupt_flag());
+    interrupt::stops(&session.interrupt_flag());
 
     let mut answer = Answer { stream: !args.json, text: String::new(), error: None };
     let generation = generate(args, &mut session, &tokens, &progress, &mut answer);
@@ -67,7 +65,7 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
         serde_json::to_writer(io::BufWriter::new(file), &json)
             .map_err(|e| Failure::Failed(format!("{}: cannot write: {e}", path.display())))?;
     }
-    let device_bytes = device_bytes().saturating_sub(device_bytes_before);
+    let device_bytes = backend::gpu_bytes_used().saturating_sub(device_bytes_before);
     let report = report(args, &session, &name, load, device_bytes, &generation, answer.text.clone());
     if args.json {
         let line = serde_json::to_string(&report).map_err(|e| Failure::Failed(format!("JSON: {e}")))?;
@@ -161,22 +159,14 @@ fn session(
         n_ctx: n_ctx(args),
         n_ubatch: args.memory.n_ubatch(),
         n_threads: args.device.threads.map(usize::from),
-        cache_type_k: cache_type(args.memory.cache_type_k),
-        cache_type_v: cache_type(args.memory.cache_type_v),
+        cache_type_k: args.memory.cache_type_k.library(),
+        cache_type_v: args.memory.cache_type_v.library(),
         schedule,
         sidecar,
         record_selection: args.dump_selection.is_some(),
         ..SessionOptions::default()
     };
     Ok(Session::new(model.clone(), options)?)
-}
-
-fn cache_type(ty: CacheTypeArg) -> CacheType {
-    match ty {
-        CacheTypeArg::F32 => CacheType::F32,
-        CacheTypeArg::F16 => CacheType::F16,
-        CacheTypeArg::Q8_0 => CacheType::Q8_0,
-    }
 }
 
 /// The proxies that this prompt needs, if any. Where there are none the FFN is scored by attention alone, and that is said.
@@ -340,9 +330,4 @@ fn report(
         peak_rss_bytes: report::peak_rss_bytes(),
         peak_device_bytes: device_bytes,
     }
-}
-
-/// Memory in use on all devices with memory of their own.
-fn device_bytes() -> u64 {
-    backend::devices().iter().filter(|d| d.is_gpu).map(|d| d.total.saturating_sub(d.free) as u64).sum()
 }

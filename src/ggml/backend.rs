@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use ggml_sys as sys;
 
+use super::kernels::Kernels;
 use super::ops::Ops;
 use super::{GgmlError, Tensor};
 
@@ -47,6 +48,11 @@ pub fn devices() -> Vec<DeviceInfo> {
             })
             .collect()
     }
+}
+
+/// Memory in use on all devices with memory of their own, by whatever process.
+pub fn gpu_bytes_used() -> u64 {
+    devices().iter().filter(|d| d.is_gpu).map(|d| d.total.saturating_sub(d.free) as u64).sum()
 }
 
 /// A C string that ggml owns, copied.
@@ -222,6 +228,11 @@ impl Backend {
     /// True for the CPU.
     pub fn is_cpu(&self) -> bool {
         self.is_cpu
+    }
+
+    /// What the device computes besides ggml's operations.
+    pub fn kernels(&self) -> Kernels {
+        Kernels::of(&self.name)
     }
 
     /// The flag that stops a computation on the CPU between two operations (Ctrl-C).

@@ -1,11 +1,12 @@
 //! Safe wrappers over ggml: every `unsafe` that crosses into C lives in this folder.
 //!
 //! [`backend`]: devices and computing; [`arena`]: tensors that persist (weights, caches, hidden states); [`ops`]: one compute graph and
-//! the operations that build it; [`log`]: ggml's messages. A [`Tensor`] is a handle that borrows from the arena or graph that owns it, so
+//! the operations that build it, [`kernels`]: those that only some devices have; [`log`]: ggml's messages. A [`Tensor`] is a handle that borrows from the arena or graph that owns it, so
 //! it can't outlive it.
 
 pub mod arena;
 pub mod backend;
+pub mod kernels;
 pub mod log;
 pub mod ops;
 pub mod quantize;

@@ -72,11 +72,11 @@ impl Ops {
         self.graph.as_ptr()
     }
 
-    fn c(&self) -> *mut sys::ggml_context {
+    pub(super) fn c(&self) -> *mut sys::ggml_context {
         self.ctx.as_ptr()
     }
 
-    fn wrap(&self, t: *mut sys::ggml_tensor) -> Tensor<'_> {
+    pub(super) fn wrap(&self, t: *mut sys::ggml_tensor) -> Tensor<'_> {
         // SAFETY: a result of a ggml operation in this context lives as long as the context.
         unsafe { Tensor::from_raw(t) }
     }

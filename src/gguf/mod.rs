@@ -133,7 +133,23 @@ impl Gguf {
                 found: if kind.is_dir() { "a directory" } else { "a pipe or a device" },
             });
         }
-        let mut file = File::open(path).map_err(io("open"))?;
+        let file = File::open(path).map_err(io("open"))?;
+        Self::of_file(file, path.to_owned(), label, options)
+    }
+
+    /// Checks a file that is already open, and may have lost its name. `label` takes the place of the path in messages.
+    ///
+    /// # Errors
+    /// As for [`Gguf::open`].
+    pub fn from_file(file: File, label: &str, options: OpenOptions) -> Result<Gguf, GgufError> {
+        Self::of_file(file, PathBuf::from(label), label.into(), options)
+    }
+
+    fn of_file(mut file: File, path: PathBuf, label: String, options: OpenOptions) -> Result<Gguf, GgufError> {
+        let io = |action: &'static str| {
+            let file = label.clone();
+            move |source| GgufError::Io { file, action, source }
+        };
         let len = file.metadata().map_err(io("read"))?.len();
         if len == 0 {
             return Err(GgufError::Empty { file: label.clone() });
@@ -149,7 +165,7 @@ impl Gguf {
             })?;
             Map::read_file(&mut file, len).map_err(io("read"))?
         };
-        let gguf = reader::parse(path.to_owned(), label, Arc::new(map))?;
+        let gguf = reader::parse(path, label, Arc::new(map))?;
         // Locked only once the file is known to be good: locking reads all of it.
         if options.mlock {
             gguf.map.lock().map_err(|source| GgufError::Lock {

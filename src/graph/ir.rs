@@ -140,6 +140,17 @@ pub enum Op {
         /// act
         act: Activation,
     },
+    /// `x [n_embd, n] -> [n_embd, n]`: W_down (act(W_gate x) * (W_up x)), where a device computes it in one operation.
+    GatedFfn {
+        /// `[n_embd, n_ff]`
+        gate: WeightId,
+        /// `[n_embd, n_ff]`
+        up: WeightId,
+        /// `[n_ff, n_embd]`
+        down: WeightId,
+        /// act
+        act: Activation,
+    },
     /// `a, b -> a + b`
     Add,
     /// `x, idx [1, m] -> [f, m]`: gather.
@@ -207,6 +218,7 @@ impl Op {
             Op::Rope { .. } => "rope",
             Op::Attention { .. } => "attention",
             Op::Glu { .. } => "glu",
+            Op::GatedFfn { .. } => "gated_ffn",
             Op::Add => "add",
             Op::GetRows => "get_rows",
             Op::ScatterAdd => "scatter_add",

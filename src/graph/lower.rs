@@ -10,6 +10,7 @@ use std::ops::Range;
 use super::ir::*;
 use super::phases::{Phase, Program, Storage};
 use crate::ggml::Tensor;
+use crate::ggml::kernels::Kernels;
 use crate::ggml::ops::{Ops, Precision};
 use crate::gguf::GgmlType;
 use crate::spts::schedule::Pool;
@@ -35,6 +36,8 @@ pub trait Memory {
     fn mask(&self, window: Option<usize>) -> MaskBuffer<'_>;
     /// Low-rank proxy of a layer's FFN.
     fn proxy(&self, layer: usize) -> ProxyTensors<'_>;
+    /// What the device computes besides ggml's operations.
+    fn kernels(&self) -> Kernels;
     /// Precision that products of so many rows are asked for.
     fn precision(&self, rows: usize) -> Option<Precision>;
 }
@@ -204,13 +207,21 @@ impl<'a> Lowerer<'a, '_> {
             }
             Op::Attention { layer, heads, window } => self.attention(node, *layer, heads, *window),
             Op::Glu { act } => self.ops.glu(*act, self.rows(node.src[0]), self.rows(node.src[1])),
+            Op::GatedFfn { gate, up, down, act } => {
+                let weights = [*gate, *up, *down].map(|w| self.memory.weight(w));
+                self.gated_ffn(weights, *act, self.rows(node.src[0]))
+            }
             Op::Add => self.residual_add(id, node),
             Op::Mul => self.ops.mul(self.rows(node.src[0]), self.rows(node.src[1])),
             Op::GetRows | Op::Prune => self.ops.get_rows(self.memory.stored(node.src[0]), self.index(node.src[1])),
             Op::ScatterAdd => {
                 let (h, idx) = (self.memory.stored(node.src[0]), self.index(node.src[1]));
-                let sum = self.ops.add(self.ops.get_rows(h, idx), self.rows(node.src[2]));
-                let written = self.ops.set_rows(h, sum, idx);
+                let x = self.rows(node.src[2]);
+                let written = if self.memory.kernels().scatter_add(node.n_feat) {
+                    self.ops.scatter_add(h, x, idx)
+                } else {
+                    self.ops.set_rows(h, self.ops.add(self.ops.get_rows(h, idx), x), idx)
+                };
                 self.ops.expand(written);
                 return;
             }
@@ -336,6 +347,13 @@ impl<'a> Lowerer<'a, '_> {
         y
     }
 
+    fn gated_ffn(&self, [gate, up, down]: [Tensor<'a>; 3], act: Activation, x: Tensor<'a>) -> Tensor<'a> {
+        if self.memory.kernels().gated_ffn(x.ne(1), gate, up, down) {
+            return self.ops.gated_ffn(act, gate, up, down, x);
+        }
+        self.product(down, self.ops.glu(act, self.product(gate, x), self.product(up, x)))
+    }
+
     fn residual_add(&self, id: NodeId, node: &Node) -> Tensor<'a> {
         let (mut a, mut b) = (node.src[0], node.src[1]);
         let storage = self.program.storage[id.index()];
@@ -366,6 +384,9 @@ impl<'a> Lowerer<'a, '_> {
         let n_keys = self.graph.node(node.src[1]).n_rows;
         let n_past = self.memory.n_past(layer);
         let first = n_past + n_keys - node.n_rows + self.tile.start;
+        if self.mode == CacheMode::Fixed && window.is_none() && self.takes_causal_attention(layer, heads) {
+            return self.causal_attention(layer, heads, q, first);
+        }
         let height = match self.mode {
             CacheMode::Fixed => self.memory.mask(window).height,
             CacheMode::Indexed => q.ne(1),
@@ -387,6 +408,23 @@ impl<'a> Lowerer<'a, '_> {
             self.ops.expand(self.ops.copy(part, target));
         }
         whole
+    }
+
+    fn takes_causal_attention(&self, layer: usize, heads: &Heads) -> bool {
+        let in_f16 = [self.memory.cache_k(layer), self.memory.cache_v(layer)].iter().all(|t| t.ty() == GgmlType::F16);
+        in_f16 && self.memory.kernels().causal_attention(heads)
+    }
+
+    /// Attention of a whole tile, the first query of which has its own key in cache row `first`, without a mask.
+    fn causal_attention(&self, layer: usize, heads: &Heads, q: Tensor<'a>, first: usize) -> Tensor<'a> {
+        let (d, n) = (heads.head_dim, q.ne(1));
+        let per_head = |t: Tensor<'a>| {
+            self.ops.view_3d(t, [d, first + n, heads.n_head_kv], [t.nb(1), t.nb(1) / heads.n_head_kv], 0)
+        };
+        let (k, v) = (per_head(self.memory.cache_k(layer)), per_head(self.memory.cache_v(layer)));
+        let q = self.ops.permute(self.ops.reshape(q, [d, heads.n_head, n]), [0, 2, 1, 3]);
+        let out = self.ops.causal_attention(q, k, v, first, heads.scale);
+        self.flat(out, d * heads.n_head)
     }
 
     /// Attention of some queries, the first of which has its own key in cache row `first`.

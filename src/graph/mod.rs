@@ -1,10 +1,11 @@
 //! The graph: what a model computes, before anything says how.
 //!
 //! [`ir`] defines it, [`build`] makes it, [`rewrite`] edits it, [`verify`] checks it, [`print`](mod@print) shows it, [`last_row`] is the one
-//! rewrite that every model gets, [`phases`] cuts it into phases of tiles, and [`lower`] turns one tile of a phase into a
+//! rewrite that every model gets, [`fuse_ffn`] one for devices that compute an FFN in one operation, [`phases`] cuts it into phases of tiles, and [`lower`] turns one tile of a phase into a
 //! ggml graph.
 
 pub mod build;
+pub mod fuse_ffn;
 pub mod ir;
 pub mod last_row;
 pub mod lower;

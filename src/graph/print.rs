@@ -46,6 +46,10 @@ fn line(out: &mut String, i: usize, node: &Node, weight_name: &impl Fn(WeightId)
             args.push(format!("heads={}:{}", heads.n_head, heads.n_head_kv));
             args.extend(window.map(|w| format!("window={w}")));
         }
+        Op::GatedFfn { gate, up, down, act } => {
+            args.extend([*gate, *up, *down].map(&weight_name));
+            args.push(format!("{act:?}").to_lowercase());
+        }
         Op::Glu { act } | Op::ProxyNorm { act, .. } => args.push(format!("{act:?}").to_lowercase()),
         Op::PoolScores { pool } => args.push(pool.to_string()),
         Op::TopK { m, forced } => args.push(format!("m={m}, forced={forced}")),

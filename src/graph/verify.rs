@@ -95,6 +95,7 @@ fn check_node(graph: &Graph, id: NodeId) -> Result<(), String> {
             want(k.n_rows == v.n_rows && q.n_rows <= k.n_rows, "as many values as keys, no more queries than keys")?;
             want(src(3).n_rows == q.n_rows && src(4).n_rows == k.n_rows, "positions of queries and keys")
         }
+        Op::GatedFfn { .. } => want(same(0), "shape of its source"),
         Op::Glu { .. } | Op::Add | Op::Mul => want(same(0) && same(1), "sources of the same shape"),
         Op::GetRows | Op::Prune => {
             want(indices(1) && src(1).n_rows == node.n_rows && src(0).n_feat == node.n_feat, "rows chosen by top_k")?;

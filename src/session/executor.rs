@@ -6,6 +6,7 @@ use std::ops::Range;
 use crate::Result;
 use crate::ggml::arena::{read_f32, read_i32};
 use crate::ggml::backend::Backend;
+use crate::ggml::kernels::Kernels;
 use crate::ggml::ops::{Kept, Ops, Precision};
 use crate::ggml::{GgmlError, Tensor};
 use crate::graph::ir::{Graph, NodeId, Op, WeightId};
@@ -104,7 +105,14 @@ struct DeviceMemory<'r> {
     run: &'r Run<'r>,
     device: usize,
     is_cpu: bool,
+    kernels: Kernels,
     masks: &'r Masks,
+}
+
+impl<'r> DeviceMemory<'r> {
+    fn new(run: &'r Run<'r>, device: usize, backend: &Backend, masks: &'r Masks) -> Self {
+        Self { run, device, is_cpu: backend.is_cpu(), kernels: backend.kernels(), masks }
+    }
 }
 
 impl Memory for DeviceMemory<'_> {
@@ -140,6 +148,10 @@ impl Memory for DeviceMemory<'_> {
         self.run.proxies[self.device].as_ref().expect("a graph with proxies runs with them loaded").get(layer)
     }
 
+    fn kernels(&self) -> Kernels {
+        self.kernels
+    }
+
     /// On a GPU, products over many rows go to 16-bit kernels: bf16 keeps F32's range (F16 accumulation can overflow).
     fn precision(&self, rows: usize) -> Option<Precision> {
         (!self.is_cpu && rows > 1).then_some(Precision::Bf16)
@@ -162,11 +174,10 @@ pub fn run(run: &Run, devices: &mut [Device], observer: &mut dyn Observer) -> Re
                 tile(run, &mut devices[device], device, phase, 0..phase.rows, observer)?;
             }
             PhaseKind::Tiled => {
-                let mut start = 0;
-                while start < phase.rows {
-                    let end = (start + run.tile).min(phase.rows);
-                    tile(run, &mut devices[device], device, phase, start..end, observer)?;
-                    start = end;
+                let size = tile_rows(phase.rows, run.tile);
+                for start in (0..phase.rows).step_by(size) {
+                    let rows = start..(start + size).min(phase.rows);
+                    tile(run, &mut devices[device], device, phase, rows, observer)?;
                 }
             }
         }
@@ -190,15 +201,22 @@ pub fn reserve(run: &Run, devices: &mut [Device]) -> Result<Vec<usize>> {
         if phase.kind == PhaseKind::Select && d.backend.is_cpu() {
             continue;
         }
-        let tile = if phase.kind == PhaseKind::Tiled { run.tile.min(phase.rows) } else { phase.rows };
+        let tile = if phase.kind == PhaseKind::Tiled { tile_rows(phase.rows, run.tile) } else { phase.rows };
         let last = (phase.rows - tile)..phase.rows;
         d.fresh_ops(lower::max_ggml_nodes(run.graph, phase, tile, MASK_HEIGHT));
-        let memory = DeviceMemory { run, device, is_cpu: d.backend.is_cpu(), masks: &d.masks };
+        let memory = DeviceMemory::new(run, device, &d.backend, &d.masks);
         lower::lower(&d.ops, &memory, run.graph, run.program, phase, last, run.mode);
         d.backend.check_support(&d.ops)?;
         d.backend.reserve(&d.ops)?;
     }
     Ok(devices.iter().map(|d| d.backend.scratch_bytes()).collect())
+}
+
+/// Rows of a phase's tiles: as many tiles as the largest size asks for, but of about one size, since a small rest costs
+/// nearly as much as a whole tile. Multiples of 64 keep the masks' views aligned.
+fn tile_rows(rows: usize, largest: usize) -> usize {
+    let even = rows.div_ceil(rows.div_ceil(largest));
+    even.next_multiple_of(64).min(largest)
 }
 
 fn device_of(run: &Run, phase: &Phase) -> usize {
@@ -220,8 +238,7 @@ fn tile(
         return compute_again(run, d);
     }
     d.fresh_ops(lower::max_ggml_nodes(run.graph, phase, rows.len(), MASK_HEIGHT));
-    let is_cpu = d.backend.is_cpu();
-    let memory = DeviceMemory { run, device, is_cpu, masks: &d.masks };
+    let memory = DeviceMemory::new(run, device, &d.backend, &d.masks);
     let lowered = lower::lower(&d.ops, &memory, run.graph, run.program, phase, rows.clone(), run.mode);
     d.backend.allocate(&d.ops)?;
     if !lowered.inputs.is_empty() {

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use crate::ggml::arena::read_f32;
+use crate::graph::fuse_ffn::fuse_gated_ffn;
 use crate::graph::ir::{Graph, NodeId};
 use crate::graph::last_row::keep_last_row;
 use crate::graph::lower::CacheMode;
@@ -149,7 +150,13 @@ impl Session {
         }
         self.check_tokens(tokens)?;
         self.check_interrupt()?;
-        let graph = if sink.is_none() { keep_last_row(&graph) } else { graph };
+        let on_gpu = self.devices.iter().any(|d| !d.backend.is_cpu());
+        let graph = match sink {
+            // Calibration looks into the layers as they are written down.
+            Some(_) => graph,
+            None if on_gpu => fuse_gated_ffn(&keep_last_row(&graph)),
+            None => keep_last_row(&graph),
+        };
         verify(&graph)?;
         let n = tokens.len();
         let tile = self.tile();
@@ -223,7 +230,8 @@ impl Session {
         })
     }
 
-    fn tile(&self) -> usize {
+    /// Tokens computed at a time: as asked for, or what suits the devices.
+    pub fn tile(&self) -> usize {
         let all_cpu = self.devices.iter().all(|d| d.backend.is_cpu());
         self.options.n_ubatch.unwrap_or(if all_cpu { 512 } else { 4096 }).max(1)
     }

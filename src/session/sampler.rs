@@ -9,6 +9,8 @@ use std::collections::{HashMap, VecDeque};
 
 use thiserror::Error;
 
+use crate::random::SplitMix64;
+
 /// What is wrong with sampling parameters or with logits.
 #[derive(Clone, Debug, Error, PartialEq)]
 #[allow(missing_docs)] // the fields are what the messages name
@@ -331,25 +333,6 @@ fn keep_top_p(candidates: &mut Vec<Candidate>, weights: &mut Vec<f64>, p: f32, s
             candidates.truncate(i + 1);
             return;
         }
-    }
-}
-
-/// Steele, Lea and Flood's SplitMix64: tiny, seedable with any number, and good enough to draw tokens.
-#[derive(Clone, Debug)]
-struct SplitMix64(u64);
-
-impl SplitMix64 {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    /// Uniform in [0, 1), 53 bits.
-    fn uniform(&mut self) -> f64 {
-        (self.next() >> 11) as f64 / (1u64 << 53) as f64
     }
 }
 

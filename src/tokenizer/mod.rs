@@ -22,7 +22,7 @@ mod scan;
 mod special;
 mod spm;
 mod stream;
-mod unicode;
+pub(crate) mod unicode;
 mod vocab;
 
 pub use chat::{ChatTemplate, Message};

@@ -65,7 +65,7 @@ impl Classes {
 
 /// The printable character by which a byte-level BPE vocabulary spells `byte` (GPT-2's table):
 /// printable Latin-1 stands for itself, the other 68 bytes follow each other from U+0100.
-pub(super) fn byte_to_char(byte: u8) -> char {
+pub(crate) fn byte_to_char(byte: u8) -> char {
     let shifted = match byte {
         0x21..=0x7e | 0xa1..=0xac | 0xae..=0xff => return byte as char,
         0..=0x20 => u32::from(byte),

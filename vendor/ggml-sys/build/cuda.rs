@@ -20,10 +20,22 @@ const FA_TYPES: &[&str] = &["q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "bf16", "f16
 const FA_PAIRS: &[(&str, &str)] = &[("f16", "f16"), ("q4_0", "q4_0"), ("q8_0", "q8_0"), ("bf16", "bf16")];
 
 /// Our own files, in `src`.
-const OWN: &[&str] = &["product_choice.cu", "attention_choice.cu", "cuda_libraries.cpp"];
+const OWN: &[&str] = &[
+    "attention_choice.cu",
+    "hopper_attention.cu",
+    "product_choice.cu",
+    "products.cu",
+    "scatter_add.cu",
+    "cuda_libraries.cpp",
+];
 
 /// Functions of ggml that our files stand in for: compiled under another name (`..._upstream`), which ours call.
-const REPLACED: &[(&str, &str)] = &[("mmq.cu", "ggml_cuda_should_use_mmq"), ("fattn.cu", "ggml_cuda_flash_attn_ext")];
+const REPLACED: &[(&str, &str)] = &[
+    ("mmq.cu", "ggml_cuda_should_use_mmq"),
+    ("mmq.cu", "ggml_cuda_mul_mat_q"),
+    ("fattn.cu", "ggml_cuda_flash_attn_ext"),
+    ("set-rows.cu", "ggml_cuda_op_set_rows"),
+];
 
 /// Memory that one nvcc takes for the largest files, in KiB.
 const KIB_PER_JOB: u64 = 3 << 20;
@@ -72,12 +84,13 @@ fn library(
 
 /// What we add to ggml's backend.
 fn own_files() -> Result<Vec<PathBuf>> {
-    let dir = PathBuf::from(env::var("CARGO_MANIFEST_DIR").map_err(|e| e.to_string())?).join("src");
-    let files: Vec<PathBuf> = OWN.iter().map(|file| dir.join(file)).collect();
-    for file in &files {
-        println!("cargo::rerun-if-changed={}", file.display());
-    }
-    Ok(files)
+    let dir = own_dir()?;
+    println!("cargo::rerun-if-changed={}", dir.display());
+    Ok(OWN.iter().map(|file| dir.join(file)).collect())
+}
+
+fn own_dir() -> Result<PathBuf> {
+    Ok(PathBuf::from(env::var("CARGO_MANIFEST_DIR").map_err(|e| e.to_string())?).join("src"))
 }
 
 impl Toolkit {
@@ -245,8 +258,9 @@ fn fingerprint(source: &Source, toolkit: &Toolkit, files: &[PathBuf], flags: &[S
     let cuda = source.src().join("ggml-cuda");
     let dirs = [cuda.join("template-instances"), cuda.join("vendors"), cuda, source.include(), source.src()];
     fingerprint.add_sources(&dirs)?;
-    for file in files.iter().filter(|file| !file.starts_with(&source.root)) {
-        fingerprint.add(&fs::read(file).map_err(|e| format!("{}: {e}", file.display()))?);
+    if files.iter().any(|file| !file.starts_with(&source.root)) {
+        // Ours, with their headers.
+        fingerprint.add_sources(&[own_dir()?])?;
     }
     Ok(fingerprint)
 }

@@ -1,12 +1,64 @@
 // Which kernel computes attention: our answer in place of ggml's.
 //
 // The build script compiles fattn.cu with ggml_cuda_flash_attn_ext changed to ggml_cuda_flash_attn_ext_upstream, and this
-// file defines the name that the rest calls.
+// file defines the name that the rest calls. Causal attention of a prefill (spts_ops.h) goes to our Hopper kernel.
 
 #include "common.cuh"
+#include "hopper_attention.h"
+#include "spts_ops.h"
 
 void ggml_cuda_flash_attn_ext_upstream(ggml_backend_cuda_context & ctx, ggml_tensor * dst);
 
+namespace {
+
+hopper_attention_args arguments(const ggml_tensor * dst) {
+    const ggml_tensor * q = dst->src[0]; // F32 [d, n_q, n_head], a permuted view
+    const ggml_tensor * k = dst->src[1]; // F16 [d, n_kv, n_head_kv]
+    const ggml_tensor * v = dst->src[2];
+
+    hopper_attention_args args = {};
+    args.q             = (const float *) q->data;
+    args.k             = (const half *) k->data;
+    args.v             = (const half *) v->data;
+    args.out           = (float *) dst->data; // [d, n_head, n_q]
+    args.n_q           = q->ne[1];
+    args.n_kv          = k->ne[1];
+    args.n_head        = q->ne[2];
+    args.n_head_kv     = k->ne[2];
+    args.head_dim      = q->ne[0];
+    args.q_row_stride  = q->nb[1] / sizeof(float);
+    args.q_head_stride = q->nb[2] / sizeof(float);
+    args.k_row_stride  = k->nb[1] / sizeof(half);
+    args.k_head_stride = k->nb[2] / sizeof(half);
+    args.v_row_stride  = v->nb[1] / sizeof(half);
+    args.v_head_stride = v->nb[2] / sizeof(half);
+    args.out_row_stride  = dst->nb[2] / sizeof(float);
+    args.out_head_stride = dst->nb[1] / sizeof(float);
+    args.first = spts_argument(dst);
+    memcpy(&args.scale, dst->op_params, sizeof(float));
+    return args;
+}
+
+} // namespace
+
+// Whether marked attention over heads of this size in an F16 cache can run on this device.
+extern "C" bool spts_cuda_takes_causal_attention(const int32_t device, const int32_t head_dim, const int32_t n_head, const int32_t n_head_kv) {
+    hopper_attention_args args = {};
+    args.n_q = args.n_kv = 1;
+    args.n_head        = n_head;
+    args.n_head_kv     = n_head_kv;
+    args.head_dim      = head_dim;
+    args.q_row_stride  = args.out_row_stride = (size_t) n_head * head_dim;
+    args.k_row_stride  = args.v_row_stride = (size_t) n_head_kv * head_dim;
+    args.q_head_stride = args.k_head_stride = args.v_head_stride = args.out_head_stride = head_dim;
+    return hopper_attention_supported(args, ggml_cuda_info().devices[device].cc);
+}
+
 void ggml_cuda_flash_attn_ext(ggml_backend_cuda_context & ctx, ggml_tensor * dst) {
-    ggml_cuda_flash_attn_ext_upstream(ctx, dst);
+    if (!spts_marked(dst)) {
+        ggml_cuda_flash_attn_ext_upstream(ctx, dst);
+        return;
+    }
+    ggml_cuda_set_device(ctx.device);
+    CUDA_CHECK(hopper_attention(arguments(dst), ctx.stream()));
 }

@@ -14,7 +14,7 @@ include!("bindings.rs");
 /// The version of the ggml that was compiled, such as `0.26.0`.
 pub const GGML_VERSION: &str = env!("GGML_SYS_VERSION");
 
-/// Our additions to ggml's CUDA backend (src/product_choice.cu, src/cuda_libraries.cpp).
+/// Our additions to ggml's CUDA backend (src/*.cu, src/cuda_libraries.cpp).
 #[cfg(feature = "cuda")]
 unsafe extern "C" {
     /// Why CUDA cannot be used on this machine, as one static line, or null if the driver's library and
@@ -25,6 +25,14 @@ unsafe extern "C" {
     /// with fewer to ggml's integer kernels. Negative (the start): each device's own default. All devices,
     /// any thread, from the next product on.
     pub fn spts_cuda_set_mmq_max_rows(rows: i64);
+
+    /// Whether CUDA device `device` computes attention marked as causal (src/spts_ops.h) over heads of this shape, keys and
+    /// values in F16.
+    pub fn spts_cuda_takes_causal_attention(device: i32, head_dim: i32, n_head: i32, n_head_kv: i32) -> bool;
+
+    /// Whether CUDA device `device` computes a gated FFN in one marked node (src/spts_ops.h), for weights of these types and
+    /// so many rows.
+    pub fn spts_cuda_takes_gated_ffn(device: i32, rows: i64, gate: i32, up: i32, down: i32) -> bool;
 
     /// The limit in force for a device of compute capability `cc` (900 for 9.0); `i64::MAX` for none.
     pub fn spts_cuda_mmq_max_rows(cc: i32) -> i64;

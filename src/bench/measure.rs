@@ -1,0 +1,313 @@
+//! The protocol: dense and SPTS in turns, so that whatever else the machine does falls on both.
+//!
+//! For every prompt length there is one session for each mode, with compute buffers allocated by a warm-up run that does not
+//! count. Then the modes take turns, and who begins changes from turn to turn. A run is
+//!
+//! 1. TTFT: from the call with token ids to the first sampled id (greedy), caches empty;
+//! 2. decoding: a fixed number of tokens behind the prompt. They are random ones, as the prompt is, as in llama-bench: which
+//!    token is read makes no difference to the time, and sampling is not part of it.
+//!
+//! Ratios are taken turn by turn, each dense run against the SPTS run beside it, never between medians of different times.
+
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Instant;
+
+use serde::Serialize;
+
+use crate::ggml::backend;
+use crate::random::SplitMix64;
+use crate::session::prefill::PrefillReport;
+use crate::session::sampler::{Sampler, SamplerParams};
+use crate::{Model, Result, Session, SessionOptions};
+
+/// Tokens read before decoding with an empty cache.
+const SHORTEST_PROMPT: usize = 1;
+
+/// What to measure.
+#[derive(Clone, Debug)]
+pub struct BenchOptions {
+    /// Lengths of the prompts, in tokens.
+    pub prompts: Vec<usize>,
+    /// Tokens decoded in each run; 0 measures the prefill alone.
+    pub n_decode: usize,
+    /// Runs of each mode that count, at least 1.
+    pub repetitions: usize,
+    /// Seed of the random token ids.
+    pub seed: u64,
+    /// How sessions run. The schedule and the sidecar are those of SPTS; without a schedule only dense runs are made. The
+    /// context is made as long as each run needs.
+    pub session: SessionOptions,
+}
+
+/// Told what happens.
+pub trait Observer {
+    /// A session was made; the flag stops it.
+    fn session(&mut self, stop: &Arc<AtomicBool>);
+    /// The next run begins.
+    fn run(&mut self, n_prompt: usize, mode: Mode, repetition: Option<usize>);
+}
+
+/// What a run computes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// Every token in every layer.
+    Dense,
+    /// By the schedule.
+    Spts,
+}
+
+impl Mode {
+    /// For tables and messages.
+    pub fn name(self) -> &'static str {
+        match self {
+            Mode::Dense => "dense",
+            Mode::Spts => "SPTS",
+        }
+    }
+}
+
+/// Measured values, and what they come to.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Samples {
+    /// The middle value; of an even number the mean of the middle two.
+    pub median: f64,
+    /// The smallest.
+    pub min: f64,
+    /// The largest.
+    pub max: f64,
+    /// All of them, in the order they were taken.
+    pub samples: Vec<f64>,
+}
+
+impl Samples {
+    /// `None` for no values.
+    pub fn new(samples: Vec<f64>) -> Option<Samples> {
+        let mut sorted = samples.clone();
+        sorted.sort_unstable_by(f64::total_cmp);
+        let (min, max) = (*sorted.first()?, *sorted.last()?);
+        let middle = sorted.len() / 2;
+        let median = if sorted.len() % 2 == 1 { sorted[middle] } else { (sorted[middle - 1] + sorted[middle]) / 2.0 };
+        Some(Samples { median, min, max, samples })
+    }
+}
+
+/// One mode at one prompt length.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct ModeResult {
+    /// From the call with token ids to the first sampled id, in seconds.
+    pub ttft_s: Samples,
+    /// Prompt tokens per second of the prefill.
+    pub prefill_tps: Samples,
+    /// Tokens per second of decoding behind the prompt; `None` if none were decoded.
+    pub decode_tps: Option<Samples>,
+    /// Whether tokens were skipped: not below the schedule's first budget.
+    pub skips: bool,
+    /// Share of the dense cache's entries that the prefill kept.
+    pub cache_kept: f64,
+    /// What the session allocated for itself: caches, masks, hidden states, scratch. Without weights and proxies.
+    pub session_bytes: u64,
+    /// The most memory that was in use on devices with memory of their own, weights and the driver's own included, sampled
+    /// between layers of the warm-up; 0 without such devices.
+    pub peak_device_bytes: u64,
+    /// Share of the device's time by kind of operation, where it was recorded.
+    pub ops: Option<BTreeMap<String, f64>>,
+}
+
+/// Dense over SPTS, each run against the one beside it.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Ratios {
+    /// TTFT, dense over SPTS: above 1, SPTS is faster.
+    pub ttft: Samples,
+    /// Decoding speed, SPTS over dense: above 1, SPTS is faster.
+    pub decode: Option<Samples>,
+}
+
+/// One prompt length.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct PromptResult {
+    /// Tokens of the prompt.
+    pub n_prompt: usize,
+    /// Every token computed.
+    pub dense: ModeResult,
+    /// With the schedule, if there is one.
+    pub spts: Option<ModeResult>,
+    /// How the two compare.
+    pub ratios: Option<Ratios>,
+}
+
+/// All that was measured.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Measurements {
+    /// Tokens per second of decoding with an empty cache; `None` if none were decoded.
+    pub decode_empty_tps: Option<Samples>,
+    /// One entry per prompt length, in the order asked for.
+    pub prompts: Vec<PromptResult>,
+}
+
+/// Measures. `device_bytes_before` is [`backend::gpu_bytes_used`] from before the model was opened.
+///
+/// # Errors
+/// As [`Session::prefill`] and [`Session::decode`]; interrupted.
+pub fn measure(
+    model: &Arc<Model>,
+    options: &BenchOptions,
+    device_bytes_before: u64,
+    observer: &mut dyn Observer,
+) -> Result<Measurements> {
+    let mut out = Measurements { decode_empty_tps: None, prompts: Vec::new() };
+    if options.n_decode > 0 {
+        let mut lane = Lane::new(model, options, SHORTEST_PROMPT, Mode::Dense, device_bytes_before, observer)?;
+        for repetition in 0..options.repetitions {
+            observer.run(SHORTEST_PROMPT, Mode::Dense, Some(repetition));
+            lane.run(&mut || {})?;
+        }
+        out.decode_empty_tps = Samples::new(lane.decode_tps);
+    }
+    for &n_prompt in &options.prompts {
+        let modes: &[Mode] =
+            if options.session.schedule.is_some() { &[Mode::Dense, Mode::Spts] } else { &[Mode::Dense] };
+        // What is in use besides the lane under way: before the model, so that the weights count for every lane.
+        let mut others = device_bytes_before;
+        let mut lanes = Vec::new();
+        for &mode in modes {
+            let before = backend::gpu_bytes_used();
+            lanes.push(Lane::new(model, options, n_prompt, mode, others, observer)?);
+            others += backend::gpu_bytes_used().saturating_sub(before);
+        }
+        for repetition in 0..options.repetitions {
+            let turn = |i: usize| if repetition % 2 == 0 { i } else { modes.len() - 1 - i };
+            for i in 0..modes.len() {
+                observer.run(n_prompt, modes[turn(i)], Some(repetition));
+                lanes[turn(i)].run(&mut || {})?;
+            }
+        }
+        let results: Vec<ModeResult> = lanes.into_iter().filter_map(Lane::result).collect();
+        let mut results = results.into_iter();
+        if let Some(dense) = results.next() {
+            let spts = results.next();
+            let ratios = spts.as_ref().and_then(|spts| ratios(&dense, spts));
+            out.prompts.push(PromptResult { n_prompt, dense, spts, ratios });
+        }
+    }
+    Ok(out)
+}
+
+fn ratios(dense: &ModeResult, spts: &ModeResult) -> Option<Ratios> {
+    let pairs = |a: &Samples, b: &Samples| Samples::new(a.samples.iter().zip(&b.samples).map(|(a, b)| a / b).collect());
+    let decode = match (&spts.decode_tps, &dense.decode_tps) {
+        (Some(spts), Some(dense)) => pairs(spts, dense),
+        _ => None,
+    };
+    Some(Ratios { ttft: pairs(&dense.ttft_s, &spts.ttft_s)?, decode })
+}
+
+/// One mode at one prompt length: its session, and what it has measured.
+struct Lane {
+    session: Session,
+    sampler: Sampler,
+    prompt: Vec<u32>,
+    answer: Vec<u32>,
+    report: PrefillReport,
+    session_bytes: u64,
+    peak_device_bytes: u64,
+    ttft_s: Vec<f64>,
+    prefill_tps: Vec<f64>,
+    decode_tps: Vec<f64>,
+}
+
+impl Lane {
+    /// A warm session. Memory beyond `others` is the lane's.
+    fn new(
+        model: &Arc<Model>,
+        options: &BenchOptions,
+        n_prompt: usize,
+        mode: Mode,
+        others: u64,
+        observer: &mut dyn Observer,
+    ) -> Result<Lane> {
+        let mut session_options = options.session.clone();
+        session_options.n_ctx = Some(n_prompt + options.n_decode);
+        if mode == Mode::Dense {
+            session_options.schedule = None;
+            session_options.sidecar = None;
+        }
+        let session = Session::new(model.clone(), session_options)?;
+        observer.session(&session.interrupt_flag());
+        observer.run(n_prompt, mode, None);
+        let mut rng = SplitMix64(options.seed);
+        let n_vocab = model.hparams().n_vocab as u64;
+        let mut ids = |n: usize| (0..n).map(|_| (rng.next() % n_vocab) as u32).collect();
+        let mut lane = Lane {
+            session,
+            sampler: Sampler::new(SamplerParams::greedy())?,
+            prompt: ids(n_prompt),
+            answer: ids(options.n_decode),
+            report: PrefillReport::default(),
+            session_bytes: 0,
+            peak_device_bytes: 0,
+            ttft_s: Vec::new(),
+            prefill_tps: Vec::new(),
+            decode_tps: Vec::new(),
+        };
+        let mut peak = 0;
+        lane.run(&mut || peak = peak.max(backend::gpu_bytes_used()))?;
+        lane.session_bytes = (lane.session.n_bytes() + lane.report.slot_bytes) as u64;
+        lane.peak_device_bytes = peak.saturating_sub(others);
+        lane.ttft_s.clear();
+        lane.prefill_tps.clear();
+        lane.decode_tps.clear();
+        Ok(lane)
+    }
+
+    /// One run. `between` is called between layers and at the end.
+    fn run(&mut self, between: &mut dyn FnMut()) -> Result<()> {
+        self.session.clear();
+        let start = Instant::now();
+        self.report = self.session.prefill(&self.prompt, &mut |_| {
+            between();
+            ControlFlow::Continue(())
+        })?;
+        self.sampler.sample(self.session.logits())?;
+        self.ttft_s.push(start.elapsed().as_secs_f64());
+        self.prefill_tps.push(self.prompt.len() as f64 / self.report.seconds);
+        if !self.answer.is_empty() {
+            let start = Instant::now();
+            for &token in &self.answer {
+                self.session.decode(token)?;
+            }
+            self.decode_tps.push(self.answer.len() as f64 / start.elapsed().as_secs_f64());
+        }
+        between();
+        Ok(())
+    }
+
+    /// `None` if nothing was measured.
+    fn result(self) -> Option<ModeResult> {
+        Some(ModeResult {
+            ttft_s: Samples::new(self.ttft_s)?,
+            prefill_tps: Samples::new(self.prefill_tps)?,
+            decode_tps: Samples::new(self.decode_tps),
+            skips: !self.report.layers.is_empty(),
+            cache_kept: self.report.cache_kept,
+            session_bytes: self.session_bytes,
+            peak_device_bytes: self.peak_device_bytes,
+            ops: None,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn medians_and_spreads() {
+        let s = Samples::new(vec![3.0, 1.0, 2.0]).expect("three values");
+        assert_eq!((s.median, s.min, s.max, s.samples), (2.0, 1.0, 3.0, vec![3.0, 1.0, 2.0]));
+        assert_eq!(Samples::new(vec![4.0, 1.0, 2.0, 3.0]).map(|s| s.median), Some(2.5));
+        assert_eq!(Samples::new(Vec::new()), None);
+    }
+}

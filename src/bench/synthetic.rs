@@ -1,0 +1,370 @@
+//! Models with random weights: valid GGUF files of a known shape, for measuring speed and memory.
+//!
+//! Weights have mean 0 and standard deviation `1 / sqrt(n_in)`, norms are about 1: activations stay finite and of a real
+//! model's size, and what comes out is noise. The tokenizer is the byte alphabet, one merge, two special tokens, and
+//! placeholders up to the vocabulary's size. llama.cpp loads the same file.
+
+use std::fs::{self, File, OpenOptions as FileOptions};
+use std::io::{self, BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use half::f16;
+use spts_quant::rows::convert_rows;
+use spts_quant::{Choice, ModelShape, Preset, TensorType, choose_type};
+
+use crate::gguf::{Array, GgmlType, Gguf, GgufError, GgufWriter, OpenOptions, TensorDecl};
+use crate::quantize::ggml_type;
+use crate::random::SplitMix64;
+use crate::spts::schedule::Schedule;
+use crate::spts::shape::Shape;
+use crate::spts::sidecar::{self, ARCHITECTURE, TENSORS, VERSION, tensor_name};
+use crate::tokenizer::unicode::byte_to_char;
+
+use super::blocks::RandomBlocks;
+
+/// Bytes made at a time by a thread: small enough for its cache.
+const CHUNK: usize = 1 << 20;
+
+/// A made-up model.
+#[derive(Clone, Debug)]
+pub struct Synthetic {
+    /// Its shape.
+    pub shape: Shape,
+    /// Its mix of types.
+    pub preset: Preset,
+    /// Another seed makes other weights.
+    pub seed: u64,
+}
+
+/// How a tensor's values are made.
+#[derive(Clone, Copy, PartialEq)]
+enum Fill {
+    /// Mean 0, standard deviation `1 / sqrt(shape[0])`, in the preset's type.
+    Matrix,
+    /// F32 about 1.
+    Norm,
+    /// F32 about 0.
+    Bias,
+    /// The divisors of Llama 3.1's rotary frequencies.
+    RopeFactors,
+}
+
+struct Tensor {
+    name: String,
+    shape: Vec<u64>,
+    fill: Fill,
+}
+
+/// What the architecture adds to the sizes.
+struct Traits {
+    n_ctx: u32,
+    freq_base: f32,
+    rms_eps: f32,
+    /// Llama 3.1 and 3.2 stretch low frequencies by this.
+    rope_factor: Option<f64>,
+}
+
+impl Synthetic {
+    fn traits(&self) -> Traits {
+        match self.shape.name.as_str() {
+            "llama-3.1-8b" => Traits { n_ctx: 131_072, freq_base: 5e5, rms_eps: 1e-5, rope_factor: Some(8.0) },
+            "llama-3.2-1b" => Traits { n_ctx: 131_072, freq_base: 5e5, rms_eps: 1e-5, rope_factor: Some(32.0) },
+            "smollm2-135m" => Traits { n_ctx: 8192, freq_base: 1e5, rms_eps: 1e-5, rope_factor: None },
+            _ => Traits { n_ctx: 32_768, freq_base: 1e6, rms_eps: 1e-6, rope_factor: None },
+        }
+    }
+
+    /// Writes the model at `path`. `progress` is called with each tensor's name and the share that is done.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn write(&self, path: &Path, mut progress: impl FnMut(&str, f64)) -> Result<(), GgufError> {
+        let (writer, mut fill) = self.writer(&mut progress)?;
+        writer.write_with(path, |decl, out| fill(decl, out))
+    }
+
+    /// The model in a file without a name, in the system's folder for temporary files (`TMPDIR`): it is gone when the last
+    /// user is.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn open(&self, mut progress: impl FnMut(&str, f64)) -> Result<Gguf, GgufError> {
+        let (writer, mut fill) = self.writer(&mut progress)?;
+        nameless(&self.label(), |out, label| writer.write_to(out, label, |decl, out| fill(decl, out)))
+    }
+
+    /// For messages and reports.
+    fn label(&self) -> String {
+        format!("synthetic {} {}", self.shape.name, self.preset.name())
+    }
+
+    /// The declared file, and what fills its tensors.
+    #[allow(clippy::type_complexity)]
+    fn writer<'p>(
+        &self,
+        progress: &'p mut dyn FnMut(&str, f64),
+    ) -> Result<(GgufWriter<'p>, impl FnMut(&TensorDecl, &mut dyn Write) -> io::Result<()> + 'p), GgufError> {
+        let traits = self.traits();
+        let mut writer = GgufWriter::new();
+        self.metadata(&mut writer, &traits)?;
+        let tensors = self.tensors(&traits);
+        let s = &self.shape;
+        let model = ModelShape { n_layer: s.n_layer, n_head: s.n_head, n_head_kv: s.n_head_kv, tied_output: s.tied };
+        let mut types = Vec::new();
+        for t in &tensors {
+            let ty = match choose_type(self.preset, &t.name, &t.shape, &model) {
+                Choice::To { ty, .. } if t.fill == Fill::Matrix => ty,
+                _ => TensorType::F32,
+            };
+            writer.declare_tensor(&t.name, &t.shape, ggml_type(ty))?;
+            types.push(ty);
+        }
+        let total: u64 = tensors.iter().map(|t| t.shape.iter().product::<u64>()).sum();
+        let (mut index, mut done, seed) = (0, 0, self.seed);
+        let fill = move |decl: &TensorDecl, out: &mut dyn Write| {
+            let (tensor, ty) = (&tensors[index], types[index]);
+            progress(&decl.name, done as f64 / total as f64);
+            index += 1;
+            done += tensor.shape.iter().product::<u64>();
+            let seed = seed.wrapping_mul(0x9e37_79b9).wrapping_add(index as u64) << 32;
+            match (tensor.fill, traits.rope_factor) {
+                (Fill::Matrix, _) => matrix(ty, &tensor.shape, seed, out),
+                (Fill::Norm, _) => vector(tensor.shape[0], seed, 1.0, 0.1, out),
+                (Fill::Bias, _) => vector(tensor.shape[0], seed, 0.0, 0.1, out),
+                (Fill::RopeFactors, factor) => {
+                    let factors = rope_factors(2 * tensor.shape[0] as usize, traits.freq_base, factor.unwrap_or(1.0));
+                    factors.iter().try_for_each(|x| out.write_all(&x.to_le_bytes()))
+                }
+            }
+        };
+        Ok((writer, fill))
+    }
+
+    fn metadata(&self, w: &mut GgufWriter<'_>, traits: &Traits) -> Result<(), GgufError> {
+        let s = &self.shape;
+        w.set_str("general.architecture", &s.arch)?;
+        w.set_str("general.type", "model")?;
+        w.set_str("general.name", &format!("synthetic {}", s.name))?;
+        w.set_u32("general.file_type", self.preset.file_type())?;
+        w.set_u32("general.quantization_version", 2)?;
+        let key = |suffix: &str| format!("{}.{suffix}", s.arch);
+        for (suffix, value) in [
+            ("context_length", traits.n_ctx as usize),
+            ("embedding_length", s.n_embd),
+            ("block_count", s.n_layer),
+            ("feed_forward_length", s.n_ff),
+            ("attention.head_count", s.n_head),
+            ("attention.head_count_kv", s.n_head_kv),
+            ("attention.key_length", s.head_dim_k),
+            ("attention.value_length", s.head_dim_v),
+            ("rope.dimension_count", s.head_dim_k),
+            ("vocab_size", s.n_vocab),
+        ] {
+            w.set_u32(&key(suffix), value as u32)?;
+        }
+        w.set_f32(&key("attention.layer_norm_rms_epsilon"), traits.rms_eps)?;
+        w.set_f32(&key("rope.freq_base"), traits.freq_base)?;
+        if let Some(swa) = &s.swa {
+            w.set_u32(&key("attention.sliding_window"), swa.window as u32)?;
+        }
+        self.vocabulary(w)
+    }
+
+    fn vocabulary(&self, w: &mut GgufWriter<'_>) -> Result<(), GgufError> {
+        const NORMAL: i32 = 1;
+        const CONTROL: i32 = 3;
+        const UNUSED: i32 = 5;
+        let mut tokens: Vec<String> = (0..=255).map(|b| byte_to_char(b).to_string()).collect();
+        tokens.push("Ġt".into());
+        let mut types = vec![NORMAL; tokens.len()];
+        let bos = tokens.len() as u32;
+        for special in ["<|begin_of_text|>", "<|end_of_text|>"] {
+            tokens.push(special.into());
+            types.push(CONTROL);
+        }
+        for id in tokens.len()..self.shape.n_vocab {
+            tokens.push(format!("<|unused_{id}|>"));
+            types.push(UNUSED);
+        }
+        w.set_str("tokenizer.ggml.model", "gpt2")?;
+        w.set_str("tokenizer.ggml.pre", "llama-bpe")?;
+        w.set_array("tokenizer.ggml.tokens", Array::String(tokens))?;
+        w.set_array("tokenizer.ggml.token_type", Array::I32(types))?;
+        w.set_array("tokenizer.ggml.merges", Array::String(vec!["Ġ t".into()]))?;
+        w.set_u32("tokenizer.ggml.bos_token_id", bos)?;
+        w.set_u32("tokenizer.ggml.eos_token_id", bos + 1)?;
+        w.set_bool("tokenizer.ggml.add_bos_token", true)
+    }
+
+    fn tensors(&self, traits: &Traits) -> Vec<Tensor> {
+        let s = &self.shape;
+        let mut all: Vec<Tensor> = Vec::new();
+        let mut add = |name: String, shape: &[usize], fill| {
+            all.push(Tensor { name, shape: shape.iter().map(|&n| n as u64).collect(), fill });
+        };
+        let (q, k, v) = (s.n_head * s.head_dim_k, s.n_head_kv * s.head_dim_k, s.n_head_kv * s.head_dim_v);
+        add("token_embd.weight".into(), &[s.n_embd, s.n_vocab], Fill::Matrix);
+        if traits.rope_factor.is_some() {
+            add("rope_freqs.weight".into(), &[s.head_dim_k / 2], Fill::RopeFactors);
+        }
+        for l in 0..s.n_layer {
+            let name = |base: &str| format!("blk.{l}.{base}");
+            add(name("attn_norm.weight"), &[s.n_embd], Fill::Norm);
+            for (part, n_out) in [("attn_q", q), ("attn_k", k), ("attn_v", v)] {
+                add(name(&format!("{part}.weight")), &[s.n_embd, n_out], Fill::Matrix);
+                if s.arch == "qwen2" {
+                    add(name(&format!("{part}.bias")), &[n_out], Fill::Bias);
+                }
+            }
+            add(name("attn_output.weight"), &[s.n_head * s.head_dim_v, s.n_embd], Fill::Matrix);
+            if s.arch == "gemma3" {
+                for base in ["attn_q_norm.weight", "attn_k_norm.weight"] {
+                    add(name(base), &[s.head_dim_k], Fill::Norm);
+                }
+                for base in ["post_attention_norm.weight", "post_ffw_norm.weight"] {
+                    add(name(base), &[s.n_embd], Fill::Norm);
+                }
+            }
+            add(name("ffn_norm.weight"), &[s.n_embd], Fill::Norm);
+            add(name("ffn_gate.weight"), &[s.n_embd, s.n_ff], Fill::Matrix);
+            add(name("ffn_up.weight"), &[s.n_embd, s.n_ff], Fill::Matrix);
+            add(name("ffn_down.weight"), &[s.n_ff, s.n_embd], Fill::Matrix);
+        }
+        add("output_norm.weight".into(), &[s.n_embd], Fill::Norm);
+        if !s.tied {
+            add("output.weight".into(), &[s.n_embd, s.n_vocab], Fill::Matrix);
+        }
+        all
+    }
+}
+
+/// Writes a sidecar of random proxies for every layer that `schedule` may skip in. They cost what calibrated ones cost, and
+/// choose by chance.
+///
+/// # Errors
+/// The file cannot be written.
+pub fn write_sidecar(model: &Gguf, shape: &Shape, schedule: &Schedule, path: &Path) -> Result<(), GgufError> {
+    sidecar_writer(model, shape, schedule)?.write(path)
+}
+
+/// As [`write_sidecar`], in a file without a name.
+///
+/// # Errors
+/// The file cannot be written.
+pub fn open_sidecar(model: &Gguf, shape: &Shape, schedule: &Schedule) -> Result<Gguf, GgufError> {
+    let writer = sidecar_writer(model, shape, schedule)?;
+    nameless("synthetic proxies", |out, label| {
+        writer.write_to(out, label, |_, _| unreachable!("every proxy has its data"))
+    })
+}
+
+fn sidecar_writer(model: &Gguf, shape: &Shape, schedule: &Schedule) -> Result<GgufWriter<'static>, GgufError> {
+    let (d_low, rank) = (schedule.proxy.d_low, schedule.proxy.rank);
+    let mut w = GgufWriter::new();
+    w.set_str("general.architecture", ARCHITECTURE)?;
+    w.set_u32("spts.version", VERSION)?;
+    w.set_str("spts.fingerprint", &sidecar::fingerprint(model))?;
+    w.set_u32("spts.d_low", d_low as u32)?;
+    w.set_u32("spts.rank", rank as u32)?;
+    w.set_str("spts.schedule", &schedule.name)?;
+    w.set_u32("spts.calibration_tokens", 0)?;
+    let shapes = [[shape.n_embd, 2 * rank], [rank, d_low], [rank, d_low], [d_low, rank]];
+    for layer in schedule.skip_from..shape.n_layer {
+        for (i, (tensor, [n_in, n_out])) in TENSORS.into_iter().zip(shapes).enumerate() {
+            let mut bytes = vec![0; n_in * n_out * size_of::<f16>()];
+            let blocks = RandomBlocks::new(TensorType::F16, 1.0 / (n_in as f64).sqrt());
+            blocks.fill(&mut SplitMix64((4 * layer + i) as u64), &mut bytes);
+            w.add_tensor_bytes(&tensor_name(layer, tensor), &[n_in as u64, n_out as u64], GgmlType::F16, bytes)?;
+        }
+    }
+    Ok(w)
+}
+
+/// Opens a file that `write` fills and that has no name any more.
+fn nameless(label: &str, write: impl FnOnce(&mut dyn Write, &str) -> Result<(), GgufError>) -> Result<Gguf, GgufError> {
+    let io = |action: &'static str| move |source| GgufError::Io { file: label.into(), action, source };
+    let file = unlinked().map_err(|(path, source)| GgufError::Io {
+        file: path.display().to_string(),
+        action: "create",
+        source,
+    })?;
+    let mut out = BufWriter::with_capacity(CHUNK, file);
+    write(&mut out, label)?;
+    let file = out.into_inner().map_err(|e| e.into_error()).map_err(io("write"))?;
+    Gguf::from_file(file, label, OpenOptions::default())
+}
+
+/// A file in the temporary folder without a name: no way of ending leaves it behind.
+fn unlinked() -> Result<File, (PathBuf, io::Error)> {
+    let dir = std::env::temp_dir();
+    for serial in 0u32.. {
+        let path = dir.join(format!(".spts-{}-{serial}.gguf", std::process::id()));
+        match FileOptions::new().read(true).write(true).create_new(true).open(&path) {
+            Ok(file) => return fs::remove_file(&path).map(|()| file).map_err(|e| (path, e)),
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(e) => return Err((path, e)),
+        }
+    }
+    Err((dir, io::ErrorKind::AlreadyExists.into()))
+}
+
+/// Random rows, made in parallel; the bytes do not depend on the number of threads.
+fn matrix(ty: TensorType, shape: &[u64], seed: u64, out: &mut dyn Write) -> io::Result<()> {
+    let row_bytes = (shape[0] / ty.block_size() * ty.block_bytes()) as usize;
+    let n_rows = shape[1..].iter().product::<u64>() as usize;
+    let blocks = RandomBlocks::new(ty, 1.0 / (shape[0] as f64).sqrt());
+    let make = |rows: std::ops::Range<usize>| {
+        let mut bytes = vec![0; rows.len() * row_bytes];
+        blocks.fill(&mut SplitMix64(seed + rows.start as u64), &mut bytes);
+        Ok(bytes)
+    };
+    convert_rows(n_rows, CHUNK / row_bytes, make, |bytes| out.write_all(bytes))
+}
+
+/// `n` numbers within `spread` of `centre`, F32.
+fn vector(n: u64, seed: u64, centre: f64, spread: f64, out: &mut dyn Write) -> io::Result<()> {
+    let mut rng = SplitMix64(seed);
+    (0..n).try_for_each(|_| {
+        let x = centre + spread * (2.0 * rng.uniform() - 1.0);
+        out.write_all(&(x as f32).to_le_bytes())
+    })
+}
+
+/// Divisors of the rotary frequencies of Llama 3.1, one per pair: 1 for waves shorter than a quarter of the original context
+/// of 8192, `factor` for waves longer than it, and smooth between.
+fn rope_factors(head_dim: usize, freq_base: f32, factor: f64) -> Vec<f32> {
+    const CONTEXT: f64 = 8192.0;
+    const HIGH: f64 = 4.0;
+    const LOW: f64 = 1.0;
+    let of_pair = |i: usize| {
+        let wave = 2.0 * std::f64::consts::PI * f64::from(freq_base).powf(2.0 * i as f64 / head_dim as f64);
+        let smooth = ((CONTEXT / wave - LOW) / (HIGH - LOW)).clamp(0.0, 1.0);
+        (1.0 / ((1.0 - smooth) / factor + smooth)) as f32
+    };
+    (0..head_dim / 2).map(of_pair).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn llama_31_rope_factors() {
+        let f = rope_factors(128, 5e5, 8.0);
+        assert_eq!((f.len(), f[0], f[63]), (64, 1.0, 8.0));
+        assert!(f.windows(2).all(|w| w[0] <= w[1]));
+        // Pair i has waves of 2 pi 500000^(i/64) tokens: 2,048 lies between pairs 28 and 29, 8,192 between 34 and 35.
+        assert_eq!((f.iter().position(|&x| x > 1.0), f.iter().position(|&x| x == 8.0)), (Some(29), Some(35)));
+    }
+
+    #[test]
+    fn the_same_bytes_whatever_the_threads() {
+        let make = |threads: usize| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("threads");
+            let mut out = Vec::new();
+            pool.install(|| matrix(TensorType::Q4_K, &[512, 9000], 3, &mut out)).expect("a vector takes all");
+            out
+        };
+        assert_eq!(make(1), make(5));
+    }
+}

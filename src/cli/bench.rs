@@ -1,0 +1,402 @@
+//! Measuring: `spts-cli bench -m model.gguf -p 8192,32768`.
+
+use std::cell::RefCell;
+use std::fmt::Write as _;
+use std::io::{self, Write as _};
+use std::path::Path;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use serde::Serialize;
+use spts::bench::measure::{self, BenchOptions, Measurements, Mode, ModeResult, Observer, Samples};
+use spts::bench::synthetic::{self, Synthetic};
+use spts::ggml::{backend, log};
+use spts::gguf::{Gguf, OpenOptions};
+use spts::session::physical_cores;
+use spts::spts::schedule::Schedule;
+use spts::spts::shape::Shape;
+use spts::spts::sidecar::Sidecar;
+use spts::{Model, ModelOptions, Session, SessionOptions};
+
+use super::failure::Failure;
+use super::{BenchArgs, interrupt, plan};
+use crate::report::{self, Progress, grouped};
+
+/// Seed of weights and prompts: the same ones every time.
+const SEED: u64 = 1;
+
+/// What is printed: the field names are the keys of `--json`, a stable interface.
+#[derive(Serialize)]
+struct BenchReport {
+    /// Of this program.
+    version: &'static str,
+    commit: &'static str,
+    ggml: &'static str,
+    /// UTC, ISO 8601.
+    date: String,
+    model: ModelReport,
+    devices: Vec<DeviceReport>,
+    threads: usize,
+    ubatch: usize,
+    cache_type_k: &'static str,
+    cache_type_v: &'static str,
+    /// Weights rearranged for the CPU, in bytes.
+    repacked_bytes: usize,
+    /// Name of the schedule of the SPTS runs; null if there are none.
+    schedule: Option<String>,
+    /// Whether FFNs are scored by proxies.
+    proxies: bool,
+    repetitions: usize,
+    n_decode: usize,
+    seed: u64,
+    /// Opening the model, in seconds; making it not included.
+    load_s: f64,
+    #[serde(flatten)]
+    measured: Measurements,
+    peak_rss_bytes: Option<u64>,
+}
+
+#[derive(Serialize)]
+struct ModelReport {
+    name: String,
+    file: String,
+    synthetic: bool,
+    arch: &'static str,
+    n_layer: usize,
+    n_params: u64,
+    bytes: u64,
+    /// The type that holds most of the weights.
+    main_type: &'static str,
+}
+
+#[derive(Serialize)]
+struct DeviceReport {
+    name: String,
+    description: String,
+}
+
+/// The text that `bench` prints.
+pub fn bench(args: &BenchArgs) -> Result<String, Failure> {
+    interrupt::install()?;
+    log::set_level(log::Level::Silent);
+    let progress = Rc::new(RefCell::new(Progress::new()));
+    let gguf = gguf(args, &progress)?;
+    if args.repetitions == 0 {
+        progress.borrow_mut().clear();
+        return Ok(String::new());
+    }
+    let device_bytes_before = backend::gpu_bytes_used();
+    let start = Instant::now();
+    let shown = progress.clone();
+    let mut options = ModelOptions {
+        mmap: !args.device.no_mmap,
+        mlock: args.device.mlock,
+        repack: !args.device.no_repack,
+        device: args.device.device.clone(),
+        n_gpu_layers: args.device.n_gpu_layers.map(|n| n as usize),
+        progress: Some(Box::new(move |fraction| shown.borrow_mut().load(fraction))),
+    };
+    let model = Model::from_gguf(Arc::new(gguf), &mut options)?;
+    let load_s = start.elapsed().as_secs_f64();
+    progress.borrow_mut().clear();
+
+    let session = session_options(args, &model)?;
+    let options = BenchOptions {
+        prompts: args.prompts.iter().map(|&n| n as usize).collect(),
+        n_decode: args.n_gen as usize,
+        repetitions: args.repetitions as usize,
+        seed: SEED,
+        session,
+    };
+    let mut watch = Watch { progress: progress.clone(), repetitions: options.repetitions };
+    let measured = measure::measure(&model, &options, device_bytes_before, &mut watch);
+    progress.borrow_mut().clear();
+    let report = describe(args, &model, &options, load_s, measured?)?;
+    if args.json {
+        let json = serde_json::to_string(&report).map_err(|e| Failure::Failed(format!("JSON: {e}")))?;
+        return Ok(json + "\n");
+    }
+    Ok(markdown(&report))
+}
+
+/// The file, or one that is made up.
+fn gguf(args: &BenchArgs, progress: &Rc<RefCell<Progress>>) -> Result<Gguf, Failure> {
+    let options = OpenOptions { mmap: !args.device.no_mmap, mlock: args.device.mlock };
+    let open = |path: &Path| Gguf::open(path, options).map_err(spts::Error::from);
+    let Some(made) = synthetic(args)? else {
+        return Ok(open(args.model.as_deref().unwrap_or(Path::new("")))?);
+    };
+    let mut show = |tensor: &str, share: f64| {
+        progress.borrow_mut().note(&format!("making {tensor}  {:.0} %", 100.0 * share));
+    };
+    let Some(path) = &args.write else {
+        return Ok(made.open(&mut show).map_err(spts::Error::from)?);
+    };
+    made.write(path, &mut show).map_err(spts::Error::from)?;
+    let gguf = open(path)?;
+    if let Some(schedule) = args.spts.schedule(&made.shape.key())? {
+        let sidecar = Sidecar::path_beside(path);
+        synthetic::write_sidecar(&gguf, &made.shape, &schedule, &sidecar).map_err(spts::Error::from)?;
+    }
+    Ok(gguf)
+}
+
+fn synthetic(args: &BenchArgs) -> Result<Option<Synthetic>, Failure> {
+    let Some(name) = &args.synthetic else { return Ok(None) };
+    let shape = Shape::named(name).ok_or_else(|| Failure::Failed(format!("--synthetic {name}: no such shape")))?;
+    Ok(Some(Synthetic { shape, preset: args.preset, seed: SEED }))
+}
+
+fn session_options(args: &BenchArgs, model: &Model) -> Result<SessionOptions, Failure> {
+    let mut schedule = args.spts.schedule(&plan::shape(model.gguf(), model.hparams()).key())?;
+    let sidecar = match &mut schedule {
+        Some(schedule) if schedule.use_proxy && schedule.skip_ffn => sidecar(args, model, schedule)?,
+        _ => None,
+    };
+    Ok(SessionOptions {
+        n_ubatch: args.memory.n_ubatch(),
+        n_threads: args.device.threads.map(usize::from),
+        cache_type_k: args.memory.cache_type_k.library(),
+        cache_type_v: args.memory.cache_type_v.library(),
+        schedule,
+        sidecar,
+        ..SessionOptions::default()
+    })
+}
+
+/// The proxies: those of `--sidecar`, those beside the model, random ones for a model without a file, or none.
+fn sidecar(args: &BenchArgs, model: &Model, schedule: &mut Schedule) -> Result<Option<Arc<Sidecar>>, Failure> {
+    let beside = args.model.as_ref().or(args.write.as_ref()).map(|path| Sidecar::path_beside(path));
+    let found = args.spts.sidecar.clone().or_else(|| beside.filter(|path| path.exists()));
+    let sidecar = match (found, synthetic(args)?) {
+        (Some(path), _) => Sidecar::open(&path),
+        (None, Some(made)) => synthetic::open_sidecar(model.gguf(), &made.shape, schedule)
+            .map_err(Into::into)
+            .and_then(Sidecar::from_gguf),
+        (None, None) => {
+            note("no FFN proxies for this model: tokens are chosen by attention alone");
+            schedule.use_proxy = false;
+            return Ok(None);
+        }
+    };
+    let sidecar = sidecar.map_err(spts::Error::from)?;
+    sidecar.check(model).map_err(spts::Error::from)?;
+    let hp = model.hparams();
+    for &n in &args.prompts {
+        let resolved = schedule.resolve(hp.n_layer, n as usize, &|l| hp.window(l).is_some())?;
+        let skips = |l: &usize| resolved.layers[*l].active_ffn < resolved.layers[*l].candidates;
+        sidecar.check_layers((0..hp.n_layer).filter(skips)).map_err(spts::Error::from)?;
+    }
+    Ok(Some(Arc::new(sidecar)))
+}
+
+fn note(text: &str) {
+    let _ = writeln!(io::stderr(), "spts-cli: {text}");
+}
+
+/// Shows which run is under way.
+struct Watch {
+    progress: Rc<RefCell<Progress>>,
+    repetitions: usize,
+}
+
+impl Observer for Watch {
+    fn session(&mut self, stop: &Arc<AtomicBool>) {
+        interrupt::stops(stop);
+    }
+
+    fn run(&mut self, n_prompt: usize, mode: Mode, repetition: Option<usize>) {
+        let at = match repetition {
+            Some(i) => format!("run {} of {}", i + 1, self.repetitions),
+            None => "warm-up".into(),
+        };
+        self.progress.borrow_mut().note(&format!("{} tokens, {}: {at}", grouped(n_prompt), mode.name()));
+    }
+}
+
+fn describe(
+    args: &BenchArgs,
+    model: &Arc<Model>,
+    options: &BenchOptions,
+    load_s: f64,
+    measured: Measurements,
+) -> Result<BenchReport, Failure> {
+    let all = backend::devices();
+    let devices = model.placement().devices.iter().map(|name| DeviceReport {
+        name: name.clone(),
+        description: all.iter().find(|d| d.name == *name).map_or_else(String::new, |d| d.description.clone()),
+    });
+    let schedule = options.session.schedule.as_ref();
+    Ok(BenchReport {
+        version: env!("CARGO_PKG_VERSION"),
+        commit: env!("SPTS_COMMIT"),
+        ggml: env!("SPTS_GGML_VERSION"),
+        date: date(SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |t| t.as_secs())),
+        model: model_report(args, model),
+        devices: devices.collect(),
+        threads: options.session.n_threads.unwrap_or_else(physical_cores),
+        // Only a session knows what suits its devices.
+        ubatch: Session::new(model.clone(), SessionOptions { sidecar: None, ..options.session.clone() })?.tile(),
+        cache_type_k: options.session.cache_type_k.ggml().name(),
+        cache_type_v: options.session.cache_type_v.ggml().name(),
+        repacked_bytes: model.repacked_bytes(),
+        schedule: schedule.map(|s| s.name.clone()),
+        proxies: schedule.is_some_and(|s| s.use_proxy && s.skip_ffn),
+        repetitions: options.repetitions,
+        n_decode: options.n_decode,
+        seed: options.seed,
+        load_s,
+        measured,
+        peak_rss_bytes: report::peak_rss_bytes(),
+    })
+}
+
+fn model_report(args: &BenchArgs, model: &Model) -> ModelReport {
+    let gguf = model.gguf();
+    let mut by_type: Vec<(&'static str, u64)> = Vec::new();
+    for t in gguf.tensors() {
+        match by_type.iter_mut().find(|(name, _)| *name == t.ty.name()) {
+            Some((_, n)) => *n += t.n_elements(),
+            None => by_type.push((t.ty.name(), t.n_elements())),
+        }
+    }
+    ModelReport {
+        name: plan::shape(gguf, model.hparams()).name,
+        file: gguf.path().display().to_string(),
+        synthetic: args.synthetic.is_some(),
+        arch: model.hparams().arch.name(),
+        n_layer: model.hparams().n_layer,
+        n_params: gguf.tensors().map(|t| t.n_elements()).sum(),
+        bytes: gguf.tensors().map(|t| t.nbytes).sum(),
+        main_type: by_type.iter().max_by_key(|(_, n)| *n).map_or("", |(name, _)| name),
+    }
+}
+
+/// Days since 1970 to a date, by Hinnant's `civil_from_days`.
+fn date(unix_seconds: u64) -> String {
+    let (days, seconds) = (unix_seconds / 86_400, unix_seconds % 86_400);
+    // Eras of 400 years that begin on 1 March, so that leap days come last.
+    let z = days + 719_468;
+    let (era, day_of_era) = (z / 146_097, z % 146_097);
+    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let m = (5 * day_of_year + 2) / 153;
+    let (day, month) = (day_of_year - (153 * m + 2) / 5 + 1, if m < 10 { m + 3 } else { m - 9 });
+    let year = year_of_era + era * 400 + u64::from(month <= 2);
+    let (h, m, s) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
+    format!("{year:04}-{month:02}-{day:02}T{h:02}:{m:02}:{s:02}Z")
+}
+
+/// The table for people.
+fn markdown(r: &BenchReport) -> String {
+    let mut out = String::new();
+    // Writing to a String cannot fail.
+    let _ = writeln!(out, "spts-cli {} ({}), ggml {}, {}  ", r.version, r.commit, r.ggml, r.date);
+    let m = &r.model;
+    let _ = writeln!(
+        out,
+        "{}: {}, {} layers, {:.2} B parameters, mostly {}, {}  ",
+        m.name,
+        m.arch,
+        m.n_layer,
+        m.n_params as f64 / 1e9,
+        m.main_type,
+        report::mib(m.bytes)
+    );
+    let devices: Vec<String> = r.devices.iter().map(|d| format!("{} ({})", d.name, d.description)).collect();
+    let schedule = match (&r.schedule, r.proxies) {
+        (None, _) => "dense only".to_owned(),
+        (Some(name), true) => format!("schedule {name} with proxies"),
+        (Some(name), false) => format!("schedule {name} without proxies"),
+    };
+    let _ = writeln!(
+        out,
+        "{}, {} threads, tiles of {}, cache {}/{}, {schedule}  ",
+        devices.join(", "),
+        r.threads,
+        r.ubatch,
+        r.cache_type_k,
+        r.cache_type_v
+    );
+    let _ = writeln!(
+        out,
+        "median (least to most) of {} runs each, in turns, after a warm-up; {} tokens decoded\n",
+        r.repetitions, r.n_decode
+    );
+    let _ = writeln!(out, "| prompt | | TTFT, ms | prefill, t/s | decode, t/s | cache kept | session | on devices |");
+    let _ = writeln!(out, "|---:|---|---:|---:|---:|---:|---:|---:|");
+    if let Some(decode) = &r.measured.decode_empty_tps {
+        let _ = writeln!(out, "| none | dense | | | {} | | | |", spread(decode, 1.0));
+    }
+    for p in &r.measured.prompts {
+        let n = grouped(p.n_prompt);
+        let _ = writeln!(out, "{}", row(&n, Mode::Dense, &p.dense));
+        if let Some(spts) = &p.spts {
+            let _ = writeln!(out, "{}", row(&n, Mode::Spts, spts));
+        }
+        if let Some(ratios) = &p.ratios {
+            let decode = ratios.decode.as_ref().map_or_else(String::new, |s| spread_of(s, 1.0, "x"));
+            let _ = writeln!(out, "| {n} | speed-up | {} | | {decode} | | | |", spread_of(&ratios.ttft, 1.0, "x"));
+        }
+    }
+    if let Some(bytes) = r.peak_rss_bytes {
+        let _ = writeln!(out, "\npeak memory of the process {}", report::mib(bytes));
+    }
+    out
+}
+
+fn row(n: &str, mode: Mode, m: &ModeResult) -> String {
+    let name = if mode == Mode::Spts && !m.skips { "SPTS (stays dense)" } else { mode.name() };
+    let decode = m.decode_tps.as_ref().map_or_else(String::new, |s| spread(s, 1.0));
+    let device = if m.peak_device_bytes > 0 { report::mib(m.peak_device_bytes) } else { String::new() };
+    format!(
+        "| {n} | {name} | {} | {} | {decode} | {:.1} % | {} | {device} |",
+        spread(&m.ttft_s, 1e3),
+        spread(&m.prefill_tps, 1.0),
+        100.0 * m.cache_kept,
+        report::mib(m.session_bytes)
+    )
+}
+
+fn spread(s: &Samples, unit: f64) -> String {
+    spread_of(s, unit, "")
+}
+
+/// `281.3 (279.9 to 282.0)`, all with the digits that the median deserves; `mark` follows the median.
+fn spread_of(s: &Samples, unit: f64, mark: &str) -> String {
+    let digits = match unit * s.median {
+        x if x < 10.0 => 2,
+        x if x < 1000.0 => 1,
+        _ => 0,
+    };
+    let [median, min, max] = [s.median, s.min, s.max].map(|x| format!("{:.digits$}", unit * x));
+    format!("{median}{mark} ({min} to {max})")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dates() {
+        for (seconds, expected) in [
+            (0, "1970-01-01T00:00:00Z"),
+            (951_782_399, "2000-02-28T23:59:59Z"),
+            (951_782_400, "2000-02-29T00:00:00Z"),
+            (1_709_251_200, "2024-03-01T00:00:00Z"),
+            (4_102_444_799, "2099-12-31T23:59:59Z"),
+        ] {
+            assert_eq!(date(seconds), expected);
+        }
+    }
+
+    #[test]
+    fn spreads_for_people() {
+        let s = |v: [f64; 3]| Samples::new(v.to_vec()).map(|s| spread(&s, 1.0));
+        assert_eq!(s([1.504, 1.45, 1.6]).as_deref(), Some("1.50 (1.45 to 1.60)"));
+        assert_eq!(s([280.0, 281.26, 283.0]).as_deref(), Some("281.3 (280.0 to 283.0)"));
+        assert_eq!(s([9751.3, 9700.0, 9800.0]).as_deref(), Some("9751 (9700 to 9800)"));
+    }
+}

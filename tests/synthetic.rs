@@ -1,0 +1,150 @@
+//! Made-up models run like real ones: every architecture that has a named shape, every mix of types, and the benchmark's protocol.
+
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use spts::bench::measure::{BenchOptions, Mode, Observer, measure};
+use spts::bench::synthetic::{self, Synthetic};
+use spts::gguf::{Gguf, OpenOptions};
+use spts::spts::schedule::Schedule;
+use spts::spts::shape::{SHAPE_NAMES, Shape};
+use spts::spts::sidecar::Sidecar;
+use spts::{Model, ModelOptions, Session, SessionOptions};
+use spts_quant::Preset;
+
+/// A named shape, shrunk until a test can run it. Rows stay whole blocks of every type.
+fn small(name: &str) -> Shape {
+    Shape { n_layer: 4, n_embd: 256, n_ff: 512, n_vocab: 300, ..Shape::named(name).expect("a named shape") }
+}
+
+fn synthetic(name: &str, preset: Preset) -> Synthetic {
+    Synthetic { shape: small(name), preset, seed: 3 }
+}
+
+fn model(made: &Synthetic) -> Arc<Model> {
+    let gguf = made.open(|_, _| {}).expect("a temporary file");
+    Model::from_gguf(Arc::new(gguf), &mut ModelOptions::default()).expect("a valid model")
+}
+
+fn prompt(n: u32) -> Vec<u32> {
+    (0..n).map(|i| (i * 7919) % 300).collect()
+}
+
+#[test]
+fn activations_are_those_of_a_model_and_not_of_zeros() {
+    for name in SHAPE_NAMES {
+        for preset in Preset::ALL {
+            let model = model(&synthetic(name, preset));
+            assert_eq!(model.unused_tensors(), [""; 0], "{name}");
+            let mut session = Session::new(model, SessionOptions::default()).expect("a session");
+            session.prefill(&prompt(40), &mut |_| ControlFlow::Continue(())).expect("a prefill");
+            let logits = session.logits();
+            // From the mean size, which a few large logits (a tied head knows the last token again) do not move.
+            let size = logits.iter().map(|x| x.abs()).sum::<f32>() / logits.len() as f32;
+            let spread = size * (std::f32::consts::PI / 2.0).sqrt();
+            // A normalised state times weights of variance 1 / n_in.
+            assert!((0.7..1.4).contains(&spread), "{name} {}: logits spread by {spread}", preset.name());
+        }
+    }
+}
+
+#[test]
+fn the_same_seed_makes_the_same_file() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let write = |file: &str, seed| {
+        let path = dir.path().join(file);
+        Synthetic { seed, ..synthetic("llama-3.1-8b", Preset::Q4_K_M) }.write(&path, |_, _| {}).expect("written");
+        std::fs::read(&path).expect("read")
+    };
+    let (a, b, c) = (write("a", 1), write("b", 1), write("c", 2));
+    assert!(a == b, "the same seed");
+    assert!(a.len() == c.len() && a != c, "another seed");
+}
+
+#[test]
+fn llama_31_has_its_rotary_scaling_and_the_mix_its_types() {
+    let gguf = synthetic("llama-3.1-8b", Preset::Q4_K_M).open(|_, _| {}).expect("a temporary file");
+    let ty = |name: &str| gguf.tensor(name).map(|t| t.ty.name());
+    assert_eq!(ty("output.weight"), Some("Q6_K"));
+    assert_eq!(ty("blk.0.attn_q.weight"), Some("Q4_K"));
+    assert_eq!(ty("blk.0.attn_norm.weight"), Some("F32"));
+    assert_eq!(ty("rope_freqs.weight"), Some("F32"));
+    assert_eq!(gguf.f32("llama.rope.freq_base").expect("a float"), Some(5e5));
+    assert_eq!(gguf.u32("general.file_type").expect("a number"), Some(15));
+}
+
+#[test]
+fn proxies_beside_a_made_up_model() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let path = dir.path().join("m.gguf");
+    let made = synthetic("llama-3.1-8b", Preset::Q8_0);
+    made.write(&path, |_, _| {}).expect("written");
+    let gguf = Gguf::open(&path, OpenOptions::default()).expect("opened");
+    let schedule = Schedule::default_for(&made.shape.key()).expect("a schedule");
+    let beside = Sidecar::path_beside(&path);
+    synthetic::write_sidecar(&gguf, &made.shape, &schedule, &beside).expect("written");
+    let sidecar = Sidecar::open(&beside).expect("a sidecar");
+    assert_eq!((sidecar.d_low(), sidecar.rank()), (schedule.proxy.d_low, schedule.proxy.rank));
+    sidecar.check(&Model::open(&path, ModelOptions::default()).expect("a model")).expect("made for this model");
+    sidecar.check_layers(schedule.skip_from..4).expect("a proxy for each layer that skips");
+}
+
+#[derive(Default)]
+struct Log {
+    sessions: usize,
+    runs: Vec<(usize, Mode, Option<usize>)>,
+}
+
+impl Observer for Log {
+    fn session(&mut self, _: &Arc<AtomicBool>) {
+        self.sessions += 1;
+    }
+
+    fn run(&mut self, n_prompt: usize, mode: Mode, repetition: Option<usize>) {
+        self.runs.push((n_prompt, mode, repetition));
+    }
+}
+
+#[test]
+fn dense_and_spts_take_turns() {
+    let made = synthetic("llama-3.1-8b", Preset::Q4_0);
+    let model = model(&made);
+    let schedule = Schedule::fractional(&made.shape.key(), [0.5, 0.4, 0.3, 0.2], 0.05).expect("a schedule");
+    let sidecar = synthetic::open_sidecar(model.gguf(), &made.shape, &schedule).expect("proxies");
+    let sidecar = Sidecar::from_gguf(sidecar).expect("a sidecar");
+    let options = BenchOptions {
+        prompts: vec![200, 64],
+        n_decode: 3,
+        repetitions: 3,
+        seed: 1,
+        session: SessionOptions {
+            n_threads: Some(1),
+            schedule: Some(schedule),
+            sidecar: Some(Arc::new(sidecar)),
+            ..SessionOptions::default()
+        },
+    };
+    let mut log = Log::default();
+    let out = measure(&model, &options, 0, &mut log).expect("measured");
+    assert_eq!(log.sessions, 5);
+    let of_200: Vec<_> = log.runs.iter().filter(|r| r.0 == 200).map(|r| (r.1, r.2)).collect();
+    let (d, s) = (Mode::Dense, Mode::Spts);
+    assert_eq!(
+        of_200,
+        [(d, None), (s, None), (d, Some(0)), (s, Some(0)), (s, Some(1)), (d, Some(1)), (d, Some(2)), (s, Some(2))]
+    );
+    assert_eq!(out.prompts.iter().map(|p| p.n_prompt).collect::<Vec<_>>(), [200, 64]);
+    assert_eq!(out.decode_empty_tps.map(|s| s.samples.len()), Some(3));
+    for p in &out.prompts {
+        let spts = p.spts.as_ref().expect("a schedule");
+        assert!(!p.dense.skips && spts.skips && p.dense.cache_kept == 1.0 && spts.cache_kept < 0.9);
+        let ratios = p.ratios.as_ref().expect("both modes");
+        for i in 0..3 {
+            let pair = p.dense.ttft_s.samples[i] / spts.ttft_s.samples[i];
+            assert_eq!(ratios.ttft.samples[i], pair, "each run against the one beside it");
+        }
+        assert_eq!(p.dense.decode_tps.as_ref().map(|s| s.samples.len()), Some(3));
+        assert!(p.dense.session_bytes > 0 && p.dense.ttft_s.min > 0.0);
+    }
+}
