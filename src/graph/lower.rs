@@ -40,6 +40,8 @@ pub trait Memory {
     fn kernels(&self) -> Kernels;
     /// Precision that products of so many rows are asked for.
     fn precision(&self, rows: usize) -> Option<Precision>;
+    /// Whether so many rows are multiplied faster by an F32 copy of a weight of this type, made for each tile.
+    fn widens(&self, weight: GgmlType, rows: usize) -> bool;
 }
 
 /// One F16 matrix that masks every causal tile of up to `height` rows. Row i lets the columns up to `corner + i` pass (and,
@@ -340,6 +342,7 @@ impl<'a> Lowerer<'a, '_> {
     }
 
     fn product(&self, w: Tensor<'a>, x: Tensor<'a>) -> Tensor<'a> {
+        let w = if self.memory.widens(w.ty(), x.ne(1)) { self.ops.cast(w, GgmlType::F32) } else { w };
         let y = self.ops.mul_mat(w, x);
         if let Some(precision) = self.memory.precision(x.ne(1)) {
             self.ops.accumulate_in(y, precision);

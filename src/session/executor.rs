@@ -9,6 +9,7 @@ use crate::ggml::backend::Backend;
 use crate::ggml::kernels::Kernels;
 use crate::ggml::ops::{Kept, Ops, Precision};
 use crate::ggml::{GgmlError, Tensor};
+use crate::gguf::GgmlType;
 use crate::graph::ir::{Graph, NodeId, Op, WeightId};
 use crate::graph::lower::{self, CacheMode, InputKind, MaskBuffer, Memory, ProxyTensors};
 use crate::graph::phases::{Phase, PhaseKind, Program};
@@ -155,6 +156,13 @@ impl Memory for DeviceMemory<'_> {
     /// On a GPU, products over many rows go to 16-bit kernels: bf16 keeps F32's range (F16 accumulation can overflow).
     fn precision(&self, rows: usize) -> Option<Precision> {
         (!self.is_cpu && rows > 1).then_some(Precision::Bf16)
+    }
+
+    /// ggml's x86 kernels take Q4_1 and Q5_1 a row at a time; its blocked F32 kernel, behind a conversion, is twice as fast
+    /// from some dozens of rows on.
+    fn widens(&self, weight: GgmlType, rows: usize) -> bool {
+        let unblocked = matches!(weight, GgmlType::Q4_1 | GgmlType::Q5_1);
+        self.is_cpu && cfg!(target_arch = "x86_64") && unblocked && rows >= 64
     }
 }
 
