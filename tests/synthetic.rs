@@ -116,6 +116,7 @@ fn dense_and_spts_take_turns() {
     let options = BenchOptions {
         prompts: vec![200, 64],
         n_decode: 3,
+        op_times: true,
         repetitions: 3,
         seed: 1,
         session: SessionOptions {

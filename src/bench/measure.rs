@@ -35,6 +35,8 @@ pub struct BenchOptions {
     pub n_decode: usize,
     /// Runs of each mode that count, at least 1.
     pub repetitions: usize,
+    /// Also record which kinds of operation take which share of the prefill's time.
+    pub op_times: bool,
     /// Seed of the random token ids.
     pub seed: u64,
     /// How sessions run. The schedule and the sidecar are those of SPTS; without a schedule only dense runs are made. The
@@ -112,7 +114,7 @@ pub struct ModeResult {
     /// The most memory that was in use on devices with memory of their own, weights and the driver's own included, sampled
     /// between layers of the warm-up; 0 without such devices.
     pub peak_device_bytes: u64,
-    /// Share of the device's time by kind of operation, where it was recorded.
+    /// Share of the prefill's time by kind of operation ([`crate::ggml::profile`]), if asked for.
     pub ops: Option<BTreeMap<String, f64>>,
 }
 
@@ -184,6 +186,9 @@ pub fn measure(
                 lanes[turn(i)].run(&mut || {})?;
             }
         }
+        for lane in lanes.iter_mut().filter(|_| options.op_times) {
+            lane.ops = Some(lane.op_shares()?);
+        }
         let results: Vec<ModeResult> = lanes.into_iter().filter_map(Lane::result).collect();
         let mut results = results.into_iter();
         if let Some(dense) = results.next() {
@@ -216,6 +221,7 @@ struct Lane {
     ttft_s: Vec<f64>,
     prefill_tps: Vec<f64>,
     decode_tps: Vec<f64>,
+    ops: Option<BTreeMap<String, f64>>,
 }
 
 impl Lane {
@@ -251,6 +257,7 @@ impl Lane {
             ttft_s: Vec::new(),
             prefill_tps: Vec::new(),
             decode_tps: Vec::new(),
+            ops: None,
         };
         let mut peak = 0;
         lane.run(&mut || peak = peak.max(backend::gpu_bytes_used()))?;
@@ -284,6 +291,17 @@ impl Lane {
         Ok(())
     }
 
+    /// Shares of the prefill's time by kind of operation, from a run of their own that does not count.
+    fn op_shares(&mut self) -> Result<BTreeMap<String, f64>> {
+        self.session.clear();
+        self.session.record_op_times();
+        let prefill = self.session.prefill(&self.prompt, &mut |_| ControlFlow::Continue(()));
+        let times = self.session.take_op_times();
+        prefill?;
+        let sum: f64 = times.values().sum();
+        Ok(times.into_iter().map(|(kind, seconds)| (kind, seconds / sum)).collect())
+    }
+
     /// `None` if nothing was measured.
     fn result(self) -> Option<ModeResult> {
         Some(ModeResult {
@@ -294,7 +312,7 @@ impl Lane {
             cache_kept: self.report.cache_kept,
             session_bytes: self.session_bytes,
             peak_device_bytes: self.peak_device_bytes,
-            ops: None,
+            ops: self.ops,
         })
     }
 }

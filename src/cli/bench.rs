@@ -1,6 +1,7 @@
 //! Measuring: `spts-cli bench -m model.gguf -p 8192,32768`.
 
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::{self, Write as _};
 use std::path::Path;
@@ -107,6 +108,7 @@ pub fn bench(args: &BenchArgs) -> Result<String, Failure> {
         prompts: args.prompts.iter().map(|&n| n as usize).collect(),
         n_decode: args.n_gen as usize,
         repetitions: args.repetitions as usize,
+        op_times: args.ops,
         seed: SEED,
         session,
     };
@@ -341,10 +343,25 @@ fn markdown(r: &BenchReport) -> String {
             let _ = writeln!(out, "| {n} | speed-up | {} | | {decode} | | | |", spread_of(&ratios.ttft, 1.0, "x"));
         }
     }
+    for p in &r.measured.prompts {
+        for (mode, result) in [(Mode::Dense, Some(&p.dense)), (Mode::Spts, p.spts.as_ref())] {
+            if let Some(ops) = result.and_then(|r| r.ops.as_ref()) {
+                let _ = writeln!(out, "\n{} {}: {}", grouped(p.n_prompt), mode.name(), shares(ops));
+            }
+        }
+    }
     if let Some(bytes) = r.peak_rss_bytes {
         let _ = writeln!(out, "\npeak memory of the process {}", report::mib(bytes));
     }
     out
+}
+
+/// `mul_mat 61.2 %, flash_attn_ext 20.1 %, ...`, the largest first.
+fn shares(ops: &BTreeMap<String, f64>) -> String {
+    let mut sorted: Vec<_> = ops.iter().filter(|(_, share)| **share >= 0.0005).collect();
+    sorted.sort_by(|a, b| b.1.total_cmp(a.1));
+    let each: Vec<String> = sorted.iter().map(|(kind, share)| format!("{kind} {:.1} %", 100.0 * **share)).collect();
+    each.join(", ")
 }
 
 fn row(n: &str, mode: Mode, m: &ModeResult) -> String {

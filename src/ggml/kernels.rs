@@ -22,9 +22,9 @@ impl Kernels {
         Self { cuda_device: if cfg!(feature = "cuda") { number } else { None } }
     }
 
-    /// [`Ops::causal_attention`] over heads of this shape, with keys and values in F16.
-    pub fn causal_attention(&self, heads: &Heads) -> bool {
-        self.cuda_device.is_some_and(|device| takes_causal_attention(device, heads))
+    /// [`Ops::causal_attention`] of so many queries over heads of this shape, with keys and values in F16.
+    pub fn causal_attention(&self, n_q: usize, heads: &Heads) -> bool {
+        self.cuda_device.is_some_and(|device| takes_causal_attention(device, n_q, heads))
     }
 
     /// [`Ops::gated_ffn`] of so many rows.
@@ -39,11 +39,12 @@ impl Kernels {
 }
 
 #[cfg(feature = "cuda")]
-fn takes_causal_attention(device: i32, heads: &Heads) -> bool {
+fn takes_causal_attention(device: i32, n_q: usize, heads: &Heads) -> bool {
     // SAFETY: plain numbers; the device exists, since its name came from ggml.
     unsafe {
         sys::spts_cuda_takes_causal_attention(
             device,
+            n_q as i32,
             heads.head_dim as i32,
             heads.n_head as i32,
             heads.n_head_kv as i32,
@@ -59,7 +60,7 @@ fn takes_gated_ffn(device: i32, rows: usize, weights: [Tensor<'_>; 3]) -> bool {
 }
 
 #[cfg(not(feature = "cuda"))]
-fn takes_causal_attention(_: i32, _: &Heads) -> bool {
+fn takes_causal_attention(_: i32, _: usize, _: &Heads) -> bool {
     false
 }
 
@@ -119,6 +120,15 @@ impl Ops {
         mark(out, 0);
         out
     }
+}
+
+/// Whether a node is one of these operations.
+///
+/// # Safety
+/// `node` points to a live tensor.
+pub(super) unsafe fn is_marked(node: *const sys::ggml_tensor) -> bool {
+    // SAFETY: as the caller says.
+    unsafe { (*node).op_params[MARK_SLOT] == MARK }
 }
 
 fn mark(t: Tensor<'_>, argument: i32) {

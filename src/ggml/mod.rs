@@ -1,7 +1,8 @@
 //! Safe wrappers over ggml: every `unsafe` that crosses into C lives in this folder.
 //!
 //! [`backend`]: devices and computing; [`arena`]: tensors that persist (weights, caches, hidden states); [`ops`]: one compute graph and
-//! the operations that build it, [`kernels`]: those that only some devices have; [`log`]: ggml's messages. A [`Tensor`] is a handle that borrows from the arena or graph that owns it, so
+//! the operations that build it, [`kernels`]: those that only some devices have; [`profile`]: times
+//! by kind of operation; [`log`]: ggml's messages. A [`Tensor`] is a handle that borrows from the arena or graph that owns it, so
 //! it can't outlive it.
 
 pub mod arena;
@@ -9,6 +10,7 @@ pub mod backend;
 pub mod kernels;
 pub mod log;
 pub mod ops;
+pub mod profile;
 pub mod quantize;
 
 use std::marker::PhantomData;

@@ -45,11 +45,11 @@ pub trait Memory {
 }
 
 /// One F16 matrix that masks every causal tile of up to `height` rows. Row i lets the columns up to `corner + i` pass (and,
-/// with a window, only the last `window` of them); a tile sees it through an offset that puts its own first query at the
-/// corner. One row longer than its height, so that the offset view stays inside.
+/// with a window, only the last `window` of them); a tile sees it through an offset that puts its own first query on the
+/// diagonal.
 #[derive(Clone, Copy)]
 pub struct MaskBuffer<'a> {
-    /// F16 `[width, height + 1]`
+    /// F16 `[width, rows]`
     pub tensor: Tensor<'a>,
     /// Column of the first row's own key.
     pub corner: usize,
@@ -58,17 +58,32 @@ pub struct MaskBuffer<'a> {
 }
 
 impl MaskBuffer<'_> {
+    /// The kernels read masks so many elements at a time.
+    const ALIGN: usize = 8;
+
+    /// Rows: as many again as alignment may skip, and one so that a view that does not begin at its row's start stays inside.
+    pub fn rows(height: usize) -> usize {
+        height + Self::ALIGN + 1
+    }
+
+    /// Row and column where the mask of a tile begins whose first query's own key is column `own`: the column is aligned,
+    /// since among the first rows one has its diagonal at the right distance. `None` if `own` lies beyond the corner.
+    pub fn start(&self, own: usize) -> Option<(usize, usize)> {
+        let row = (own + Self::ALIGN - self.corner % Self::ALIGN) % Self::ALIGN;
+        Some((row, (self.corner + row).checked_sub(own)?))
+    }
+
     /// Columns: the corner, the triangle, the padding of the keys.
     pub fn width(corner: usize, height: usize) -> usize {
         corner + height + KV_PAD
     }
 
-    /// The matrix `[width, height + 1]` as F16 bits.
+    /// The matrix `[width, rows]` as F16 bits.
     pub fn bits(corner: usize, height: usize, window: Option<usize>) -> Vec<u16> {
         let width = Self::width(corner, height);
         let masked = half::f16::NEG_INFINITY.to_bits();
-        let mut bits = vec![masked; width * (height + 1)];
-        for (i, row) in bits.chunks_exact_mut(width).take(height).enumerate() {
+        let mut bits = vec![masked; width * Self::rows(height)];
+        for (i, row) in bits.chunks_exact_mut(width).take(height + Self::ALIGN).enumerate() {
             let end = corner + i + 1;
             let start = window.map_or(0, |w| end.saturating_sub(w));
             row[start..end].fill(0);
@@ -387,7 +402,7 @@ impl<'a> Lowerer<'a, '_> {
         let n_keys = self.graph.node(node.src[1]).n_rows;
         let n_past = self.memory.n_past(layer);
         let first = n_past + n_keys - node.n_rows + self.tile.start;
-        if self.mode == CacheMode::Fixed && window.is_none() && self.takes_causal_attention(layer, heads) {
+        if self.mode == CacheMode::Fixed && window.is_none() && self.takes_causal_attention(layer, q.ne(1), heads) {
             return self.causal_attention(layer, heads, q, first);
         }
         let height = match self.mode {
@@ -413,9 +428,9 @@ impl<'a> Lowerer<'a, '_> {
         whole
     }
 
-    fn takes_causal_attention(&self, layer: usize, heads: &Heads) -> bool {
+    fn takes_causal_attention(&self, layer: usize, n_q: usize, heads: &Heads) -> bool {
         let in_f16 = [self.memory.cache_k(layer), self.memory.cache_v(layer)].iter().all(|t| t.ty() == GgmlType::F16);
-        in_f16 && self.memory.kernels().causal_attention(heads)
+        in_f16 && self.memory.kernels().causal_attention(n_q, heads)
     }
 
     /// Attention of a whole tile, the first query of which has its own key in cache row `first`, without a mask.
@@ -470,10 +485,9 @@ impl<'a> Lowerer<'a, '_> {
         let ahead = first - self.memory.n_past(layer);
         if self.mode == CacheMode::Fixed && (window.is_none() || in_order) {
             let buffer = self.memory.mask(window);
-            // The kernels read masks sixteen bytes at a time.
-            if (first - from) % 8 == 0 && first - from <= buffer.corner {
+            if let Some((row, column)) = buffer.start(first - from) {
                 let width = buffer.tensor.ne(0);
-                return self.ops.view_2d(buffer.tensor, [width, n], width * 2, (buffer.corner - (first - from)) * 2);
+                return self.ops.view_2d(buffer.tensor, [width, n], width * 2, (row * width + column) * 2);
             }
         }
         if self.mode == CacheMode::Fixed && window.is_some() && !in_order {
@@ -525,6 +539,8 @@ impl<'a> Lowerer<'a, '_> {
         let q = self.memory.stored(node.src[0]);
         const CHUNK_BYTES: usize = 128 << 20;
         let chunk = (CHUNK_BYTES / (4 * n * heads.n_head)).clamp(n_probe.div_ceil(64), n_probe);
+        // The mask has no more rows.
+        let chunk = chunk.min(self.memory.mask(None).height);
         let mut total: Option<Tensor<'a>> = None;
         for start in (0..n_probe).step_by(chunk) {
             let len = chunk.min(n_probe - start);

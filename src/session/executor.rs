@@ -8,6 +8,7 @@ use crate::ggml::arena::{read_f32, read_i32};
 use crate::ggml::backend::Backend;
 use crate::ggml::kernels::Kernels;
 use crate::ggml::ops::{Kept, Ops, Precision};
+use crate::ggml::profile::OpTimes;
 use crate::ggml::{GgmlError, Tensor};
 use crate::gguf::GgmlType;
 use crate::graph::ir::{Graph, NodeId, Op, WeightId};
@@ -30,6 +31,8 @@ pub struct Device {
     ops: Ops,
     ops_capacity: usize,
     repeat: Option<Repeat>,
+    /// Times by kind of operation, if they are recorded.
+    pub op_times: Option<OpTimes>,
 }
 
 /// The allocated graph of a token, for the next one: as long as attention reads the same rows of the same memory, only host
@@ -51,7 +54,7 @@ struct CacheReads {
 impl Device {
     /// A started device.
     pub fn new(backend: Backend) -> Self {
-        Self { backend, masks: Masks::default(), ops: Ops::new(64), ops_capacity: 64, repeat: None }
+        Self { backend, masks: Masks::default(), ops: Ops::new(64), ops_capacity: 64, repeat: None, op_times: None }
     }
 
     /// An empty graph with room for so many operations; its memory is reused.
@@ -64,6 +67,14 @@ impl Device {
             self.ops.reset();
         }
         &mut self.ops
+    }
+
+    fn compute(&mut self) -> Result<()> {
+        match &mut self.op_times {
+            Some(times) => self.backend.compute_timed(&self.ops, times),
+            None => self.backend.compute(&self.ops),
+        }
+        .map_err(stopped)
     }
 }
 
@@ -221,7 +232,7 @@ pub fn reserve(run: &Run, devices: &mut [Device]) -> Result<Vec<usize>> {
 }
 
 /// Rows of a phase's tiles: as many tiles as the largest size asks for, but of about one size, since a small rest costs
-/// nearly as much as a whole tile. Multiples of 64 keep the masks' views aligned.
+/// nearly as much as a whole tile.
 fn tile_rows(rows: usize, largest: usize) -> usize {
     let even = rows.div_ceil(rows.div_ceil(largest));
     even.next_multiple_of(64).min(largest)
@@ -241,8 +252,11 @@ fn tile(
     rows: Range<usize>,
     observer: &mut dyn Observer,
 ) -> Result<()> {
-    let reads = if run.mode == CacheMode::Indexed { cache_reads(run, phase, &rows) } else { Vec::new() };
-    if d.repeat.as_ref().is_some_and(|r| r.phase == phase.nodes[0] && r.reads == reads) {
+    let reads = (run.mode == CacheMode::Indexed).then(|| cache_reads(run, phase, &rows));
+    if let (Some(reads), Some(r)) = (&reads, &d.repeat)
+        && r.phase == phase.nodes[0]
+        && r.reads == *reads
+    {
         return compute_again(run, d);
     }
     d.fresh_ops(lower::max_ggml_nodes(run.graph, phase, rows.len(), MASK_HEIGHT));
@@ -256,13 +270,13 @@ fn tile(
             d.ops.set(input.tensor, &host_input(run, input.what, input.tensor));
         }
     }
-    d.backend.compute(&d.ops).map_err(stopped)?;
+    d.compute()?;
     if !lowered.captures.is_empty() {
         d.backend.synchronize();
         for (layer, states) in &lowered.captures {
             observer.captured(*layer, rows.clone(), &read_f32(*states));
         }
-    } else if run.mode == CacheMode::Indexed {
+    } else if let Some(reads) = reads {
         let inputs = lowered.inputs.iter().map(|i| (d.ops.keep(i.tensor), i.what)).collect();
         d.repeat = Some(Repeat { phase: phase.nodes[0], reads, inputs });
     }
@@ -291,7 +305,7 @@ fn compute_again(run: &Run, d: &mut Device) -> Result<()> {
         let tensor = d.ops.kept(*kept);
         d.ops.set(tensor, &host_input(run, *what, tensor));
     }
-    d.backend.compute(&d.ops).map_err(stopped)
+    d.compute()
 }
 
 fn stopped(e: GgmlError) -> crate::Error {

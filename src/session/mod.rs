@@ -17,6 +17,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::ggml::arena::read_f32_into;
 use crate::ggml::backend::Backend;
+use crate::ggml::profile::OpTimes;
 use crate::graph::lower::CacheMode;
 use crate::graph::phases::{self, Program};
 use crate::graph::{Graph, verify};
@@ -164,6 +165,22 @@ impl Session {
     /// [`Error::Interrupted`].
     pub fn interrupt_flag(&self) -> Arc<AtomicBool> {
         self.interrupt.clone()
+    }
+
+    /// Times every operation of the calls to come by itself, which slows them down; see [`crate::ggml::profile`].
+    pub fn record_op_times(&mut self) {
+        self.devices.iter_mut().for_each(|d| d.op_times = Some(OpTimes::new()));
+    }
+
+    /// Seconds by kind of operation since [`Session::record_op_times`], over all devices, and stops recording.
+    pub fn take_op_times(&mut self) -> OpTimes {
+        let mut all = OpTimes::new();
+        for times in self.devices.iter_mut().filter_map(|d| d.op_times.take()) {
+            for (kind, seconds) in times {
+                *all.entry(kind).or_default() += seconds;
+            }
+        }
+        all
     }
 
     /// Forgets everything read; memory stays allocated.

@@ -12,8 +12,9 @@ use crate::cache::{Cache, Fingerprint, source_files, target_dir};
 use crate::cpu;
 use crate::source::Source;
 
-/// Compiled for when no GPU is there and GGML_CUDA_ARCHS is not set: upstream's list.
-const DEFAULT_ARCHS: &str = "75-virtual 80-virtual 86-real 89-real 90-virtual 120a-real 121a-real";
+/// Compiled for when no GPU is there and GGML_CUDA_ARCHS is not set: upstream's list, and Hopper's own code, which our
+/// attention kernel is made of.
+const DEFAULT_ARCHS: &str = "75-virtual 80-virtual 86-real 89-real 90-virtual 90a-real 120a-real 121a-real";
 
 /// Types of K and V that have a flash attention vector kernel of their own, and upstream's default pairs.
 const FA_TYPES: &[&str] = &["q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "bf16", "f16"];
@@ -140,7 +141,8 @@ fn architectures(toolkit: &Toolkit) -> String {
         .flat_map(|text| text.lines())
         .map(|line| line.trim().replace('.', ""))
         .filter(|digits| !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit()))
-        .map(|digits| format!("{digits}-real"))
+        // Hopper's matrix instructions need the architecture-specific code.
+        .map(|digits| if digits == "90" { "90a-real".to_owned() } else { format!("{digits}-real") })
         .collect();
     found.sort();
     found.dedup();
@@ -152,7 +154,7 @@ fn architectures(toolkit: &Toolkit) -> String {
         let needs = match arch.split('-').next() {
             Some("121a") => (12, 9),
             Some("120a") => (12, 8),
-            Some("89" | "90") => (11, 8),
+            Some("89" | "90" | "90a") => (11, 8),
             _ => (0, 0),
         };
         toolkit.version >= needs

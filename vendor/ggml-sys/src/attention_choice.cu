@@ -41,17 +41,22 @@ hopper_attention_args arguments(const ggml_tensor * dst) {
 
 } // namespace
 
-// Whether marked attention over heads of this size in an F16 cache can run on this device.
-extern "C" bool spts_cuda_takes_causal_attention(const int32_t device, const int32_t head_dim, const int32_t n_head, const int32_t n_head_kv) {
+// Whether marked attention of so many queries over heads of this size in an F16 cache should run on this device. Our kernel
+// gives 128 queries of a head to a multiprocessor: with few of them most would idle, and ggml's kernel divides the keys, too.
+extern "C" bool spts_cuda_takes_causal_attention(const int32_t device, const int32_t n_q, const int32_t head_dim, const int32_t n_head, const int32_t n_head_kv) {
+    const auto & info = ggml_cuda_info().devices[device];
+    if ((int64_t) n_q*n_head < (int64_t) 64*info.nsm) {
+        return false;
+    }
     hopper_attention_args args = {};
-    args.n_q = args.n_kv = 1;
+    args.n_q = args.n_kv = n_q;
     args.n_head        = n_head;
     args.n_head_kv     = n_head_kv;
     args.head_dim      = head_dim;
     args.q_row_stride  = args.out_row_stride = (size_t) n_head * head_dim;
     args.k_row_stride  = args.v_row_stride = (size_t) n_head_kv * head_dim;
     args.q_head_stride = args.k_head_stride = args.v_head_stride = args.out_head_stride = head_dim;
-    return hopper_attention_supported(args, ggml_cuda_info().devices[device].cc);
+    return hopper_attention_supported(args, info.cc);
 }
 
 void ggml_cuda_flash_attn_ext(ggml_backend_cuda_context & ctx, ggml_tensor * dst) {

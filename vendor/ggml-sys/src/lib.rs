@@ -26,9 +26,9 @@ unsafe extern "C" {
     /// any thread, from the next product on.
     pub fn spts_cuda_set_mmq_max_rows(rows: i64);
 
-    /// Whether CUDA device `device` computes attention marked as causal (src/spts_ops.h) over heads of this shape, keys and
-    /// values in F16.
-    pub fn spts_cuda_takes_causal_attention(device: i32, head_dim: i32, n_head: i32, n_head_kv: i32) -> bool;
+    /// Whether CUDA device `device` takes attention marked as causal (src/spts_ops.h) of so many queries over heads of this
+    /// shape, keys and values in F16.
+    pub fn spts_cuda_takes_causal_attention(device: i32, n_q: i32, head_dim: i32, n_head: i32, n_head_kv: i32) -> bool;
 
     /// Whether CUDA device `device` computes a gated FFN in one marked node (src/spts_ops.h), for weights of these types and
     /// so many rows.
