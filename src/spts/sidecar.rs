@@ -233,7 +233,7 @@ impl Sidecar {
             });
         }
         match self.layers.first() {
-            Some(layer) => self.check_tensor(&file, &tensor_name(*layer, TENSORS[0]), [hp.n_embd, 2 * self.rank]),
+            Some(layer) => self.check_tensor(&file, &tensor_name(*layer, TENSORS[0]), [hp.n_embd, 2 * self.size.rank]),
             None => Ok(()),
         }
     }
