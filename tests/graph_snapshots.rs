@@ -11,9 +11,12 @@ use std::path::PathBuf;
 
 use runtime::Pair;
 use spts::graph::Graph;
+use spts::graph::fuse_ffn::fuse_gated_ffn;
+use spts::graph::ir::{Op, Tap};
 use spts::graph::last_row::keep_last_row;
 use spts::graph::print::print;
-use spts::spts::capture::capture_ffn_inputs;
+use spts::graph::verify::verify;
+use spts::spts::capture::{Capture, insert_captures};
 use spts::spts::passes::skip_and_prune;
 use spts::spts::schedule::{Budget, Pool, Probe, ProxySize, Schedule, Selection, Stage};
 use support::tiny::Tiny;
@@ -67,6 +70,25 @@ fn snapshots(name: &str, schedule: &Schedule) {
     let budgets = schedule.resolve(hp.n_layer, N, &|l| hp.window(l).is_some()).expect("a schedule that fits");
     let skipping = skip_and_prune(&dense, &budgets, schedule).expect("passes that keep the invariants");
     check(&pair, &keep_last_row(&skipping), &format!("{name}-spts"));
+    for graph in [&dense, &skipping] {
+        fuses_every_ffn(&keep_last_row(graph));
+    }
+}
+
+/// Each layer's FFN becomes one node; its shape, and the graph around it, stay.
+fn fuses_every_ffn(graph: &Graph) {
+    let fused = fuse_gated_ffn(graph);
+    verify(&fused).expect("a graph that keeps the invariants");
+    let of = |graph: &Graph, wanted: fn(&Op) -> bool| graph.nodes.iter().filter(|n| wanted(&n.op)).count();
+    let n_layer = graph.layers.len();
+    assert_eq!(of(&fused, |op| matches!(op, Op::GatedFfn { .. })), n_layer);
+    assert_eq!(of(&fused, |op| matches!(op, Op::Glu { .. })), 0);
+    assert_eq!(fused.nodes.len(), graph.nodes.len() - 3 * n_layer);
+    for (new, old) in fused.layers.iter().zip(&graph.layers) {
+        let shape = |graph: &Graph, id| (graph.node(id).n_feat, graph.node(id).n_rows, graph.node(id).name);
+        assert_eq!(shape(&fused, new.ffn_out), shape(graph, old.ffn_out));
+        assert_eq!(shape(&fused, new.out), shape(graph, old.out));
+    }
 }
 
 #[test]
@@ -90,5 +112,6 @@ fn gemma3() {
 #[test]
 fn qwen2_captured_for_calibration() {
     let pair = Pair::new(Tiny { n_layer: 1, ..Tiny::named("qwen2") });
-    check(&pair, &capture_ffn_inputs(&pair.model.graph(N, pair.n_ctx)), "qwen2-captured");
+    let capture = Capture { layers: &[0], taps: &[Tap::FfnHidden, Tap::FfnOutput], probe: Probe::PAPER };
+    check(&pair, &insert_captures(&pair.model.graph(N, pair.n_ctx), &capture), "qwen2-captured");
 }

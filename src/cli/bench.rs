@@ -18,7 +18,7 @@ use spts::session::physical_cores;
 use spts::spts::schedule::Schedule;
 use spts::spts::shape::Shape;
 use spts::spts::sidecar::Sidecar;
-use spts::{Model, ModelOptions, SessionOptions};
+use spts::{Model, SessionOptions};
 
 use super::failure::Failure;
 use super::{BenchArgs, interrupt, note, plan};
