@@ -4,6 +4,8 @@
 //! subcommands share, and each subcommand is carried out by the file of its name.
 
 pub mod bench;
+pub mod calibrate;
+pub mod eval;
 pub mod failure;
 pub mod flags;
 pub mod info;
@@ -11,10 +13,12 @@ pub mod interrupt;
 pub mod options;
 pub mod plan;
 pub mod prompt;
+pub mod proxies;
 pub mod quantize;
 pub mod run;
 
 use std::ffi::OsString;
+use std::io::Write;
 use std::path::PathBuf;
 
 use clap::error::ErrorKind;
@@ -29,6 +33,7 @@ const EXAMPLES: &str = "Examples:
   spts-cli -m model.gguf -f long.txt -p 'What does the author conclude?'
   spts-cli -m model.gguf -p 'Name three rivers.' -n 64 --temp 0
   spts-cli plan --shape llama-3.1-8b -n 32768
+  spts-cli calibrate -m model.gguf -f essays.txt
   spts-cli bench -m model.gguf -p 8192,32768
 
 The answer goes to standard output, everything else to standard error.
@@ -60,6 +65,10 @@ enum Sub {
     Info(InfoArgs),
     /// Show what a schedule makes of a prompt: tokens per layer, operations, memory
     Plan(PlanArgs),
+    /// Make a model's FFN proxies from text
+    Calibrate(CalibrateArgs),
+    /// Measure what skipping costs in quality
+    Eval(eval::EvalArgs),
     /// Measure time to first token and speed, dense and with SPTS in turns
     Bench(Box<BenchArgs>),
     /// Write a model in other types: smaller, or back to floats
@@ -77,7 +86,11 @@ pub enum Command {
     Info(InfoArgs),
     /// Count.
     Plan(Box<PlanArgs>),
-    /// Measure.
+    /// Make proxies.
+    Calibrate(Box<CalibrateArgs>),
+    /// Measure quality.
+    Eval(Box<eval::EvalArgs>),
+    /// Measure speed.
     Bench(Box<BenchArgs>),
     /// Write a model in other types.
     Quantize(QuantizeArgs),
@@ -198,6 +211,34 @@ pub struct PlanArgs {
     pub memory: MemoryArgs,
 }
 
+/// Making proxies.
+#[derive(Args, Clone, Debug)]
+pub struct CalibrateArgs {
+    /// Model, a GGUF file
+    #[arg(short, long, value_name = "FILE")]
+    pub model: PathBuf,
+    /// Texts of the kind that the model will read, UTF-8; a JSON object with the key `text` will do too
+    #[arg(short = 'f', long = "file", value_name = "FILE", required = true, num_args = 1..)]
+    pub files: Vec<PathBuf>,
+    /// Where to write [default: MODEL.spts.gguf beside the model]
+    #[arg(short, long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+    /// Most tokens to read, over all texts
+    #[arg(long, value_name = "N", default_value_t = 8192, value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
+    pub tokens: u32,
+    /// FFN channels that a proxy keeps [default: after the model's width]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
+    pub d_low: Option<u32>,
+    /// Rank of a proxy [default: after the model's width]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
+    pub rank: Option<u32>,
+    /// Overwrite a file that is no sidecar of this model
+    #[arg(long)]
+    pub force: bool,
+    #[command(flatten)]
+    pub device: DeviceArgs,
+}
+
 /// Measuring.
 #[derive(Args, Clone, Debug)]
 pub struct BenchArgs {
@@ -211,7 +252,7 @@ pub struct BenchArgs {
     #[arg(long = "type", value_name = "TYPE", default_value = "q4_k_m", value_parser = preset)]
     pub preset: Preset,
     /// Keep the random model as a GGUF file, with random FFN proxies beside it
-    #[arg(long, value_name = "FILE", requires = "synthetic")]
+    #[arg(long, value_name = "FILE", requires = "synthetic", conflicts_with = "model")]
     pub write: Option<PathBuf>,
     /// Tokens of each prompt, separated by commas; their ids are random
     #[arg(short, long, value_name = "N,...", value_delimiter = ',', default_value = "8192", value_parser = clap::value_parser!(u32).range(1..=1 << 24))]
@@ -281,6 +322,8 @@ pub fn parse(argv: impl IntoIterator<Item = OsString>) -> Parsed {
     match parsed {
         Ok(Cli { command: Some(Sub::Info(args)), .. }) => Parsed::Command(Command::Info(args)),
         Ok(Cli { command: Some(Sub::Plan(args)), .. }) => Parsed::Command(Command::Plan(Box::new(args))),
+        Ok(Cli { command: Some(Sub::Calibrate(args)), .. }) => Parsed::Command(Command::Calibrate(Box::new(args))),
+        Ok(Cli { command: Some(Sub::Eval(args)), .. }) => Parsed::Command(Command::Eval(Box::new(args))),
         Ok(Cli { command: Some(Sub::Quantize(args)), .. }) => Parsed::Command(Command::Quantize(args)),
         Ok(Cli { command: Some(Sub::Bench(args)), .. }) => Parsed::Command(Command::Bench(args)),
         Ok(Cli { run, .. }) if run.list_devices => Parsed::Command(Command::ListDevices),
@@ -291,6 +334,11 @@ pub fn parse(argv: impl IntoIterator<Item = OsString>) -> Parsed {
             _ => Parsed::Usage(typed.restore(&one_line(&e.render().to_string()))),
         },
     }
+}
+
+/// A line on standard error; a closed one is no reason to stop.
+pub fn note(text: &str) {
+    let _ = writeln!(std::io::stderr(), "spts-cli: {text}");
 }
 
 /// Clap's message without its usage text, in one line.
@@ -408,7 +456,8 @@ mod tests {
             ("bench -m m --synthetic llama-3.1-8b", "cannot be used with"),
             ("bench --synthetic llama-3.1-8b --type q3_k", "expected one of q4_0, "),
             ("bench -m m -p 512,0", "'-p <N,...>'"),
-            ("bench -m m --write x", "--synthetic"),
+            ("bench -m m --write x", "cannot be used with"),
+            ("bench --write x", "--synthetic"),
         ] {
             let message = usage(args);
             assert!(message.contains(expected) && !message.contains('\n'), "{args}: {message}");

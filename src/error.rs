@@ -68,8 +68,11 @@ pub enum Error {
     #[error("decode needs a prefill first")]
     NothingPrefilled,
     /// Calibration could not be done.
-    #[error("calibration: {0}")]
-    Calibration(String),
+    #[error(transparent)]
+    Calibration(#[from] crate::spts::calibrate::CalibrationError),
+    /// Something cannot be measured.
+    #[error(transparent)]
+    Eval(#[from] crate::eval::EvalError),
     /// Stopped by the caller.
     #[error("interrupted")]
     Interrupted,

@@ -21,6 +21,8 @@ fn main() -> ExitCode {
         Parsed::Command(Command::Run(args)) => cli::run::run(&args),
         Parsed::Command(Command::ListDevices) => write_stdout(&cli::info::devices()),
         Parsed::Command(Command::Info(args)) => cli::info::info(&args).and_then(|text| write_stdout(&text)),
+        Parsed::Command(Command::Calibrate(args)) => cli::calibrate::calibrate(&args),
+        Parsed::Command(Command::Eval(args)) => cli::eval::eval(&args).and_then(|text| write_stdout(&text)),
         Parsed::Command(Command::Quantize(args)) => cli::quantize::quantize(&args).and_then(|text| write_stdout(&text)),
         Parsed::Command(Command::Bench(args)) => cli::bench::bench(&args).and_then(|text| write_stdout(&text)),
         Parsed::Command(Command::Plan(args)) => cli::plan::plan(&args).and_then(|text| write_stdout(&text)),

@@ -241,7 +241,8 @@ pub fn mib(bytes: u64) -> String {
     if mib < 1024.0 { format!("{mib:.0} MiB") } else { format!("{:.2} GiB", mib / 1024.0) }
 }
 
-fn seconds(s: f64) -> String {
+/// A time as people read it.
+pub fn seconds(s: f64) -> String {
     match s {
         s if s < 0.0995 => format!("{:.0} ms", 1000.0 * s),
         s if s < 100.0 => format!("{s:.1} s"),

@@ -3,72 +3,11 @@
 mod support;
 
 use std::io::Read;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::path::Path;
+use std::process::{Command, Stdio};
 
 use serde_json::Value;
-use support::tiny::Tiny;
-
-/// A folder with a tiny model in it.
-struct Scene {
-    dir: tempfile::TempDir,
-}
-
-impl Scene {
-    fn new() -> Scene {
-        Scene::with("llama")
-    }
-
-    fn with(model: &str) -> Scene {
-        let scene = Scene { dir: tempfile::tempdir().unwrap() };
-        Tiny::named(model).build().write(&scene.path("tiny.gguf"));
-        scene
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
-    }
-
-    fn write(&self, name: &str, bytes: impl AsRef<[u8]>) {
-        std::fs::write(self.path(name), bytes).unwrap();
-    }
-
-    fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_spts-cli"));
-        command.current_dir(self.dir.path()).args(args).stdin(Stdio::null());
-        command
-    }
-
-    fn run(&self, args: &[&str]) -> Output {
-        self.command(args).output().unwrap()
-    }
-
-    /// The standard output of a run that has to succeed.
-    fn good(&self, args: &[&str]) -> String {
-        let output = self.run(args);
-        assert_eq!(output.status.code(), Some(0), "{args:?}: {}", stderr(&output));
-        String::from_utf8(output.stdout).unwrap()
-    }
-
-    fn json(&self, args: &[&str]) -> Value {
-        serde_json::from_str(&self.good(args)).unwrap()
-    }
-
-    /// The message of a run that has to fail with this code and say one line.
-    fn bad(&self, code: i32, args: &[&str]) -> String {
-        let output = self.run(args);
-        let message = stderr(&output);
-        assert_eq!(output.status.code(), Some(code), "{args:?}: {message}");
-        assert!(output.stdout.is_empty(), "{args:?}: {:?}", output.stdout);
-        assert!(message.starts_with("spts-cli: error: "), "{args:?}: {message}");
-        assert_eq!(message.lines().count(), 1, "{args:?}: {message}");
-        message
-    }
-}
-
-fn stderr(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned()
-}
+use support::scene::{Scene, stderr};
 
 fn keys(json: &Value) -> Vec<&str> {
     json.as_object().unwrap().keys().map(String::as_str).collect()
@@ -385,7 +324,7 @@ const BENCH: [&str; 13] = [
     "-m",
     "tiny.gguf",
     "-p",
-    "120,30",
+    "120,80",
     "-n",
     "3",
     "-r",
@@ -409,7 +348,6 @@ fn json_of_a_bench() {
             "model",
             "devices",
             "threads",
-            "ubatch",
             "cache_type_k",
             "cache_type_v",
             "repacked_bytes",
@@ -419,6 +357,7 @@ fn json_of_a_bench() {
             "n_decode",
             "seed",
             "load_s",
+            "ubatch",
             "decode_empty_tps",
             "prompts",
             "peak_rss_bytes"
@@ -432,7 +371,7 @@ fn json_of_a_bench() {
     let date = json["date"].as_str().unwrap();
     assert!(date.len() == 20 && date.starts_with("20") && date.ends_with('Z'), "{date}");
     let prompts = json["prompts"].as_array().unwrap();
-    assert_eq!(prompts.iter().map(|p| p["n_prompt"].as_u64()).collect::<Vec<_>>(), [Some(120), Some(30)]);
+    assert_eq!(prompts.iter().map(|p| p["n_prompt"].as_u64()).collect::<Vec<_>>(), [Some(120), Some(80)]);
     for p in prompts {
         assert_eq!(keys(p), ["n_prompt", "dense", "spts", "ratios"]);
         for mode in ["dense", "spts"] {

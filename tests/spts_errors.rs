@@ -77,7 +77,7 @@ fn a_good_sidecar_is_accepted() {
     let pair = pair();
     let good = SidecarFile::for_model(&pair, 8, 4);
     let opened = sidecar(&good).unwrap();
-    assert_eq!((opened.d_low(), opened.rank(), opened.layers()), (8, 4, &[0, 1, 2, 3, 4][..]));
+    assert_eq!((opened.size().d_low, opened.size().rank, opened.layers()), (8, 4, &[0, 1, 2, 3, 4][..]));
     assert!(use_sidecar(&pair, &good, schedule(), false).unwrap().cache_kept < 1.0);
     // Only the layers that skip need a proxy.
     let mut few = good.clone();

@@ -3,7 +3,6 @@
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::io::{self, Write as _};
 use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -19,10 +18,10 @@ use spts::session::physical_cores;
 use spts::spts::schedule::Schedule;
 use spts::spts::shape::Shape;
 use spts::spts::sidecar::Sidecar;
-use spts::{Model, ModelOptions, Session, SessionOptions};
+use spts::{Model, ModelOptions, SessionOptions};
 
 use super::failure::Failure;
-use super::{BenchArgs, interrupt, plan};
+use super::{BenchArgs, interrupt, note, plan};
 use crate::report::{self, Progress, grouped};
 
 /// Seed of weights and prompts: the same ones every time.
@@ -40,7 +39,6 @@ struct BenchReport {
     model: ModelReport,
     devices: Vec<DeviceReport>,
     threads: usize,
-    ubatch: usize,
     cache_type_k: &'static str,
     cache_type_v: &'static str,
     /// Weights rearranged for the CPU, in bytes.
@@ -91,14 +89,7 @@ pub fn bench(args: &BenchArgs) -> Result<String, Failure> {
     let device_bytes_before = backend::gpu_bytes_used();
     let start = Instant::now();
     let shown = progress.clone();
-    let mut options = ModelOptions {
-        mmap: !args.device.no_mmap,
-        mlock: args.device.mlock,
-        repack: !args.device.no_repack,
-        device: args.device.device.clone(),
-        n_gpu_layers: args.device.n_gpu_layers.map(|n| n as usize),
-        progress: Some(Box::new(move |fraction| shown.borrow_mut().load(fraction))),
-    };
+    let mut options = args.device.model_options(Some(Box::new(move |fraction| shown.borrow_mut().load(fraction))));
     let model = Model::from_gguf(Arc::new(gguf), &mut options)?;
     let load_s = start.elapsed().as_secs_f64();
     progress.borrow_mut().clear();
@@ -115,7 +106,7 @@ pub fn bench(args: &BenchArgs) -> Result<String, Failure> {
     let mut watch = Watch { progress: progress.clone(), repetitions: options.repetitions };
     let measured = measure::measure(&model, &options, device_bytes_before, &mut watch);
     progress.borrow_mut().clear();
-    let report = describe(args, &model, &options, load_s, measured?)?;
+    let report = describe(args, &model, &options, load_s, measured?);
     if args.json {
         let json = serde_json::to_string(&report).map_err(|e| Failure::Failed(format!("JSON: {e}")))?;
         return Ok(json + "\n");
@@ -194,10 +185,6 @@ fn sidecar(args: &BenchArgs, model: &Model, schedule: &mut Schedule) -> Result<O
     Ok(Some(Arc::new(sidecar)))
 }
 
-fn note(text: &str) {
-    let _ = writeln!(io::stderr(), "spts-cli: {text}");
-}
-
 /// Shows which run is under way.
 struct Watch {
     progress: Rc<RefCell<Progress>>,
@@ -220,18 +207,18 @@ impl Observer for Watch {
 
 fn describe(
     args: &BenchArgs,
-    model: &Arc<Model>,
+    model: &Model,
     options: &BenchOptions,
     load_s: f64,
     measured: Measurements,
-) -> Result<BenchReport, Failure> {
+) -> BenchReport {
     let all = backend::devices();
     let devices = model.placement().devices.iter().map(|name| DeviceReport {
         name: name.clone(),
         description: all.iter().find(|d| d.name == *name).map_or_else(String::new, |d| d.description.clone()),
     });
     let schedule = options.session.schedule.as_ref();
-    Ok(BenchReport {
+    BenchReport {
         version: env!("CARGO_PKG_VERSION"),
         commit: env!("SPTS_COMMIT"),
         ggml: env!("SPTS_GGML_VERSION"),
@@ -239,8 +226,6 @@ fn describe(
         model: model_report(args, model),
         devices: devices.collect(),
         threads: options.session.n_threads.unwrap_or_else(physical_cores),
-        // Only a session knows what suits its devices.
-        ubatch: Session::new(model.clone(), SessionOptions { sidecar: None, ..options.session.clone() })?.tile(),
         cache_type_k: options.session.cache_type_k.ggml().name(),
         cache_type_v: options.session.cache_type_v.ggml().name(),
         repacked_bytes: model.repacked_bytes(),
@@ -252,7 +237,7 @@ fn describe(
         load_s,
         measured,
         peak_rss_bytes: report::peak_rss_bytes(),
-    })
+    }
 }
 
 fn model_report(args: &BenchArgs, model: &Model) -> ModelReport {
@@ -318,7 +303,7 @@ fn markdown(r: &BenchReport) -> String {
         "{}, {} threads, tiles of {}, cache {}/{}, {schedule}  ",
         devices.join(", "),
         r.threads,
-        r.ubatch,
+        r.measured.ubatch,
         r.cache_type_k,
         r.cache_type_v
     );

@@ -5,6 +5,8 @@
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
+use spts::ModelOptions;
+use spts::model::loaded::LoadProgress;
 use spts::session::kv_cache::CacheType;
 use spts::session::sampler::SamplerParams;
 use spts::spts::preset::ModelKey;
@@ -33,6 +35,20 @@ pub struct DeviceArgs {
     /// Use CPU weights as they lie in the file: starts at once and takes no second copy, but prompts are slower
     #[arg(long)]
     pub no_repack: bool,
+}
+
+impl DeviceArgs {
+    /// The library's options; `progress` sees the share of the weights that is in place.
+    pub fn model_options(&self, progress: Option<LoadProgress>) -> ModelOptions {
+        ModelOptions {
+            mmap: !self.no_mmap,
+            mlock: self.mlock,
+            repack: !self.no_repack,
+            device: self.device.clone(),
+            n_gpu_layers: self.n_gpu_layers.map(|n| n as usize),
+            progress,
+        }
+    }
 }
 
 /// Element type of a KV cache.
@@ -158,7 +174,7 @@ pub struct SptsArgs {
     /// Score the FFN by attention alone: needs no sidecar
     #[arg(long, conflicts_with = "sidecar")]
     pub no_proxy: bool,
-    /// File of FFN proxies [default: MODEL.spts.gguf beside the model]
+    /// File of FFN proxies [default: MODEL.spts.gguf beside the model, else made from the prompt and kept in the cache folder]
     #[arg(long, value_name = "FILE")]
     pub sidecar: Option<PathBuf>,
     /// Never drop a token for good

@@ -66,6 +66,20 @@ pub fn read_document(path: &Path) -> Result<String, PromptError> {
     Ok(text.strip_suffix('\r').unwrap_or(text).to_owned())
 }
 
+/// Reads a text as [`read_document`] does. Of a JSON object with a string `text` (collections of essays come as such) that
+/// string is the text.
+pub fn read_text(path: &Path) -> Result<String, PromptError> {
+    #[derive(serde::Deserialize)]
+    struct Wrapped {
+        text: String,
+    }
+    let text = read_document(path)?;
+    if !text.trim_start().starts_with('{') {
+        return Ok(text);
+    }
+    Ok(serde_json::from_str::<Wrapped>(&text).map_or(text, |w| w.text))
+}
+
 /// The user's message: the document, a blank line, the question.
 pub fn assemble(document: Option<&str>, question: Option<&str>) -> Result<String, PromptError> {
     let text = match (document, question) {
@@ -97,6 +111,18 @@ mod tests {
         assert_eq!(read(b"\xef\xbb\xbfa\n\n").unwrap(), "a\n");
         assert_eq!(read(b"a\r\n").unwrap(), "a");
         assert_eq!(read(b"").unwrap(), "");
+    }
+
+    #[test]
+    fn a_text_may_be_wrapped_in_json() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("essays.json");
+        for (content, text) in
+            [(r#"{"text": "a\u00e9"}"#, "aé"), ("{plain text}", "{plain text}"), (r#"{"t": 1}"#, r#"{"t": 1}"#)]
+        {
+            std::fs::write(&path, content).unwrap();
+            assert_eq!(read_text(&path).unwrap(), text);
+        }
     }
 
     #[test]

@@ -15,13 +15,12 @@ use spts::session::prefill::PrefillProgress;
 use spts::session::sampler::Sampler;
 use spts::spts::plan::{Plan, PlanOptions};
 use spts::spts::schedule::Schedule;
-use spts::spts::sidecar::Sidecar;
-
 use spts::tokenizer::{Message, StreamDecoder};
-use spts::{Model, ModelOptions, Session, SessionOptions};
+use spts::{Model, Session, SessionOptions};
 
 use super::failure::Failure;
-use super::{RunArgs, interrupt, plan, prompt};
+use super::proxies::{self, Wanted};
+use super::{RunArgs, interrupt, note, plan, prompt};
 use crate::report::{self, PrefillStep, Progress, RunReport, Stop};
 
 type SharedProgress = Rc<RefCell<Progress>>;
@@ -44,7 +43,7 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
     check_context(args, &model, tokens.len())?;
     let schedule = schedule(args, &model)?;
     let name = schedule.as_ref().map(|s| s.name.clone()).unwrap_or_default();
-    let mut session = session(args, &model, schedule, tokens.len())?;
+    let mut session = session(args, &model, schedule, &tokens, &progress)?;
     interrupt::stops(&session.interrupt_flag());
 
     let mut answer = Answer { stream: !args.json, text: String::new(), error: None };
@@ -83,20 +82,9 @@ fn create(path: &Path) -> Result<File, Failure> {
     File::create(path).map_err(|e| Failure::Failed(format!("{}: cannot write: {e}", path.display())))
 }
 
-fn note(text: &str) {
-    let _ = writeln!(io::stderr(), "spts-cli: {text}");
-}
-
 fn open(args: &RunArgs, progress: &SharedProgress) -> Result<Arc<Model>, Failure> {
     let shown = progress.clone();
-    let options = ModelOptions {
-        mmap: !args.device.no_mmap,
-        mlock: args.device.mlock,
-        repack: !args.device.no_repack,
-        device: args.device.device.clone(),
-        n_gpu_layers: args.device.n_gpu_layers.map(|n| n as usize),
-        progress: Some(Box::new(move |fraction| shown.borrow_mut().load(fraction))),
-    };
+    let options = args.device.model_options(Some(Box::new(move |fraction| shown.borrow_mut().load(fraction))));
     let model = Model::open(args.model.as_deref().unwrap_or(Path::new("")), options);
     progress.borrow_mut().clear();
     Ok(model?)
@@ -146,19 +134,22 @@ fn session(
     args: &RunArgs,
     model: &Arc<Model>,
     mut schedule: Option<Schedule>,
-    n_tokens: usize,
+    prompt: &[u32],
+    progress: &SharedProgress,
 ) -> Result<Session, Failure> {
+    let n_threads = args.device.threads.map(usize::from);
+    let wanted = Wanted { model, sidecar: args.spts.sidecar.as_deref(), prompt, n_threads };
     let sidecar = match &mut schedule {
-        Some(s) => sidecar(args, model, s, n_tokens)?,
+        Some(s) => proxies::find(&wanted, s, &mut progress.borrow_mut())?,
         None => None,
     };
     if args.verbose {
-        describe(args, model, schedule.as_ref(), n_tokens)?;
+        describe(args, model, schedule.as_ref(), prompt.len())?;
     }
     let options = SessionOptions {
         n_ctx: n_ctx(args),
         n_ubatch: args.memory.n_ubatch(),
-        n_threads: args.device.threads.map(usize::from),
+        n_threads,
         cache_type_k: args.memory.cache_type_k.library(),
         cache_type_v: args.memory.cache_type_v.library(),
         schedule,
@@ -167,35 +158,6 @@ fn session(
         ..SessionOptions::default()
     };
     Ok(Session::new(model.clone(), options)?)
-}
-
-/// The proxies that this prompt needs, if any. Where there are none the FFN is scored by attention alone, and that is said.
-fn sidecar(
-    args: &RunArgs,
-    model: &Model,
-    schedule: &mut Schedule,
-    n_tokens: usize,
-) -> Result<Option<Arc<Sidecar>>, Failure> {
-    let hp = model.hparams();
-    let resolved = schedule.resolve(hp.n_layer, n_tokens, &|l| hp.window(l).is_some())?;
-    let skipping: Vec<usize> =
-        (0..hp.n_layer).filter(|&l| resolved.layers[l].active_ffn < resolved.layers[l].candidates).collect();
-    if !schedule.use_proxy || skipping.is_empty() {
-        return Ok(None);
-    }
-    let beside = Sidecar::path_beside(model.gguf().path());
-    let path = args.spts.sidecar.clone().or_else(|| beside.exists().then_some(beside));
-    let Some(path) = path else {
-        note(
-            "no FFN proxies for this model: tokens are chosen by attention alone (--no-proxy says so without this note)",
-        );
-        schedule.use_proxy = false;
-        return Ok(None);
-    };
-    let sidecar = Sidecar::open(&path).map_err(spts::Error::from)?;
-    sidecar.check(model).map_err(spts::Error::from)?;
-    sidecar.check_layers(skipping).map_err(spts::Error::from)?;
-    Ok(Some(Arc::new(sidecar)))
 }
 
 /// `-v`: where things are, and what they take.

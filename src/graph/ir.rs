@@ -199,11 +199,26 @@ pub enum Op {
     },
     /// `h [f, n], idx [1, m] -> [f, m]`: the rows idx stay, all others are gone for good.
     Prune,
-    /// `x -> x`: hands x to the host as it passes (calibration).
+    /// `x -> x`: hands x to the host; nothing of the model reads the result.
     Capture {
-        /// Layer the state belongs to.
+        /// Layer the value belongs to.
         layer: usize,
+        /// Which of its values it is.
+        tap: Tap,
     },
+}
+
+/// A layer's values that the host can ask for ([`Op::Capture`]).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tap {
+    /// S, the attention probe's scores `[1, n]`.
+    ProbeScores,
+    /// C, the norm of the low-rank proxy `[1, n]`.
+    ProxyNorm,
+    /// act(gate) * up `[n_ff, n]`, signed.
+    FfnHidden,
+    /// What the FFN adds to the residual stream `[n_embd, n]`.
+    FfnOutput,
 }
 
 impl Op {
@@ -273,6 +288,8 @@ pub struct LayerAnchors {
     pub ffn_inp: NodeId,
     /// Normalised input of the FFN.
     pub ffn_norm: NodeId,
+    /// act(gate) * up `[n_ff, n]`; `None` where one node computes the whole FFN.
+    pub ffn_hidden: Option<NodeId>,
     /// What the FFN adds to the residual stream.
     pub ffn_out: NodeId,
     /// Residual stream that leaves the layer.

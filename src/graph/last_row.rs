@@ -43,6 +43,7 @@ pub fn keep_last_row(graph: &Graph) -> Graph {
         attn_out: s(a.attn_out),
         ffn_inp: s(a.ffn_inp),
         ffn_norm: s(a.ffn_norm),
+        ffn_hidden: a.ffn_hidden.map(s),
         ffn_out: s(a.ffn_out),
         out,
         ..*a

@@ -62,6 +62,8 @@ impl<'g> Rewrite<'g> {
             attn_out: m(a.attn_out),
             ffn_inp: m(a.ffn_inp),
             ffn_norm: m(a.ffn_norm),
+            // A rewrite may have fused it away.
+            ffn_hidden: a.ffn_hidden.and_then(|id| self.map.get(&id).copied()),
             ffn_out: m(a.ffn_out),
             out: m(a.out),
             act: a.act,

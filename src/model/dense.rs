@@ -145,6 +145,7 @@ impl Attended {
             attn_out: self.attn_out,
             ffn_inp,
             ffn_norm,
+            ffn_hidden: Some(par),
             ffn_out,
             out,
             act: ffn.act,

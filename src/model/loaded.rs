@@ -18,6 +18,9 @@ use super::dense::Dense;
 use super::hparams::HParams;
 use super::table::{Role, Weight, WeightTable};
 
+/// Sees the share of the weights that is in place, from 0 to 1.
+pub type LoadProgress = Box<dyn FnMut(f32)>;
+
 /// How a model is opened.
 pub struct ModelOptions {
     /// Map the file (the default) or read it into memory.
@@ -31,7 +34,7 @@ pub struct ModelOptions {
     /// Layers on that device, counted from the last; the others stay on the CPU. `None`: all.
     pub n_gpu_layers: Option<usize>,
     /// Called with the fraction of weights placed so far.
-    pub progress: Option<Box<dyn FnMut(f32)>>,
+    pub progress: Option<LoadProgress>,
 }
 
 impl Default for ModelOptions {
@@ -258,16 +261,9 @@ impl Model {
 }
 
 fn place_layers(n_layer: usize, options: &ModelOptions) -> Result<Placement> {
-    let all = backend::devices();
     let chosen = match &options.device {
-        Some(name) => {
-            let found = all.iter().find(|d| d.name.eq_ignore_ascii_case(name));
-            found.map(|d| d.name.clone()).ok_or_else(|| crate::ggml::GgmlError::NoDevice {
-                name: name.clone(),
-                available: all.iter().map(|d| d.name.as_str()).collect::<Vec<_>>().join(", "),
-            })?
-        }
-        None => all.iter().find(|d| d.is_gpu).map_or("CPU".to_string(), |d| d.name.clone()),
+        Some(name) => backend::device_named(name)?,
+        None => backend::devices().into_iter().find(|d| d.is_gpu).map_or("CPU".to_string(), |d| d.name),
     };
     let on_device = options.n_gpu_layers.unwrap_or(n_layer).min(n_layer);
     if chosen == "CPU" || on_device == 0 {

@@ -1,23 +1,24 @@
 //! Prefill: from a prompt's tokens to its caches and the logits of its last token.
 
 use std::collections::HashMap;
-use std::ops::{ControlFlow, Range};
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use crate::ggml::arena::read_f32;
 use crate::graph::fuse_ffn::fuse_gated_ffn;
-use crate::graph::ir::{Graph, NodeId};
+use crate::graph::ir::{Graph, NodeId, Tap};
 use crate::graph::last_row::keep_last_row;
 use crate::graph::lower::CacheMode;
 use crate::graph::phases::{self, Phase};
 use crate::graph::verify::verify;
+use crate::spts::capture::{Capture, insert_captures};
 use crate::spts::passes;
 use crate::spts::schedule::{LayerBudget, Resolved};
 use crate::{Error, Result};
 
-use super::executor::{self, Observer, Run};
+use super::executor::{self, Captured, Observer, Run};
 use super::{DECODE_RESERVE, Session, write_inputs};
 
 /// Where a prefill is.
@@ -69,8 +70,8 @@ pub struct Selection {
     pub active_ffn: Vec<i32>,
 }
 
-/// Receives `(layer, rows, [n_embd, rows])`.
-pub type CaptureSink<'a> = dyn FnMut(usize, Range<usize>, &[f32]) + 'a;
+/// Receives captured values, tile by tile and layer by layer.
+pub type CaptureSink<'a> = dyn FnMut(Captured<'_>) + 'a;
 
 impl Session {
     /// Reads a prompt. Afterwards [`Session::logits`] are those of its last token.
@@ -96,17 +97,22 @@ impl Session {
         self.run_prefill(tokens, graph, resolved, progress, None)
     }
 
-    /// A dense prefill that hands every layer's normalised FFN input to `sink`.
+    /// A dense prefill that hands the values of `capture` to `sink`.
     ///
     /// # Errors
-    /// As [`Session::prefill`].
+    /// As [`Session::prefill`]; and proxy norms need proxies.
     pub fn prefill_capturing(
         &mut self,
         tokens: &[u32],
+        capture: &Capture,
         progress: &mut dyn FnMut(PrefillProgress) -> ControlFlow<()>,
         sink: &mut CaptureSink,
     ) -> Result<PrefillReport> {
-        let graph = crate::spts::capture::capture_ffn_inputs(&self.model.graph(tokens.len().max(1), self.n_ctx()));
+        if capture.taps.contains(&Tap::ProxyNorm) && self.proxies.iter().any(|p| p.is_none()) {
+            return Err(Error::ProxiesMissing);
+        }
+        let dense = self.model.graph(tokens.len().max(1), self.n_ctx());
+        let graph = insert_captures(&dense, capture);
         self.run_prefill(tokens, graph, None, progress, Some(sink))
     }
 
@@ -317,9 +323,9 @@ impl Observer for Watch<'_, '_> {
         self.records
     }
 
-    fn captured(&mut self, layer: usize, rows: Range<usize>, states: &[f32]) {
+    fn captured(&mut self, captured: Captured<'_>) {
         if let Some(sink) = &mut self.sink {
-            sink(layer, rows, states);
+            sink(captured);
         }
     }
 }
@@ -338,5 +344,5 @@ impl Observer for Quiet {
         false
     }
 
-    fn captured(&mut self, _: usize, _: Range<usize>, _: &[f32]) {}
+    fn captured(&mut self, _: Captured<'_>) {}
 }

@@ -49,6 +49,7 @@ pub fn insert_attention_probes(graph: &Graph, budgets: &[LayerBudget], probe: &P
         rw.copy_through(a.out);
         let m = |id: NodeId| rw.map[&id];
         new.ffn_norm = m(a.ffn_norm);
+        new.ffn_hidden = a.ffn_hidden.map(m);
         new.ffn_out = m(a.ffn_out);
         new.out = m(a.out);
         anchors.push(new);

@@ -47,6 +47,7 @@ pub fn insert_ffn_proxies(graph: &Graph, budgets: &[LayerBudget], probe: &ProbeS
         let out = rw.b.push(Op::ScatterAdd, &[ffn_inp, active, ffn_out], "l_out");
         rw.map.insert(a.out, out);
         rw.map.insert(a.ffn_norm, subst[&a.ffn_norm]);
+        rw.map.extend(a.ffn_hidden.map(|id| (id, subst[&id])));
         rw.map.insert(a.ffn_out, ffn_out);
         rw.skip_through(a.out);
         anchors.push(LayerAnchors { active_ffn: Some(active), ..rw.copied_anchors(layer) });

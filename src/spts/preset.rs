@@ -17,6 +17,13 @@ pub struct ModelKey<'a> {
     pub n_ff: usize,
 }
 
+impl ModelKey<'_> {
+    /// Size of this model's FFN proxies: the paper's for its models, [`ProxySize`]'s rule for all others.
+    pub fn proxy_size(&self) -> ProxySize {
+        ProxySize::default_for(self.n_embd, self.n_ff, self.n_layer)
+    }
+}
+
 /// One of the paper's tables.
 struct Preset {
     name: &'static str,
@@ -28,14 +35,13 @@ struct Preset {
     last_layers: [usize; 4],
     budgets: [usize; 4],
     cut: usize,
-    proxy: ProxySize,
 }
 
 /// LLaMA's budgets, and the wider ones of the paper's two smaller models.
 const NARROW: ([usize; 4], usize) = ([9 * K, 7 * K, 4 * K, 2 * K], K);
 const WIDE: ([usize; 4], usize) = ([13 * K, 10 * K, 7 * K, 4 * K], 2 * K);
 
-/// The schedule table and the proxy sizes of arXiv 2601.13155v2.
+/// The schedule table of arXiv 2601.13155v2.
 const PRESETS: [Preset; 3] = [
     Preset {
         name: "llama-3.1-8b",
@@ -46,7 +52,6 @@ const PRESETS: [Preset; 3] = [
         last_layers: [13, 18, 23, 28],
         budgets: NARROW.0,
         cut: NARROW.1,
-        proxy: ProxySize { d_low: 512, rank: 192 },
     },
     Preset {
         name: "qwen2.5-7b",
@@ -57,7 +62,6 @@ const PRESETS: [Preset; 3] = [
         last_layers: [12, 16, 20, 24],
         budgets: WIDE.0,
         cut: WIDE.1,
-        proxy: ProxySize { d_low: 1024, rank: 256 },
     },
     Preset {
         name: "openpangu-1b",
@@ -68,7 +72,6 @@ const PRESETS: [Preset; 3] = [
         last_layers: [13, 16, 19, 22],
         budgets: WIDE.0,
         cut: WIDE.1,
-        proxy: ProxySize { d_low: 1024, rank: 128 },
     },
 ];
 
@@ -95,13 +98,13 @@ impl Preset {
         self.arch.contains(&key.arch) && self.n_layer == key.n_layer && self.n_embd == key.n_embd
     }
 
-    fn schedule(&self) -> Schedule {
+    fn schedule(&self, key: &ModelKey) -> Schedule {
         let stages = self.last_layers.iter().zip(self.budgets).map(|(&last_layer, budget)| Stage {
             last_layer,
             budget: Budget::Tokens(budget),
             cut: Budget::Tokens(self.cut),
         });
-        assemble(self.name, self.skip_from, stages.collect(), self.proxy)
+        assemble(self.name, self.skip_from, stages.collect(), key.proxy_size())
     }
 }
 
@@ -128,7 +131,7 @@ impl Schedule {
     /// [`ScheduleError::NoLayers`] for a model without layers.
     pub fn default_for(key: &ModelKey) -> Result<Schedule, ScheduleError> {
         match PRESETS.iter().find(|p| p.is_for(key)) {
-            Some(p) => Ok(p.schedule()),
+            Some(p) => Ok(p.schedule(key)),
             None => Schedule::rule_for(key),
         }
     }
@@ -144,8 +147,7 @@ impl Schedule {
     ///
     /// Budgets are absolute: short prompts, where small models lose most, stay dense. From a width of 4096 on they are
     /// LLaMA's (9K, 7K, 4K, 2K; cut 1K); narrower models get those that the paper gives its own two narrower ones
-    /// (13K, 10K, 7K, 4K; cut 2K), with which qwen2.5-coder-1.5b was measured too. Proxies: LLaMA's from that width on, else 1024 channels
-    /// of rank 256, each at most a quarter of the FFN's and the model's width, so that they stay cheap.
+    /// (13K, 10K, 7K, 4K; cut 2K), with which qwen2.5-coder-1.5b was measured too.
     pub fn rule_for(key: &ModelKey) -> Result<Schedule, ScheduleError> {
         let (budgets, cut) = if key.n_embd >= 4096 { NARROW } else { WIDE };
         by_rule("rule", key, budgets.map(Budget::Tokens), Budget::Tokens(cut))
@@ -163,13 +165,13 @@ impl Schedule {
     }
 
     /// A schedule by its name (one of [`PRESET_NAMES`]): `default`, `paper` and `rule` are made for the model, the others
-    /// are the paper's tables whatever the model. `Ok(None)`: no such name.
+    /// are the paper's tables whatever the model (proxies are always of the model's own size). `Ok(None)`: no such name.
     pub fn preset(name: &str, key: &ModelKey) -> Result<Option<Schedule>, ScheduleError> {
         match name {
             "default" => Schedule::default_for(key).map(Some),
             "paper" => Schedule::paper_for(key).map(Some),
             "rule" => Schedule::rule_for(key).map(Some),
-            _ => Ok(PRESETS.iter().find(|p| p.name == name).map(Preset::schedule)),
+            _ => Ok(PRESETS.iter().find(|p| p.name == name).map(|p| p.schedule(key))),
         }
     }
 }
@@ -191,15 +193,7 @@ fn by_rule(name: &str, key: &ModelKey, budgets: [Budget; 4], cut: Budget) -> Res
     if stages.is_empty() {
         stages.push(Stage { last_layer: key.n_layer - 1, budget: budgets[0], cut });
     }
-    let proxy = if key.n_embd >= 4096 {
-        ProxySize { d_low: 512, rank: 192 }
-    } else {
-        // Multiples of 32 suit every kernel.
-        let quarter = |width: usize, most: usize| (width / 4 / 32 * 32).clamp(32, most);
-        let d_low = quarter(key.n_ff, 1024);
-        ProxySize { d_low, rank: quarter(key.n_embd, 256).min(d_low) }
-    };
-    Ok(assemble(name, skip_from, stages, proxy))
+    Ok(assemble(name, skip_from, stages, key.proxy_size()))
 }
 
 #[cfg(test)]

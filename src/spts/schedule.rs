@@ -160,14 +160,8 @@ impl Probe {
     pub const WINDOW: Probe = Probe { queries: 32, pool: Pool::Max(13) };
 }
 
-/// Size of the low-rank FFN proxies.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ProxySize {
-    /// Salient channels of the FFN that are kept.
-    pub d_low: usize,
-    /// Rank of the truncated SVD of each restricted matrix.
-    pub rank: usize,
-}
+/// Size of the low-rank FFN proxies, and the rule that gives it.
+pub use spts_quant::ProxySize;
 
 /// What decides which tokens stay.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -242,7 +236,8 @@ pub struct LayerBudget {
 }
 
 impl LayerBudget {
-    fn dense(candidates: usize) -> LayerBudget {
+    /// A layer that computes everything.
+    pub fn dense(candidates: usize) -> LayerBudget {
         LayerBudget { candidates, active_attn: candidates, active_ffn: candidates, probe: false, prune_to: None }
     }
 }

@@ -115,7 +115,7 @@ pub fn parse_schedule(text: &str, origin: &str, key: &ModelKey) -> Result<Schedu
         skip_from: 0,
         stages: Vec::new(),
         probe: Probe::WINDOW,
-        proxy: Schedule::rule_for(key).map_or(ProxySize { d_low: 512, rank: 192 }, |rule| rule.proxy),
+        proxy: key.proxy_size(),
         skip_attn: true,
         skip_ffn: true,
         use_proxy: true,

@@ -4,7 +4,7 @@
 //! - `general.architecture` = `spts-proxies`
 //! - `spts.version` (u32), `spts.fingerprint` (string): of the model it was made for
 //! - `spts.d_low`, `spts.rank` (u32): sizes of the proxies
-//! - `spts.schedule` (string): name of the schedule it was made for
+//! - `spts.schedule` (string): name of the schedule it was made for; for people, since every layer that can skip has a proxy
 //! - `spts.calibration_tokens` (u32)
 //!
 //! Tensors, F16, for each layer N that has a proxy, in ggml order:
@@ -16,9 +16,10 @@ use std::path::{Path, PathBuf};
 use crate::ggml::GgmlError;
 use crate::ggml::arena::{Arena, TensorId};
 use crate::ggml::backend::BufferType;
-use crate::gguf::{GgmlType, Gguf, GgufError, OpenOptions};
+use crate::gguf::{GgmlType, Gguf, GgufError, GgufWriter, OpenOptions};
 use crate::graph::lower::ProxyTensors;
 use crate::model::loaded::Model;
+use spts_quant::{LayerProxyF16, ProxySize};
 
 /// Version of the format that is written and read.
 pub const VERSION: u32 = 1;
@@ -91,14 +92,62 @@ pub enum SidecarError {
     },
 }
 
+/// A sidecar that is about to be written.
+#[derive(Clone, Debug)]
+pub struct NewSidecar {
+    /// Of the model ([`fingerprint`]).
+    pub fingerprint: String,
+    /// Name of the schedule that it was made for.
+    pub schedule: String,
+    /// Tokens it was calibrated on.
+    pub n_tokens: usize,
+    /// Sizes of every proxy.
+    pub size: ProxySize,
+    /// Width of the model.
+    pub n_embd: usize,
+    /// Layers, ascending, with their proxies.
+    pub layers: Vec<(usize, LayerProxyF16)>,
+}
+
+impl NewSidecar {
+    /// Writes the file at `path`; what was there is replaced once all of it is written.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn write(&self, path: &Path) -> Result<(), SidecarError> {
+        let mut w = GgufWriter::new();
+        w.set_str("general.architecture", ARCHITECTURE)?;
+        w.set_u32("spts.version", VERSION)?;
+        w.set_str("spts.fingerprint", &self.fingerprint)?;
+        w.set_u32("spts.d_low", self.size.d_low as u32)?;
+        w.set_u32("spts.rank", self.size.rank as u32)?;
+        w.set_str("spts.schedule", &self.schedule)?;
+        w.set_u32("spts.calibration_tokens", self.n_tokens as u32)?;
+        let shapes = shapes(self.n_embd, self.size);
+        for (layer, proxy) in &self.layers {
+            let data = [&proxy.u_gu, &proxy.v_gate, &proxy.v_up, &proxy.v_down];
+            for ((tensor, shape), values) in TENSORS.iter().zip(shapes).zip(data) {
+                w.add_tensor(&tensor_name(*layer, tensor), &shape.map(|d| d as u64), GgmlType::F16, move |_, out| {
+                    values.iter().try_for_each(|v| out.write_all(&v.to_le_bytes()))
+                })?;
+            }
+        }
+        Ok(w.write(path)?)
+    }
+}
+
+/// Shapes of [`TENSORS`].
+fn shapes(n_embd: usize, ProxySize { d_low, rank }: ProxySize) -> [[usize; 2]; 4] {
+    [[n_embd, 2 * rank], [rank, d_low], [rank, d_low], [d_low, rank]]
+}
+
 /// The proxies of one model, checked.
 #[derive(Debug)]
 pub struct Sidecar {
     gguf: Gguf,
     fingerprint: String,
     n_embd: usize,
-    d_low: usize,
-    rank: usize,
+    size: ProxySize,
     layers: Vec<usize>,
 }
 
@@ -140,17 +189,13 @@ impl Sidecar {
             .collect();
         let n_embd =
             layers.first().and_then(|l| gguf.tensor(&tensor_name(*l, TENSORS[0]))).map_or(0, |t| t.shape[0] as usize);
-        let sidecar = Self { gguf, fingerprint, n_embd, d_low, rank, layers };
+        let sidecar = Self { gguf, fingerprint, n_embd, size: ProxySize { d_low, rank }, layers };
         for &layer in &sidecar.layers {
-            for (tensor, shape) in TENSORS.iter().zip(sidecar.shapes()) {
+            for (tensor, shape) in TENSORS.iter().zip(shapes(n_embd, sidecar.size)) {
                 sidecar.check_tensor(&file, &tensor_name(layer, tensor), shape)?;
             }
         }
         Ok(sidecar)
-    }
-
-    fn shapes(&self) -> [[usize; 2]; 4] {
-        [[self.n_embd, 2 * self.rank], [self.rank, self.d_low], [self.rank, self.d_low], [self.d_low, self.rank]]
     }
 
     fn check_tensor(&self, file: &str, name: &str, shape: [usize; 2]) -> Result<(), SidecarError> {
@@ -188,7 +233,7 @@ impl Sidecar {
             });
         }
         match self.layers.first() {
-            Some(layer) => self.check_tensor(&file, &tensor_name(*layer, TENSORS[0]), [hp.n_embd, 2 * self.rank]),
+            Some(layer) => self.check_tensor(&file, &tensor_name(*layer, TENSORS[0]), [hp.n_embd, 2 * self.size.rank]),
             None => Ok(()),
         }
     }
@@ -204,14 +249,9 @@ impl Sidecar {
         }
     }
 
-    /// Channels that the proxies keep.
-    pub fn d_low(&self) -> usize {
-        self.d_low
-    }
-
-    /// Rank of the proxies.
-    pub fn rank(&self) -> usize {
-        self.rank
+    /// Channels that the proxies keep, and their rank.
+    pub fn size(&self) -> ProxySize {
+        self.size
     }
 
     /// Layers that have a proxy.
@@ -233,7 +273,7 @@ impl Sidecar {
         let mut by_layer: Vec<Option<[TensorId; 4]>> = vec![None; self.layers.iter().max().map_or(0, |l| l + 1)];
         let mut all = Vec::new();
         for &layer in &self.layers {
-            let shapes = self.shapes();
+            let shapes = shapes(self.n_embd, self.size);
             let ids =
                 std::array::from_fn(|i| arena.declare(&tensor_name(layer, TENSORS[i]), GgmlType::F16, &shapes[i]));
             by_layer[layer] = Some(ids);

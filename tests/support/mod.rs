@@ -5,6 +5,7 @@
 
 pub mod gguf;
 pub mod prng;
+pub mod scene;
 pub mod tiny;
 pub mod vocab;
 

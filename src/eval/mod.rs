@@ -1,0 +1,39 @@
+//! Measures of quality: what skipping costs, and how good the proxies are.
+//!
+//! [`needle`] asks for numbers hidden in a long text, [`divergence`] compares next-token distributions with dense ones,
+//! [`proxies`] compares proxy norms with the true ones. All work on sessions; none knows the command line.
+
+pub mod divergence;
+pub mod needle;
+pub mod proxies;
+
+/// Why something cannot be measured.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum EvalError {
+    /// The text is shorter than the prompt that is to be made of it.
+    #[error(
+        "evaluation: the text has {found} tokens, and {needed} are needed: give a longer one, or ask for shorter prompts"
+    )]
+    TextTooShort {
+        /// Tokens of the text.
+        found: usize,
+        /// Tokens needed.
+        needed: usize,
+    },
+    /// The prompt is shorter than question and needles.
+    #[error("evaluation: a prompt of {found} tokens has no room for the question: at least {needed} are needed")]
+    PromptTooShort {
+        /// Tokens asked for.
+        found: usize,
+        /// Tokens needed.
+        needed: usize,
+    },
+    /// More keys than there are names for.
+    #[error("evaluation: {found} keys, expected 1 to {most}")]
+    Keys {
+        /// Keys asked for.
+        found: usize,
+        /// Names there are.
+        most: usize,
+    },
+}
