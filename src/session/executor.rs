@@ -240,7 +240,7 @@ pub fn reserve(run: &Run, devices: &mut [Device]) -> Result<Vec<usize>> {
 /// nearly as much as a whole tile.
 fn tile_rows(rows: usize, largest: usize) -> usize {
     let even = rows.div_ceil(rows.div_ceil(largest));
-    even.next_multiple_of(64).min(largest)
+    even.next_multiple_of(64).min(largest).min(rows)
 }
 
 fn device_of(run: &Run, phase: &Phase) -> usize {
