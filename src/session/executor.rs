@@ -68,14 +68,6 @@ impl Device {
         }
         &mut self.ops
     }
-
-    fn compute(&mut self) -> Result<()> {
-        match &mut self.op_times {
-            Some(times) => self.backend.compute_timed(&self.ops, times),
-            None => self.backend.compute(&self.ops),
-        }
-        .map_err(stopped)
-    }
 }
 
 /// What a run reads besides the program.
@@ -130,6 +122,10 @@ impl<'r> DeviceMemory<'r> {
 impl Memory for DeviceMemory<'_> {
     fn weight(&self, id: WeightId) -> Tensor<'_> {
         self.run.model.weight_tensor(self.device, id)
+    }
+
+    fn matrix(&self, id: WeightId, rows: usize) -> Tensor<'_> {
+        self.run.model.matrix_tensor(self.device, id, rows)
     }
 
     fn stored(&self, id: NodeId) -> Tensor<'_> {
@@ -270,14 +266,14 @@ fn tile(
             d.ops.set(input.tensor, &host_input(run, input.what, input.tensor));
         }
     }
-    d.compute()?;
+    let inputs = lowered.inputs.iter().map(|i| (d.ops.keep(i.tensor), i.what)).collect();
+    compute(&mut d.backend, &d.ops, &mut d.op_times)?;
     if !lowered.captures.is_empty() {
         d.backend.synchronize();
         for (layer, states) in &lowered.captures {
             observer.captured(*layer, rows.clone(), &read_f32(*states));
         }
     } else if let Some(reads) = reads {
-        let inputs = lowered.inputs.iter().map(|i| (d.ops.keep(i.tensor), i.what)).collect();
         d.repeat = Some(Repeat { phase: phase.nodes[0], reads, inputs });
     }
     Ok(())
@@ -305,7 +301,15 @@ fn compute_again(run: &Run, d: &mut Device) -> Result<()> {
         let tensor = d.ops.kept(*kept);
         d.ops.set(tensor, &host_input(run, *what, tensor));
     }
-    d.compute()
+    compute(&mut d.backend, &d.ops, &mut d.op_times)
+}
+
+fn compute(backend: &mut Backend, ops: &Ops, op_times: &mut Option<OpTimes>) -> Result<()> {
+    match op_times {
+        Some(times) => backend.compute_timed(ops, times),
+        None => backend.compute(ops),
+    }
+    .map_err(stopped)
 }
 
 fn stopped(e: GgmlError) -> crate::Error {
