@@ -22,6 +22,8 @@ pub const KV_PAD: usize = 256;
 pub trait Memory {
     /// A weight.
     fn weight(&self, id: WeightId) -> Tensor<'_>;
+    /// A weight, as products of so many rows want it.
+    fn matrix(&self, id: WeightId, rows: usize) -> Tensor<'_>;
     /// A stored value `[n_feat, n_rows]`.
     fn stored(&self, id: NodeId) -> Tensor<'_>;
     /// Keys of a layer `[n_head_kv * head_dim, capacity]`.
@@ -225,8 +227,9 @@ impl<'a> Lowerer<'a, '_> {
             Op::Attention { layer, heads, window } => self.attention(node, *layer, heads, *window),
             Op::Glu { act } => self.ops.glu(*act, self.rows(node.src[0]), self.rows(node.src[1])),
             Op::GatedFfn { gate, up, down, act } => {
-                let weights = [*gate, *up, *down].map(|w| self.memory.weight(w));
-                self.gated_ffn(weights, *act, self.rows(node.src[0]))
+                let x = self.rows(node.src[0]);
+                let weights = [*gate, *up, *down].map(|w| self.memory.matrix(w, x.ne(1)));
+                self.gated_ffn(weights, *act, x)
             }
             Op::Add => self.residual_add(id, node),
             Op::Mul => self.ops.mul(self.rows(node.src[0]), self.rows(node.src[1])),
@@ -349,7 +352,8 @@ impl<'a> Lowerer<'a, '_> {
     }
 
     fn linear(&self, node: &Node, weight: WeightId, bias: Option<WeightId>) -> Tensor<'a> {
-        let product = self.product(self.memory.weight(weight), self.rows(node.src[0]));
+        let x = self.rows(node.src[0]);
+        let product = self.product(self.memory.matrix(weight, x.ne(1)), x);
         match bias {
             Some(b) => self.ops.add(product, self.memory.weight(b)),
             None => product,

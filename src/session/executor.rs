@@ -137,6 +137,10 @@ impl Memory for DeviceMemory<'_> {
         self.run.model.weight_tensor(self.device, id)
     }
 
+    fn matrix(&self, id: WeightId, rows: usize) -> Tensor<'_> {
+        self.run.model.matrix_tensor(self.device, id, rows)
+    }
+
     fn stored(&self, id: NodeId) -> Tensor<'_> {
         self.run.slots[self.device].get(id)
     }
@@ -275,6 +279,7 @@ fn tile(
             d.ops.set(input.tensor, &host_input(run, input.what, input.tensor));
         }
     }
+    let inputs = lowered.inputs.iter().map(|i| (d.ops.keep(i.tensor), i.what)).collect();
     compute(&mut d.backend, &mut d.op_times, &d.ops)?;
     if !lowered.captures.is_empty() {
         d.backend.synchronize();
@@ -282,7 +287,6 @@ fn tile(
             observer.captured(Captured { layer, tap, rows: rows.clone(), values: &read_f32(tensor) });
         }
     } else if let Some(reads) = reads {
-        let inputs = lowered.inputs.iter().map(|i| (d.ops.keep(i.tensor), i.what)).collect();
         d.repeat = Some(Repeat { phase: phase.nodes[0], reads, inputs });
     }
     Ok(())
