@@ -1,6 +1,6 @@
 //! Runs a program: phase by phase, tile by tile, on the devices where the layers live.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 
 use crate::Result;
@@ -31,6 +31,8 @@ pub struct Device {
     ops: Ops,
     ops_capacity: usize,
     repeat: Option<Repeat>,
+    /// Bytes of 16-bit copies that there was room for.
+    copies: usize,
     /// Times by kind of operation, if they are recorded.
     pub op_times: Option<OpTimes>,
 }
@@ -54,7 +56,32 @@ struct CacheReads {
 impl Device {
     /// A started device.
     pub fn new(backend: Backend) -> Self {
-        Self { backend, masks: Masks::default(), ops: Ops::new(64), ops_capacity: 64, repeat: None, op_times: None }
+        Self {
+            backend,
+            masks: Masks::default(),
+            ops: Ops::new(64),
+            ops_capacity: 64,
+            repeat: None,
+            copies: 0,
+            op_times: None,
+        }
+    }
+
+    /// A GPU's products make 16-bit copies of weights and rows in memory that ggml takes when it needs it, and aborts if it
+    /// gets none.
+    fn check_room_for_copies(&mut self, run: &Run) -> Result<()> {
+        let hp = run.model.hparams();
+        let rows = run.tile.min(run.graph.n_tokens);
+        let bytes = 2 * (rows * (hp.n_embd + 2 * hp.n_ff) + 2 * hp.n_embd * hp.n_ff);
+        // What was found room for before is ggml's already.
+        let (more, free) = (bytes.saturating_sub(self.copies), self.backend.buffer_type().free_bytes());
+        if more > free {
+            let (device, what) =
+                (self.backend.name().to_owned(), "16-bit copies of a tile's rows and weights".to_owned());
+            return Err(GgmlError::OutOfMemory { device, what, bytes: more, free }.into());
+        }
+        self.copies = self.copies.max(bytes);
+        Ok(())
     }
 
     /// An empty graph with room for so many operations; its memory is reused.
@@ -217,16 +244,17 @@ pub fn run(run: &Run, devices: &mut [Device], observer: &mut dyn Observer) -> Re
     Ok(())
 }
 
-/// Sizes every device's scratch for the largest tile, so that nothing is allocated while work is queued. Returns the bytes
-/// by device.
+/// Sizes every device's scratch for the largest tile, so that nothing is allocated while work is queued.
 ///
 /// # Errors
 /// Out of memory, a missing kernel.
-pub fn reserve(run: &Run, devices: &mut [Device]) -> Result<Vec<usize>> {
+pub fn reserve(run: &Run, devices: &mut [Device]) -> Result<()> {
+    // Layers are alike: what has been sized once is not lowered again.
+    let mut seen = HashSet::new();
     for phase in &run.program.phases {
         let device = device_of(run, phase);
         let d = &mut devices[device];
-        if phase.kind == PhaseKind::Select && d.backend.is_cpu() {
+        if (phase.kind == PhaseKind::Select && d.backend.is_cpu()) || !seen.insert((device, shape(run, phase))) {
             continue;
         }
         let tile = if phase.kind == PhaseKind::Tiled { tile_rows(phase.rows, run.tile) } else { phase.rows };
@@ -237,7 +265,19 @@ pub fn reserve(run: &Run, devices: &mut [Device]) -> Result<Vec<usize>> {
         d.backend.check_support(&d.ops)?;
         d.backend.reserve(&d.ops)?;
     }
-    Ok(devices.iter().map(|d| d.backend.scratch_bytes()).collect())
+    for d in devices.iter_mut().filter(|d| !d.backend.is_cpu()) {
+        d.check_room_for_copies(run)?;
+    }
+    Ok(())
+}
+
+/// What decides how much scratch a phase takes: operations and sizes.
+fn shape(run: &Run, phase: &Phase) -> Vec<(std::mem::Discriminant<Op>, usize, usize)> {
+    let of = |id: &NodeId| {
+        let node = run.graph.node(*id);
+        (std::mem::discriminant(&node.op), node.n_feat, node.n_rows)
+    };
+    phase.nodes.iter().map(of).collect()
 }
 
 /// Rows of a phase's tiles: as many tiles as the largest size asks for, but of about one size, since a small rest costs

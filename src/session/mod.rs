@@ -83,6 +83,7 @@ pub struct Session {
     n_past: usize,
     logits: Vec<f32>,
     decode: Option<DecodeGraph>,
+    prepared: Option<prefill::Prepared>,
     interrupt: Arc<AtomicBool>,
 }
 
@@ -126,7 +127,18 @@ impl Session {
             .map(|l| LayerCache::new(devices[model.placement().layer[l]].backend.buffer_type(), hp.n_embd_kv(), types))
             .collect();
         let interrupt = devices[0].backend.stop_flag();
-        Ok(Self { model, options, devices, caches, proxies, n_past: 0, logits: Vec::new(), decode: None, interrupt })
+        Ok(Self {
+            model,
+            options,
+            devices,
+            caches,
+            proxies,
+            n_past: 0,
+            logits: Vec::new(),
+            decode: None,
+            prepared: None,
+            interrupt,
+        })
     }
 
     /// The model.

@@ -6,12 +6,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
+use crate::ggml::GgmlError;
 use crate::ggml::arena::read_f32;
 use crate::graph::fuse_ffn::fuse_gated_ffn;
 use crate::graph::ir::{Graph, NodeId, Tap};
 use crate::graph::last_row::keep_last_row;
 use crate::graph::lower::CacheMode;
-use crate::graph::phases::{self, Phase};
+use crate::graph::phases::{self, Phase, Program};
 use crate::graph::verify::verify;
 use crate::spts::capture::{Capture, insert_captures};
 use crate::spts::passes;
@@ -19,6 +20,7 @@ use crate::spts::schedule::{LayerBudget, Resolved};
 use crate::{Error, Result};
 
 use super::executor::{self, Captured, Observer, Run};
+use super::slots::SlotMemory;
 use super::{DECODE_RESERVE, Session, write_inputs};
 
 /// Where a prefill is.
@@ -53,6 +55,8 @@ pub struct PrefillReport {
     pub scratch_bytes: usize,
     /// Nodes of the executed graph.
     pub n_nodes: usize,
+    /// Rows computed at a time, at most.
+    pub tile: usize,
     /// Candidates and active tokens by layer, if they were asked for.
     pub selection: Vec<Selection>,
 }
@@ -180,9 +184,6 @@ impl Session {
         };
         verify(&graph)?;
         let n = tokens.len();
-        let tile = self.tile();
-        let placement = self.model.placement().clone();
-        let program = phases::plan(&graph, tile, &|l| l > 0 && placement.layer[l] != placement.layer[l - 1]);
         let kept: Vec<usize> = graph.layers.iter().map(|a| graph.node(graph.node(a.attn).src[1]).n_rows).collect();
         for (cache, rows) in self.caches.iter_mut().zip(&kept) {
             cache.reserve(
@@ -197,37 +198,39 @@ impl Session {
             let buft = d.backend.buffer_type();
             d.masks.prepare(max_rows, window, buft)?;
         }
-        let slots = self.slot_memory(&graph, &program)?;
-        write_inputs(&graph, &slots, tokens, self.n_past);
-
+        let prepared = match self.prepared.take() {
+            Some(p) if p.n_past == self.n_past && p.graph == graph => p,
+            _ => self.prepare(graph)?,
+        };
+        let Prepared { graph, program, slots, tile, .. } = &prepared;
+        write_inputs(graph, slots, tokens, self.n_past);
         let run = Run {
             model: &self.model,
-            graph: &graph,
-            program: &program,
+            graph,
+            program,
             caches: &self.caches,
             proxies: &self.proxies,
-            slots: &slots,
-            tile,
+            slots,
+            tile: *tile,
             mode: CacheMode::Fixed,
             first_position: self.n_past,
         };
-        let scratch = executor::reserve(&run, &mut self.devices)?;
         let prunes_windows = window.is_some() && graph.layers.iter().any(|a| a.kept.is_some());
         let mut watch = Watch {
-            graph: &graph,
+            graph,
             progress,
             sink,
             interrupt: self.interrupt.clone(),
             records: self.options.record_selection || prunes_windows,
             selected: HashMap::new(),
             work_done: 0,
-            work_all: work(&graph, &program.phases),
+            work_all: work(graph, &program.phases),
             n_tokens: n,
         };
         executor::run(&run, &mut self.devices, &mut watch)?;
 
-        self.logits = read_f32(slots[placement.output].get(graph.logits));
-        let selection = if watch.records { selections(&graph, &watch.selected, self.n_past) } else { Vec::new() };
+        self.logits = read_f32(slots[self.model.placement().output].get(graph.logits));
+        let selection = if watch.records { selections(graph, &watch.selected, self.n_past) } else { Vec::new() };
         for (layer, cache) in self.caches.iter_mut().enumerate() {
             // With a sliding window decode masks by position, so gaps have to be known.
             if prunes_windows {
@@ -239,16 +242,50 @@ impl Session {
         }
         self.n_past += n;
         let dense_entries = (n * kept.len()) as f64;
-        Ok(PrefillReport {
+        let report = PrefillReport {
             n_tokens: n,
             seconds: start.elapsed().as_secs_f64(),
             layers: resolved.map(|r| r.layers).unwrap_or_default(),
             cache_kept: kept.iter().sum::<usize>() as f64 / dense_entries,
             slot_bytes: slots.iter().map(|s| s.n_bytes()).sum(),
-            scratch_bytes: scratch.iter().sum(),
+            scratch_bytes: self.devices.iter().map(|d| d.backend.scratch_bytes()).sum(),
             n_nodes: graph.nodes.len(),
+            tile: *tile,
             selection: if self.options.record_selection { selection } else { Vec::new() },
-        })
+        };
+        self.prepared = Some(prepared);
+        Ok(report)
+    }
+
+    /// Plans a graph and gives it memory. Where a device has too little for tiles of the usual size, they are made smaller,
+    /// unless their size was asked for.
+    fn prepare(&mut self, graph: Graph) -> Result<Prepared> {
+        let placement = self.model.placement().clone();
+        let mut tile = self.tile();
+        loop {
+            let program = phases::plan(&graph, tile, &|l| l > 0 && placement.layer[l] != placement.layer[l - 1]);
+            let slots = self.slot_memory(&graph, &program)?;
+            let run = Run {
+                model: &self.model,
+                graph: &graph,
+                program: &program,
+                caches: &self.caches,
+                proxies: &self.proxies,
+                slots: &slots,
+                tile,
+                mode: CacheMode::Fixed,
+                first_position: self.n_past,
+            };
+            match executor::reserve(&run, &mut self.devices) {
+                Ok(()) => return Ok(Prepared { graph, program, slots, tile, n_past: self.n_past }),
+                Err(Error::Ggml(GgmlError::OutOfMemory { .. }))
+                    if self.options.n_ubatch.is_none() && tile > SMALLEST_TILE =>
+                {
+                    tile /= 2;
+                }
+                Err(e) => return Err(e),
+            }
+        }
     }
 
     /// Tokens computed at a time: as asked for, or what suits the devices.
@@ -256,6 +293,19 @@ impl Session {
         let all_cpu = self.devices.iter().all(|d| d.backend.is_cpu());
         self.options.n_ubatch.unwrap_or(if all_cpu { 512 } else { 4096 }).max(1)
     }
+}
+
+/// Tiles are not made smaller than this to save memory.
+const SMALLEST_TILE: usize = 256;
+
+/// A prefill's graph with its plan and memory. Kept, since the next prompt may have the same length.
+pub(super) struct Prepared {
+    graph: Graph,
+    program: Program,
+    slots: Vec<SlotMemory>,
+    tile: usize,
+    /// Rows in the caches when it was made.
+    n_past: usize,
 }
 
 /// A measure of a program's work for the progress bar: rows times nodes.
