@@ -31,7 +31,8 @@ fn model() -> (Shape, Arc<Model>) {
         Shape { n_embd: 64, n_ff: 96, n_head: 4, n_head_kv: 1, head_dim_k: 16, head_dim_v: 16, n_vocab: 300, ..full };
     let made = Synthetic { shape: shape.clone(), preset: Preset::F16, seed: 1 };
     let gguf = made.open(|_, _| {}).expect("a temporary file");
-    (shape, Model::from_gguf(Arc::new(gguf), &mut ModelOptions::default()).expect("a model"))
+    let mut options = ModelOptions { device: Some("CPU".into()), ..ModelOptions::default() };
+    (shape, Model::from_gguf(Arc::new(gguf), &mut options).expect("a model"))
 }
 
 fn program(graph: &Graph) -> Program {

@@ -252,7 +252,7 @@ pub struct BenchArgs {
     #[arg(long = "type", value_name = "TYPE", default_value = "q4_k_m", value_parser = preset)]
     pub preset: Preset,
     /// Keep the random model as a GGUF file, with random FFN proxies beside it
-    #[arg(long, value_name = "FILE", requires = "synthetic")]
+    #[arg(long, value_name = "FILE", requires = "synthetic", conflicts_with = "model")]
     pub write: Option<PathBuf>,
     /// Tokens of each prompt, separated by commas; their ids are random
     #[arg(short, long, value_name = "N,...", value_delimiter = ',', default_value = "8192", value_parser = clap::value_parser!(u32).range(1..=1 << 24))]
@@ -456,7 +456,8 @@ mod tests {
             ("bench -m m --synthetic llama-3.1-8b", "cannot be used with"),
             ("bench --synthetic llama-3.1-8b --type q3_k", "expected one of q4_0, "),
             ("bench -m m -p 512,0", "'-p <N,...>'"),
-            ("bench -m m --write x", "--synthetic"),
+            ("bench -m m --write x", "cannot be used with"),
+            ("bench --write x", "--synthetic"),
         ] {
             let message = usage(args);
             assert!(message.contains(expected) && !message.contains('\n'), "{args}: {message}");

@@ -236,8 +236,7 @@ fn convert_tensor(
     let make = |rows: std::ops::Range<usize>| {
         let bytes = &data[rows.start * row_bytes..rows.end * row_bytes];
         let floats = convert::dequantize(plan.from, bytes, rows.len() * n_per_row);
-        // In a comparison NaN is never below anything.
-        if let Some(at) = floats.iter().position(|x| !(x.abs() <= LARGEST)) {
+        if let Some(at) = floats.iter().position(|x| x.is_nan() || x.abs() > LARGEST) {
             return Err(Conversion::Failed(QuantizeError::Value {
                 file: file.to_owned(),
                 tensor: info.name.clone(),

@@ -223,7 +223,8 @@ fn tokens_are_skipped() {
     let message = scene.bad(1, &["-m", "tiny.gguf", "-p", "x", "--schedule", "no-such"]);
     assert!(message.contains("--schedule") && message.contains("no-such"), "{message}");
     scene.write("not-a-sidecar.gguf", "x");
-    let message = scene.bad(1, &[&skipping[..12], &["--sidecar", "not-a-sidecar.gguf"]].concat());
+    let by_proxies = [base.as_slice(), &["--schedule", "0.5,0.4,0.3,0.2", "--sidecar", "not-a-sidecar.gguf"]].concat();
+    let message = scene.bad(1, &by_proxies);
     assert!(message.contains("not-a-sidecar.gguf"), "{message}");
 }
 
@@ -323,7 +324,7 @@ const BENCH: [&str; 13] = [
     "-m",
     "tiny.gguf",
     "-p",
-    "120,30",
+    "120,80",
     "-n",
     "3",
     "-r",
@@ -347,7 +348,6 @@ fn json_of_a_bench() {
             "model",
             "devices",
             "threads",
-            "ubatch",
             "cache_type_k",
             "cache_type_v",
             "repacked_bytes",
@@ -357,6 +357,7 @@ fn json_of_a_bench() {
             "n_decode",
             "seed",
             "load_s",
+            "ubatch",
             "decode_empty_tps",
             "prompts",
             "peak_rss_bytes"
@@ -370,7 +371,7 @@ fn json_of_a_bench() {
     let date = json["date"].as_str().unwrap();
     assert!(date.len() == 20 && date.starts_with("20") && date.ends_with('Z'), "{date}");
     let prompts = json["prompts"].as_array().unwrap();
-    assert_eq!(prompts.iter().map(|p| p["n_prompt"].as_u64()).collect::<Vec<_>>(), [Some(120), Some(30)]);
+    assert_eq!(prompts.iter().map(|p| p["n_prompt"].as_u64()).collect::<Vec<_>>(), [Some(120), Some(80)]);
     for p in prompts {
         assert_eq!(keys(p), ["n_prompt", "dense", "spts", "ratios"]);
         for mode in ["dense", "spts"] {

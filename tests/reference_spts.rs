@@ -3,7 +3,7 @@
 mod reference;
 mod support;
 
-use reference::{LayerBudget, Matrix, Model, Pool, Proxy, SptsPlan, pool_scores, top};
+use reference::{Chosen, Follow, LayerBudget, Layout, Matrix, Model, Pool, Proxy, SptsPlan, pool_scores, settle, top};
 use support::tiny::{NAMES, Tiny};
 
 const N: usize = 40;
@@ -11,10 +11,6 @@ const N: usize = 40;
 fn model(name: &str) -> (Model, Vec<u32>) {
     let tiny = Tiny::named(name);
     (Model::from_file(&tiny.build(), None), tiny.prompt(N))
-}
-
-fn plan(layers: Vec<LayerBudget>) -> SptsPlan {
-    SptsPlan { layers, probe_queries: 1, pool: Pool::None, proxies: None }
 }
 
 /// Layer 0 dense, layer 1 skips, layer 2 skips harder and prunes, dense after that.
@@ -25,7 +21,7 @@ fn staged(n_layer: usize) -> SptsPlan {
         LayerBudget { candidates: N, active_attn: 16, active_ffn: 12, prune_to: Some(10) },
     ];
     layers.resize(n_layer, LayerBudget::dense(10));
-    plan(layers)
+    SptsPlan::new(layers)
 }
 
 fn furthest(a: &[f32], b: &[f32]) -> f32 {
@@ -52,7 +48,7 @@ fn a_plan_that_skips_nothing_is_dense() {
     for name in NAMES {
         let (model, tokens) = model(name);
         let dense = model.forward(&tokens, None);
-        let planned = model.forward(&tokens, Some(&plan(vec![LayerBudget::dense(N); model.layers.len()])));
+        let planned = model.forward(&tokens, Some(&SptsPlan::new(vec![LayerBudget::dense(N); model.layers.len()])));
         assert_eq!(planned.logits, dense.logits, "{name}");
         assert_eq!(planned.layers, dense.layers, "{name}");
     }
@@ -91,7 +87,7 @@ fn a_skipped_token_is_left_alone() {
     let last = model.layers.len() - 1;
     let mut layers = vec![LayerBudget::dense(N); last];
     layers.push(LayerBudget { candidates: N, active_attn: 7, active_ffn: 9, prune_to: None });
-    let out = model.forward(&tokens, Some(&plan(layers)));
+    let out = model.forward(&tokens, Some(&SptsPlan::new(layers)));
     let mut shallow = model.clone();
     shallow.layers.truncate(last);
     let before = shallow.forward(&tokens, None);
@@ -136,6 +132,7 @@ fn a_proxy_of_full_rank_is_the_ffn() {
         v_gate: layer.gate.weight.clone(),
         v_up: layer.up.weight.clone(),
         v_down: layer.down.weight.clone(),
+        f16_inputs: false,
     };
     assert_eq!(proxy.v_down.n_in, f);
     let mut plan = staged(model.layers.len());
@@ -173,6 +170,44 @@ fn selection_breaks_ties_by_index_and_keeps_the_last() {
     assert_eq!(top(&[4.0, 5.0, 0.0, 0.0], 3, 2), [1, 2, 3]);
     assert_eq!(top(&[4.0, 5.0, 0.0], 2, 3), [1, 2]);
     assert_eq!(top(&[4.0, 5.0], 7, 1), [0, 1]);
+}
+
+/// The paper's table: LLaMA at 32K keeps 41.4 % of the cache, as its authors report (16 to 6.63 GB).
+#[test]
+fn a_layout_gives_the_papers_budgets() {
+    let k = 1024;
+    let stages = vec![(13, 9 * k, k), (18, 7 * k, k), (23, 4 * k, k), (28, 2 * k, k)];
+    let layout = Layout { skip_from: 10, stages, queries: 1, skip_attn: true, skip_ffn: true, prune: true };
+    let layers = layout.budgets(32, 32 * k, |_| false);
+    let entries: usize = layers.iter().map(|l| l.active_attn).sum();
+    assert_eq!(entries, (10 * 32 + 4 * 9 + 5 * 7 + 5 * 4 + 5 * 2 + 3) * k);
+    assert_eq!(layers[13].prune_to, Some(8 * k));
+    assert_eq!(layers[31], LayerBudget::dense(k));
+    // Layers with a window keep all candidates, and prune in the layer before.
+    let local = Layout { skip_from: 1, stages: vec![(3, 8, 2)], ..layout }.budgets(5, 20, |l| l == 3);
+    assert_eq!(local[2], LayerBudget { candidates: 20, active_attn: 8, active_ffn: 8, prune_to: Some(6) });
+    assert_eq!(local[3], LayerBudget::dense(6));
+}
+
+#[test]
+fn another_choice_is_followed_where_scores_are_tied() {
+    let scores = [4.0, 1.0, 1.000001, 0.5, 0.1];
+    assert_eq!(settle("", &scores, 3, 1, &[0, 2, 4], 1e-5), [0, 2, 4]);
+    assert_eq!(settle("", &scores, 3, 1, &[0, 1, 4], 1e-5), [0, 1, 4]);
+    for wrong in [&[0, 1, 4][..], &[0, 3, 4], &[1, 2, 4], &[0, 2], &[0, 2, 3], &[2, 0, 4]] {
+        let tie = if wrong == [0, 1, 4] { 1e-7 } else { 1e-5 };
+        assert!(std::panic::catch_unwind(|| settle("", &scores, 3, 1, wrong, tie)).is_err(), "{wrong:?}");
+    }
+    let (model, tokens) = model("llama");
+    let mut plan = staged(model.layers.len());
+    let free = model.forward(&tokens, Some(&plan));
+    let chosen = |l: &reference::LayerTrace| Chosen {
+        candidates: l.candidates.clone(),
+        active_attn: l.active_attn.clone(),
+        active_ffn: l.active_ffn.clone(),
+    };
+    plan.follow = Some(Follow { layers: free.layers.iter().map(chosen).collect(), tie: 0.0 });
+    assert_eq!(model.forward(&tokens, Some(&plan)).logits, free.logits);
 }
 
 #[test]

@@ -85,7 +85,7 @@ fn proxies_beside_a_made_up_model() {
     let beside = Sidecar::path_beside(&path);
     synthetic::write_sidecar(&gguf, &made.shape, &schedule, &beside).expect("written");
     let sidecar = Sidecar::open(&beside).expect("a sidecar");
-    assert_eq!((sidecar.d_low(), sidecar.rank()), (schedule.proxy.d_low, schedule.proxy.rank));
+    assert_eq!(sidecar.size(), schedule.proxy);
     sidecar.check(&Model::open(&path, ModelOptions::default()).expect("a model")).expect("made for this model");
     sidecar.check_layers(schedule.skip_from..4).expect("a proxy for each layer that skips");
 }

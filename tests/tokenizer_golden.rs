@@ -100,8 +100,12 @@ fn qwen2_5_coder_1_5b() -> Outcome {
 fn end_of_generation_tokens() -> Outcome {
     for (name, texts) in [
         ("smollm2-135m", &["<|im_end|>", "<|endoftext|>", "<reponame>"][..]),
-        ("gemma-3-270m", &["<eos>", "<end_of_turn>"]),
-        ("qwen2.5-coder-0.5b", &["<|im_end|>", "<|endoftext|>", "<|fim_pad|>", "<|repo_name|>", "<|file_sep|>"]),
+        // As in llama.cpp, a token that reads </s> ends a generation, though in these two vocabularies it is HTML.
+        ("gemma-3-270m", &["<eos>", "<end_of_turn>", "</s>"]),
+        (
+            "qwen2.5-coder-0.5b",
+            &["</s>", "<|im_end|>", "<|endoftext|>", "<|fim_pad|>", "<|repo_name|>", "<|file_sep|>"],
+        ),
     ] {
         let file = format!("{name}.gguf");
         let Some(path) = find(&folder("SPTS_MODELS", "models"), &file, "SPTS_MODELS") else {

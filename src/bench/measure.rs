@@ -143,6 +143,8 @@ pub struct PromptResult {
 /// All that was measured.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Measurements {
+    /// Tokens computed at a time.
+    pub ubatch: usize,
     /// Tokens per second of decoding with an empty cache; `None` if none were decoded.
     pub decode_empty_tps: Option<Samples>,
     /// One entry per prompt length, in the order asked for.
@@ -159,7 +161,7 @@ pub fn measure(
     device_bytes_before: u64,
     observer: &mut dyn Observer,
 ) -> Result<Measurements> {
-    let mut out = Measurements { decode_empty_tps: None, prompts: Vec::new() };
+    let mut out = Measurements { ubatch: 0, decode_empty_tps: None, prompts: Vec::new() };
     if options.n_decode > 0 {
         let mut lane = Lane::new(model, options, SHORTEST_PROMPT, Mode::Dense, device_bytes_before, observer)?;
         for repetition in 0..options.repetitions {
@@ -176,7 +178,9 @@ pub fn measure(
         let mut lanes = Vec::new();
         for &mode in modes {
             let before = backend::gpu_bytes_used();
-            lanes.push(Lane::new(model, options, n_prompt, mode, others, observer)?);
+            let lane = Lane::new(model, options, n_prompt, mode, others, observer)?;
+            out.ubatch = lane.session.tile();
+            lanes.push(lane);
             others += backend::gpu_bytes_used().saturating_sub(before);
         }
         for repetition in 0..options.repetitions {

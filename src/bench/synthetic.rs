@@ -297,7 +297,7 @@ fn nameless(label: &str, write: impl FnOnce(&mut dyn Write, &str) -> Result<(), 
 /// A file in the temporary folder without a name: no way of ending leaves it behind.
 fn unlinked() -> Result<File, (PathBuf, io::Error)> {
     let dir = std::env::temp_dir();
-    for serial in 0u32.. {
+    for serial in 0..1000 {
         let path = dir.join(format!(".spts-{}-{serial}.gguf", std::process::id()));
         match FileOptions::new().read(true).write(true).create_new(true).open(&path) {
             Ok(file) => return fs::remove_file(&path).map(|()| file).map_err(|e| (path, e)),

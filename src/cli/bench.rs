@@ -18,7 +18,7 @@ use spts::session::physical_cores;
 use spts::spts::schedule::Schedule;
 use spts::spts::shape::Shape;
 use spts::spts::sidecar::Sidecar;
-use spts::{Model, Session, SessionOptions};
+use spts::{Model, SessionOptions};
 
 use super::failure::Failure;
 use super::{BenchArgs, interrupt, note, plan};
@@ -39,7 +39,6 @@ struct BenchReport {
     model: ModelReport,
     devices: Vec<DeviceReport>,
     threads: usize,
-    ubatch: usize,
     cache_type_k: &'static str,
     cache_type_v: &'static str,
     /// Weights rearranged for the CPU, in bytes.
@@ -107,7 +106,7 @@ pub fn bench(args: &BenchArgs) -> Result<String, Failure> {
     let mut watch = Watch { progress: progress.clone(), repetitions: options.repetitions };
     let measured = measure::measure(&model, &options, device_bytes_before, &mut watch);
     progress.borrow_mut().clear();
-    let report = describe(args, &model, &options, load_s, measured?)?;
+    let report = describe(args, &model, &options, load_s, measured?);
     if args.json {
         let json = serde_json::to_string(&report).map_err(|e| Failure::Failed(format!("JSON: {e}")))?;
         return Ok(json + "\n");
@@ -208,18 +207,18 @@ impl Observer for Watch {
 
 fn describe(
     args: &BenchArgs,
-    model: &Arc<Model>,
+    model: &Model,
     options: &BenchOptions,
     load_s: f64,
     measured: Measurements,
-) -> Result<BenchReport, Failure> {
+) -> BenchReport {
     let all = backend::devices();
     let devices = model.placement().devices.iter().map(|name| DeviceReport {
         name: name.clone(),
         description: all.iter().find(|d| d.name == *name).map_or_else(String::new, |d| d.description.clone()),
     });
     let schedule = options.session.schedule.as_ref();
-    Ok(BenchReport {
+    BenchReport {
         version: env!("CARGO_PKG_VERSION"),
         commit: env!("SPTS_COMMIT"),
         ggml: env!("SPTS_GGML_VERSION"),
@@ -227,8 +226,6 @@ fn describe(
         model: model_report(args, model),
         devices: devices.collect(),
         threads: options.session.n_threads.unwrap_or_else(physical_cores),
-        // Only a session knows what suits its devices.
-        ubatch: Session::new(model.clone(), SessionOptions { sidecar: None, ..options.session.clone() })?.tile(),
         cache_type_k: options.session.cache_type_k.ggml().name(),
         cache_type_v: options.session.cache_type_v.ggml().name(),
         repacked_bytes: model.repacked_bytes(),
@@ -240,7 +237,7 @@ fn describe(
         load_s,
         measured,
         peak_rss_bytes: report::peak_rss_bytes(),
-    })
+    }
 }
 
 fn model_report(args: &BenchArgs, model: &Model) -> ModelReport {
@@ -306,7 +303,7 @@ fn markdown(r: &BenchReport) -> String {
         "{}, {} threads, tiles of {}, cache {}/{}, {schedule}  ",
         devices.join(", "),
         r.threads,
-        r.ubatch,
+        r.measured.ubatch,
         r.cache_type_k,
         r.cache_type_v
     );

@@ -114,6 +114,7 @@ impl Arena {
             device: buft.name(),
             what: what.into(),
             bytes: size,
+            free: buft.free_bytes(),
         })?;
         if buft.clears() {
             // SAFETY: the buffer was just made.
@@ -215,8 +216,23 @@ pub fn read_bytes(tensor: Tensor<'_>, offset: usize, len: usize) -> Vec<u8> {
 
 /// Reads a tensor of 32-bit floats.
 pub fn read_f32(tensor: Tensor<'_>) -> Vec<f32> {
-    let bytes = read_bytes(tensor, 0, tensor.n_elements() * 4);
-    bytes.chunks_exact(4).map(|c| f32::from_le_bytes([c[0], c[1], c[2], c[3]])).collect()
+    let mut out = Vec::new();
+    read_f32_into(tensor, &mut out);
+    out
+}
+
+/// Reads a tensor of 32-bit floats into memory that is used again: the logits of every token go this way.
+///
+/// # Panics
+/// If it is a tensor of another type.
+pub fn read_f32_into(tensor: Tensor<'_>, out: &mut Vec<f32>) {
+    out.resize(tensor.n_elements(), 0.0);
+    let len = size_of_val(out.as_slice());
+    // SAFETY: the tensor's bytes fill the destination exactly; any bits are a float.
+    unsafe {
+        assert!(tensor.ty() == GgmlType::F32 && len == sys::ggml_nbytes(tensor.raw()), "read of another type");
+        sys::ggml_backend_tensor_get(tensor.raw(), out.as_mut_ptr().cast(), 0, len);
+    }
 }
 
 /// Reads a tensor of 32-bit integers.

@@ -1,6 +1,6 @@
 //! Devices, and computing graphs on them.
 
-use std::ffi::{CStr, c_void};
+use std::ffi::{CStr, CString, c_void};
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::Once;
@@ -27,27 +27,42 @@ pub struct DeviceInfo {
     pub is_gpu: bool,
 }
 
-/// All devices of this build on this machine, the CPU among them.
+/// All devices that this build can use on this machine, the CPU among them.
 pub fn devices() -> Vec<DeviceInfo> {
     super::log::install();
+    let gpus_work = why_no_cuda().is_none();
     // SAFETY: the registry is filled once by ggml; device handles live for the life of the process.
     unsafe {
         (0..sys::ggml_backend_dev_count())
-            .map(|i| {
+            .filter_map(|i| {
                 let dev = sys::ggml_backend_dev_get(i);
                 let (mut free, mut total) = (0, 0);
                 sys::ggml_backend_dev_memory(dev, &mut free, &mut total);
                 let kind = sys::ggml_backend_dev_type(dev);
-                DeviceInfo {
+                let info = DeviceInfo {
                     name: text(sys::ggml_backend_dev_name(dev)),
                     description: text(sys::ggml_backend_dev_description(dev)),
                     free,
                     total,
                     is_gpu: kind == sys::GGML_BACKEND_DEVICE_TYPE_GPU || kind == sys::GGML_BACKEND_DEVICE_TYPE_IGPU,
-                }
+                };
+                (gpus_work || !info.is_gpu).then_some(info)
             })
             .collect()
     }
+}
+
+/// Why a CUDA build finds no GPU here; `None` if it may, and in other builds. Without the libraries ggml would abort.
+pub fn why_no_cuda() -> Option<&'static str> {
+    #[cfg(feature = "cuda")]
+    {
+        // SAFETY: no preconditions; a static string or null.
+        let reason = unsafe { sys::spts_cuda_missing() };
+        // SAFETY: not null, static, and plain text.
+        (!reason.is_null()).then(|| unsafe { CStr::from_ptr(reason) }.to_str().unwrap_or("a library is missing"))
+    }
+    #[cfg(not(feature = "cuda"))]
+    None
 }
 
 /// Memory in use on all devices with memory of their own, by whatever process.
@@ -91,6 +106,19 @@ impl BufferType {
     pub fn alignment(self) -> usize {
         // SAFETY: static object.
         unsafe { sys::ggml_backend_buft_get_alignment(self.raw) }
+    }
+
+    /// Free memory of the device that such buffers come from, in bytes.
+    pub fn free_bytes(self) -> usize {
+        let (mut free, mut total) = (0, 0);
+        // SAFETY: a static object; a type without a device is the CPU's own.
+        unsafe {
+            let dev = sys::ggml_backend_buft_get_device(self.raw);
+            if !dev.is_null() {
+                sys::ggml_backend_dev_memory(dev, &mut free, &mut total);
+            }
+        }
+        free
     }
 
     /// Bytes that a tensor takes in such a buffer.
@@ -157,18 +185,31 @@ impl BufferType {
 /// # Errors
 /// No such device.
 pub fn buffer_type(name: &str) -> Result<BufferType, GgmlError> {
-    let all = devices();
-    let Some(index) = all.iter().position(|d| d.name == name) else {
-        return Err(no_device(name, &all));
-    };
-    // SAFETY: the index is in range.
-    let raw = unsafe { sys::ggml_backend_dev_buffer_type(sys::ggml_backend_dev_get(index)) };
-    Ok(BufferType { raw, repack: false })
+    let (_, dev) = find(name)?;
+    // SAFETY: a live device.
+    Ok(BufferType { raw: unsafe { sys::ggml_backend_dev_buffer_type(dev) }, repack: false })
 }
 
-fn no_device(name: &str, all: &[DeviceInfo]) -> GgmlError {
-    let available = all.iter().map(|d| d.name.as_str()).collect::<Vec<_>>().join(", ");
-    GgmlError::NoDevice { name: name.into(), available }
+/// The name of a device as ggml writes it.
+///
+/// # Errors
+/// No such device.
+pub fn device_named(name: &str) -> Result<String, GgmlError> {
+    find(name).map(|(name, _)| name)
+}
+
+fn find(name: &str) -> Result<(String, sys::ggml_backend_dev_t), GgmlError> {
+    let all = devices();
+    let found = all.iter().find(|d| d.name.eq_ignore_ascii_case(name));
+    let Some((device, c_name)) = found.and_then(|d| Some((d, CString::new(d.name.as_str()).ok()?))) else {
+        let mut available = all.iter().map(|d| d.name.as_str()).collect::<Vec<_>>().join(", ");
+        if let Some(reason) = why_no_cuda() {
+            available += &format!(" (no CUDA device: {reason})");
+        }
+        return Err(GgmlError::NoDevice { name: name.into(), available });
+    };
+    // SAFETY: a NUL-terminated name of a device in the registry.
+    Ok((device.name.clone(), unsafe { sys::ggml_backend_dev_by_name(c_name.as_ptr()) }))
 }
 
 /// A started device.
@@ -189,14 +230,10 @@ impl Backend {
     pub fn start(name: &str, n_threads: usize) -> Result<Self, GgmlError> {
         super::log::install();
         init_timer();
-        let all = devices();
-        let Some(index) = all.iter().position(|d| d.name.eq_ignore_ascii_case(name)) else {
-            return Err(no_device(name, &all));
-        };
-        let failed = || GgmlError::InitFailed { name: all[index].name.clone() };
-        // SAFETY: the index is in range; results are checked for null; the threadpool outlives the backend (see Drop).
+        let (name, dev) = find(name)?;
+        let failed = || GgmlError::InitFailed { name: name.clone() };
+        // SAFETY: a live device; results are checked for null; the threadpool outlives the backend (see Drop).
         unsafe {
-            let dev = sys::ggml_backend_dev_get(index);
             let raw = NonNull::new(sys::ggml_backend_dev_init(dev, std::ptr::null())).ok_or_else(failed)?;
             let is_cpu = sys::ggml_backend_is_cpu(raw.as_ptr());
             let galloc = NonNull::new(sys::ggml_gallocr_new(sys::ggml_backend_get_default_buffer_type(raw.as_ptr())))
@@ -216,7 +253,7 @@ impl Backend {
                     Arc::as_ptr(&stop).cast_mut().cast(),
                 );
             }
-            Ok(Self { raw, name: all[index].name.clone(), is_cpu, threadpool, galloc, stop })
+            Ok(Self { raw, name, is_cpu, threadpool, galloc, stop })
         }
     }
 
@@ -263,6 +300,7 @@ impl Backend {
                     device: self.name.clone(),
                     what: "the scratch of a tile".into(),
                     bytes: size,
+                    free: self.buffer_type().free_bytes(),
                 });
             }
         }
@@ -286,6 +324,7 @@ impl Backend {
             device: self.name.clone(),
             what: "the scratch of a tile".into(),
             bytes: self.scratch_bytes(),
+            free: self.buffer_type().free_bytes(),
         })
     }
 

@@ -24,7 +24,12 @@ use crate::gguf::GgmlType;
 #[derive(Debug, thiserror::Error)]
 pub enum GgmlError {
     /// A buffer could not be had.
-    #[error("{device}: out of memory: {what} needs {mib:.1} MiB", mib = *bytes as f64 / 1048576.0)]
+    #[error(
+        "{device}: out of memory: {what} needs {:.1} MiB, {:.1} MiB are free; remedies: fewer layers there (-ngl), smaller tiles (-ub), \
+         a q8_0 cache (-ctk, -ctv), a shorter prompt",
+        *bytes as f64 / 1048576.0,
+        *free as f64 / 1048576.0
+    )]
     OutOfMemory {
         /// Device name.
         device: String,
@@ -32,6 +37,8 @@ pub enum GgmlError {
         what: String,
         /// How much.
         bytes: usize,
+        /// How much there is.
+        free: usize,
     },
     /// A graph failed while computing.
     #[error("{device}: computing a graph failed (ggml status {status})")]

@@ -5,6 +5,7 @@
 
 use std::ffi::CStr;
 use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use ggml_sys as sys;
 
@@ -17,6 +18,23 @@ pub struct Ops {
     ctx: NonNull<sys::ggml_context>,
     graph: NonNull<sys::ggml_cgraph>,
     max_nodes: usize,
+    /// Tells this graph from the one before a reset and from those of others.
+    id: u64,
+}
+
+/// A tensor of a graph that is computed more than once, kept from one time to the next; see [`Ops::keep`].
+#[derive(Clone, Copy, Debug)]
+pub struct Kept {
+    ptr: NonNull<sys::ggml_tensor>,
+    graph: u64,
+}
+
+// SAFETY: the pointer is followed only by `Ops::kept`, which checks that its graph is still there.
+unsafe impl Send for Kept {}
+
+fn next_id() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    NEXT.fetch_add(1, Ordering::Relaxed)
 }
 
 // SAFETY: the graph owns its context; it is used by one thread at a time.
@@ -34,13 +52,14 @@ impl Ops {
             let ctx = NonNull::new(ctx).expect("memory for tensor headers");
             let graph = NonNull::new(sys::ggml_new_graph_custom(ctx.as_ptr(), max_nodes, false))
                 .expect("the pool has room for its graph");
-            Self { ctx, graph, max_nodes }
+            Self { ctx, graph, max_nodes, id: next_id() }
         }
     }
 
     /// Forgets the graph and keeps its memory, so that the next one's tensors have the same addresses (which lets the CUDA
     /// backend recognise a graph that it has captured).
     pub fn reset(&mut self) {
+        self.id = next_id();
         // SAFETY: `&mut self`: no handle on a tensor of this graph is alive. The pool has room, as it had the first time.
         unsafe {
             sys::ggml_reset(self.ctx.as_ptr());
@@ -102,6 +121,20 @@ impl Ops {
             sys::ggml_set_input(t);
             self.wrap(t)
         }
+    }
+
+    /// A handle on a tensor of this graph that does not borrow from it.
+    pub fn keep(&self, t: Tensor<'_>) -> Kept {
+        Kept { ptr: t.ptr, graph: self.id }
+    }
+
+    /// The tensor of a handle.
+    ///
+    /// # Panics
+    /// If the graph was reset since.
+    pub fn kept(&self, kept: Kept) -> Tensor<'_> {
+        assert_eq!(kept.graph, self.id, "a tensor of a graph that is gone");
+        self.wrap(kept.ptr.as_ptr())
     }
 
     /// Keeps a result from being overwritten, so that the host can read it afterwards.

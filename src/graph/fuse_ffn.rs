@@ -7,7 +7,6 @@ use super::rewrite::Rewrite;
 /// is.
 pub fn fuse_gated_ffn(graph: &Graph) -> Graph {
     let mut rw = Rewrite::new(graph);
-    let mut anchors = Vec::with_capacity(graph.layers.len());
     for (layer, a) in graph.layers.iter().enumerate() {
         if let Some((down, op)) = gated_ffn(graph, a) {
             rw.copy_through(a.ffn_norm);
@@ -17,9 +16,9 @@ pub fn fuse_gated_ffn(graph: &Graph) -> Graph {
             rw.map.insert(down, fused);
             rw.skip_through(down);
         }
-        rw.copy_through(a.out);
-        anchors.push(rw.copied_anchors(layer));
     }
+    rw.copy_through(NodeId(graph.nodes.len() as u32 - 1));
+    let anchors = (0..graph.layers.len()).map(|layer| rw.copied_anchors(layer)).collect();
     rw.finish(anchors)
 }
 

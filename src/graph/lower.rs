@@ -30,6 +30,8 @@ pub trait Memory {
     fn cache_v(&self, layer: usize) -> Tensor<'_>;
     /// Rows in the layer's cache before this call.
     fn n_past(&self, layer: usize) -> usize;
+    /// Whether the positions of these rows have gaps (tokens were pruned), so that a window is not a run of rows.
+    fn has_gaps(&self, layer: usize) -> bool;
     /// Mask of full causal attention, or of the sliding window.
     fn mask(&self, window: Option<usize>) -> MaskBuffer<'_>;
     /// Low-rank proxy of a layer's FFN.
@@ -38,6 +40,8 @@ pub trait Memory {
     fn kernels(&self) -> Kernels;
     /// Precision that products of so many rows are asked for.
     fn precision(&self, rows: usize) -> Option<Precision>;
+    /// Whether so many rows are multiplied faster by an F32 copy of a weight of this type, made for each tile.
+    fn widens(&self, weight: GgmlType, rows: usize) -> bool;
 }
 
 /// One F16 matrix that masks every causal tile of up to `height` rows. Row i lets the columns up to `corner + i` pass (and,
@@ -109,20 +113,21 @@ pub struct HostInput<'a> {
     pub what: InputKind,
 }
 
-/// Contents of a [`HostInput`].
+/// Contents of a [`HostInput`], relative to the length of a layer's cache, so that they hold for the next token too. Layers
+/// for which they are the same share one input; `layer` is the first of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum InputKind {
-    /// I64 `[rows]`: cache rows `n_past ..` of layers whose cache has this length.
+    /// I64 `[rows]`: cache rows `n_past ..`.
     CacheRows {
-        /// Rows before this call.
-        n_past: usize,
-    },
-    /// F16 `[n_kv, rows]`: mask of queries whose own keys are the cache rows `first ..`.
-    Mask {
-        /// A layer of this kind (its cache's positions count, with a window).
+        /// The layer.
         layer: usize,
-        /// Row of the first query's own key.
-        first: usize,
+    },
+    /// F16 `[n_kv, rows]`: mask of queries whose own keys are the cache rows `n_past + ahead ..`.
+    Mask {
+        /// The layer (its cache's positions count, with a window).
+        layer: usize,
+        /// Rows between the cache's end and the first query's own key.
+        ahead: usize,
         /// First cache row that is read.
         from: usize,
         /// Sliding window.
@@ -146,6 +151,13 @@ pub enum CacheMode {
     Fixed,
     /// Through host inputs, so that the next token's graph has the same topology. For decode.
     Indexed,
+}
+
+/// Cache rows that attention of `n` queries reads, the first of which has its own key in row `first`: with a window, rows
+/// before it are not even looked at.
+pub fn key_rows(first: usize, n: usize, window: Option<usize>, capacity: usize) -> Range<usize> {
+    let from = window.map_or(0, |w| (first + 1).saturating_sub(w) / KV_PAD * KV_PAD);
+    from..(first + n).next_multiple_of(KV_PAD).min(capacity)
 }
 
 /// An upper bound on ggml operations for a phase, to size its graph. Each IR node takes a few; attention and probe scores
@@ -295,7 +307,7 @@ impl<'a> Lowerer<'a, '_> {
         let write = match self.mode {
             CacheMode::Fixed => self.ops.copy(value, self.ops.rows(cache, n_past + self.tile.start, value.ne(1))),
             CacheMode::Indexed => {
-                let rows = self.input(GgmlType::I64, [value.ne(1), 1], InputKind::CacheRows { n_past });
+                let rows = self.input(GgmlType::I64, [value.ne(1), 1], InputKind::CacheRows { layer });
                 self.ops.set_rows(cache, value, rows)
             }
         };
@@ -304,12 +316,29 @@ impl<'a> Lowerer<'a, '_> {
 
     /// A host input, shared by all nodes that want the same contents.
     fn input(&mut self, ty: GgmlType, ne: [usize; 2], what: InputKind) -> Tensor<'a> {
-        if let Some(found) = self.out.inputs.iter().find(|i| i.what == what) {
+        let same = |i: &&HostInput| i.tensor.ne(0) == ne[0] && self.same_contents(i.what, what);
+        if let Some(found) = self.out.inputs.iter().find(same) {
             return found.tensor;
         }
         let tensor = self.ops.input(ty, ne);
         self.out.inputs.push(HostInput { tensor, what });
         tensor
+    }
+
+    fn same_contents(&self, a: InputKind, b: InputKind) -> bool {
+        let n_past = |layer| self.memory.n_past(layer);
+        match (a, b) {
+            (InputKind::CacheRows { layer: a }, InputKind::CacheRows { layer: b }) => n_past(a) == n_past(b),
+            (
+                InputKind::Mask { layer: a, ahead: ahead_a, from: from_a, window: window_a },
+                InputKind::Mask { layer: b, ahead: ahead_b, from: from_b, window: window_b },
+            ) => {
+                // Positions count only with a window.
+                let in_order = window_a.is_none() || !(self.memory.has_gaps(a) || self.memory.has_gaps(b));
+                (n_past(a), ahead_a, from_a, window_a) == (n_past(b), ahead_b, from_b, window_b) && (a == b || in_order)
+            }
+            _ => false,
+        }
     }
 
     fn rms_norm(&self, node: &Node, weight: WeightId, eps: f32, group: usize) -> Tensor<'a> {
@@ -328,6 +357,7 @@ impl<'a> Lowerer<'a, '_> {
     }
 
     fn product(&self, w: Tensor<'a>, x: Tensor<'a>) -> Tensor<'a> {
+        let w = if self.memory.widens(w.ty(), x.ne(1)) { self.ops.cast(w, GgmlType::F32) } else { w };
         let y = self.ops.mul_mat(w, x);
         if let Some(precision) = self.memory.precision(x.ne(1)) {
             self.ops.accumulate_in(y, precision);
@@ -427,10 +457,8 @@ impl<'a> Lowerer<'a, '_> {
     ) -> Tensor<'a> {
         let (d, n) = (heads.head_dim, q.ne(1));
         let (k, v) = (self.memory.cache_k(layer), self.memory.cache_v(layer));
-        let end = first + n;
-        // With a window, rows before it are not even looked at.
-        let from = window.map_or(0, |w| (first + 1).saturating_sub(w) / KV_PAD * KV_PAD);
-        let n_kv = (end.next_multiple_of(KV_PAD)).min(k.ne(1)) - from;
+        let read = key_rows(first, n, window, k.ne(1));
+        let (from, n_kv) = (read.start, read.len());
         let per_head = |t: Tensor<'a>| {
             self.ops.view_3d(t, [d, n_kv, heads.n_head_kv], [t.nb(1), t.nb(1) / heads.n_head_kv], from * t.nb(1))
         };
@@ -453,19 +481,20 @@ impl<'a> Lowerer<'a, '_> {
         n_kv: usize,
         n: usize,
     ) -> Tensor<'a> {
-        let in_order = matches!(self.graph.node(node.src[4]).op, Op::Positions);
-        let on_host = InputKind::Mask { layer, first, from, window };
-        if self.mode == CacheMode::Fixed && (window.is_none() || in_order) {
+        if let (CacheMode::Fixed, Some(window)) = (self.mode, window)
+            && !matches!(self.graph.node(node.src[4]).op, Op::Positions)
+        {
+            return self.window_mask(node, window, first, from, n_kv, n);
+        }
+        if self.mode == CacheMode::Fixed && (window.is_none() || !self.memory.has_gaps(layer)) {
             let buffer = self.memory.mask(window);
             if let Some((row, column)) = buffer.start(first - from) {
                 let width = buffer.tensor.ne(0);
                 return self.ops.view_2d(buffer.tensor, [width, n], width * 2, (row * width + column) * 2);
             }
         }
-        if self.mode == CacheMode::Fixed && window.is_some() && !in_order {
-            return self.window_mask(node, window.unwrap_or(usize::MAX), first, from, n_kv, n);
-        }
-        self.input(GgmlType::F16, [n_kv, n], on_host)
+        let ahead = first - self.memory.n_past(layer);
+        self.input(GgmlType::F16, [n_kv, n], InputKind::Mask { layer, ahead, from, window })
     }
 
     /// Mask of a sliding window over rows whose positions have gaps (behind a prune): made on the device from the positions.

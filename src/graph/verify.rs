@@ -1,10 +1,11 @@
 //! Checks a graph before it is lowered.
 //!
 //! 1. Every source is an earlier node.
-//! 2. Element types fit: indices, token ids and positions are I32, all else is F32.
+//! 2. Element types fit: indices, token ids and positions are I32, all else is F32, as sources and as results.
 //! 3. Shapes fit the operation: elementwise sources agree, indices are `[1, m]`, heads and groups divide the features.
 //! 4. Selections are possible: `0 < forced <= m <= n`.
-//! 5. Every layer has exactly one attention node, its keys and values have the same rows, and no fewer than its queries.
+//! 5. Every layer has exactly one attention node, the anchored one, and no other layer has any; its keys and values have the
+//!    same rows, and no fewer than its queries.
 //! 6. Rows are in position order: indices come from `top_k`, which sorts them.
 //! 7. A value that is scattered into has no reader after the scatter: it is written in place.
 //! 8. The logits have one row.
@@ -68,26 +69,35 @@ fn check_node(graph: &Graph, id: NodeId) -> Result<(), String> {
         if ok { Ok(()) } else { Err(format!("{what} (shape [{}, {}])", node.n_feat, node.n_rows)) }
     };
     let same = |i: usize| src(i).n_feat == node.n_feat && src(i).n_rows == node.n_rows;
-    let indices = |i: usize| src(i).dtype == DType::I32 && src(i).n_feat == 1 && matches!(src(i).op, Op::TopK { .. });
-    let column = |i: usize| src(i).n_feat == 1 && src(i).n_rows == node.n_rows && src(i).dtype == DType::F32;
+    let indices = |i: usize| src(i).n_feat == 1 && matches!(src(i).op, Op::TopK { .. });
     want(node.n_rows > 0 && node.n_feat > 0, "an empty value")?;
+    let ill_typed = (0..arity).find(|&i| element_type(&node.op, i).is_some_and(|t| src(i).dtype != t));
+    if let Some(i) = ill_typed {
+        return Err(format!("source {} has the element type {:?}", node.src[i], src(i).dtype));
+    }
+    let result = match node.op {
+        Op::Tokens | Op::Positions | Op::TopK { .. } => DType::I32,
+        Op::GetRows | Op::Prune | Op::LastRows { .. } => src(0).dtype,
+        _ => DType::F32,
+    };
+    want(node.dtype == result, "not the operation's element type")?;
     match &node.op {
         Op::Tokens | Op::Positions => want(node.n_feat == 1, "one feature"),
         Op::RandomScores { .. } => want(node.n_feat == 1 && src(0).n_rows == node.n_rows, "one score a row"),
-        Op::Embed { .. } => want(src(0).dtype == DType::I32 && src(0).n_rows == node.n_rows, "one token id a row"),
+        Op::Embed { .. } => want(src(0).n_rows == node.n_rows, "one token id a row"),
         Op::RmsNorm { group, .. } => {
             want(same(0) && *group > 0 && node.n_feat % group == 0, "groups divide the features")
         }
-        Op::Linear { .. } => want(src(0).n_rows == node.n_rows && src(0).dtype == DType::F32, "rows as its source"),
+        Op::Linear { .. } => want(src(0).n_rows == node.n_rows, "rows as its source"),
         Op::Rope { head_dim, rope } => {
             want(same(0) && *head_dim > 0 && node.n_feat % head_dim == 0, "heads divide the features")?;
             want(rope.n_rot <= *head_dim && rope.n_rot % 2 == 0, "rotated dimensions are even and within the head")?;
-            want(src(1).dtype == DType::I32 && src(1).n_rows == node.n_rows, "one position a row")
+            want(src(1).n_rows == node.n_rows, "one position a row")
         }
         Op::Attention { heads, .. } => {
             let (q, k, v) = (src(0), src(1), src(2));
             want(same(0) && q.n_feat == heads.n_head * heads.head_dim, "queries of all heads")?;
-            want(heads.n_head % heads.n_head_kv == 0, "query heads are a multiple of KV heads")?;
+            want(heads.n_head_kv > 0 && heads.n_head % heads.n_head_kv == 0, "query heads are a multiple of KV heads")?;
             want(
                 k.n_feat == heads.n_head_kv * heads.head_dim && v.n_feat == k.n_feat,
                 "keys and values of all KV heads",
@@ -105,7 +115,10 @@ fn check_node(graph: &Graph, id: NodeId) -> Result<(), String> {
             same(0) && indices(1) && src(2).n_rows == src(1).n_rows && src(2).n_feat == node.n_feat,
             "an addend row for each index",
         ),
-        Op::LastRows { rows } => want(*rows == node.n_rows && *rows <= src(0).n_rows, "no more rows than there are"),
+        Op::LastRows { rows } => {
+            want(node.n_feat == src(0).n_feat, "rows of its source")?;
+            want(*rows == node.n_rows && *rows <= src(0).n_rows, "no more rows than there are")
+        }
         Op::ProbeScores { heads } => {
             want(
                 src(0).n_feat == heads.n_head * heads.head_dim && src(1).n_feat == heads.n_head_kv * heads.head_dim,
@@ -116,10 +129,10 @@ fn check_node(graph: &Graph, id: NodeId) -> Result<(), String> {
                 "a score for every candidate",
             )
         }
-        Op::PoolScores { .. } => want(column(0) && node.n_feat == 1, "one score a row"),
+        Op::PoolScores { .. } => want(same(0) && node.n_feat == 1, "one score a row"),
         Op::ProxyNorm { .. } => want(node.n_feat == 1 && src(0).n_rows == node.n_rows, "one norm a row"),
         Op::TopK { m, forced } => {
-            want(src(0).n_feat == 1 && src(0).dtype == DType::F32, "one score a row")?;
+            want(src(0).n_feat == 1, "one score a row")?;
             want(
                 *m == node.n_rows && *forced >= 1 && forced <= m && *m <= src(0).n_rows,
                 "0 < forced <= m <= candidates",
@@ -129,7 +142,26 @@ fn check_node(graph: &Graph, id: NodeId) -> Result<(), String> {
     }
 }
 
+/// Element type that source `i` must have; `None`: any.
+fn element_type(op: &Op, i: usize) -> Option<DType> {
+    match (op, i) {
+        (Op::GetRows | Op::LastRows { .. } | Op::Prune | Op::RandomScores { .. }, 0) => None,
+        (Op::Embed { .. }, 0)
+        | (Op::Rope { .. } | Op::GetRows | Op::Prune | Op::ScatterAdd, 1)
+        | (Op::Attention { .. }, 3 | 4) => Some(DType::I32),
+        _ => Some(DType::F32),
+    }
+}
+
 fn check_layers(graph: &Graph) -> Result<(), VerifyError> {
+    for i in 0..graph.nodes.len() {
+        let id = NodeId(i as u32);
+        if let Op::Attention { layer, .. } = graph.node(id).op
+            && layer >= graph.layers.len()
+        {
+            return Err(error(graph, id, format!("layer {layer} has no anchors")));
+        }
+    }
     for (l, a) in graph.layers.iter().enumerate() {
         let of_layer: Vec<NodeId> = (0..graph.nodes.len() as u32)
             .map(NodeId)

@@ -261,16 +261,9 @@ impl Model {
 }
 
 fn place_layers(n_layer: usize, options: &ModelOptions) -> Result<Placement> {
-    let all = backend::devices();
     let chosen = match &options.device {
-        Some(name) => {
-            let found = all.iter().find(|d| d.name.eq_ignore_ascii_case(name));
-            found.map(|d| d.name.clone()).ok_or_else(|| crate::ggml::GgmlError::NoDevice {
-                name: name.clone(),
-                available: all.iter().map(|d| d.name.as_str()).collect::<Vec<_>>().join(", "),
-            })?
-        }
-        None => all.iter().find(|d| d.is_gpu).map_or("CPU".to_string(), |d| d.name.clone()),
+        Some(name) => backend::device_named(name)?,
+        None => backend::devices().into_iter().find(|d| d.is_gpu).map_or("CPU".to_string(), |d| d.name),
     };
     let on_device = options.n_gpu_layers.unwrap_or(n_layer).min(n_layer);
     if chosen == "CPU" || on_device == 0 {

@@ -77,12 +77,9 @@ impl<'g> WeightTable<'g> {
             .gguf
             .tensor(&name)
             .ok_or_else(|| ModelError::MissingTensor { file: self.file.clone(), tensor: name.clone() })?;
-        // Trailing ones carry no meaning.
-        let mut found: Vec<u64> = info.shape.clone();
-        while found.len() > 1 && found.last() == Some(&1) {
-            found.pop();
-        }
-        if !found.iter().map(|&d| d as usize).eq(ne.iter().copied()) {
+        // Trailing ones carry no meaning, on either side.
+        let n_dims = info.shape.len().max(ne.len());
+        if !(0..n_dims).all(|i| info.dim(i) == ne.get(i).map_or(1, |&d| d as u64)) {
             return Err(ModelError::WrongShape {
                 file: self.file.clone(),
                 tensor: name,

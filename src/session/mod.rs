@@ -15,7 +15,7 @@ pub mod slots;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::ggml::arena::read_f32;
+use crate::ggml::arena::read_f32_into;
 use crate::ggml::backend::Backend;
 use crate::ggml::profile::OpTimes;
 use crate::graph::lower::CacheMode;
@@ -238,7 +238,7 @@ impl Session {
             first_position: self.n_past,
         };
         executor::run(&run, &mut self.devices, &mut Quiet)?;
-        self.logits = read_f32(d.slots[self.model.placement().output].get(d.graph.logits));
+        read_f32_into(d.slots[self.model.placement().output].get(d.graph.logits), &mut self.logits);
         for cache in &mut self.caches {
             cache.advance(1, self.n_past);
         }

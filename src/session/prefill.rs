@@ -136,10 +136,25 @@ impl Session {
         if resolved.is_dense() {
             return Ok(None);
         }
-        if schedule.use_proxy && schedule.skip_ffn && self.proxies.iter().any(|p| p.is_none()) {
-            return Err(Error::ProxiesMissing);
+        if schedule.use_proxy {
+            self.check_proxies(&resolved)?;
         }
         Ok(Some(resolved))
+    }
+
+    /// Checks that every layer whose FFN will be scored by a proxy has one.
+    fn check_proxies(&self, resolved: &Resolved) -> Result<()> {
+        let scored: Vec<usize> = (0..resolved.layers.len())
+            .filter(|&l| {
+                let b = &resolved.layers[l];
+                b.probe && (b.active_ffn < b.candidates || resolved.forced)
+            })
+            .collect();
+        match &self.options.sidecar {
+            _ if scored.is_empty() => Ok(()),
+            Some(sidecar) => Ok(sidecar.check_layers(scored)?),
+            None => Err(Error::ProxiesMissing),
+        }
     }
 
     fn run_prefill(

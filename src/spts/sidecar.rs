@@ -212,7 +212,8 @@ impl Sidecar {
         Ok(())
     }
 
-    /// Checks that the sidecar was made for this model.
+    /// Checks that the sidecar was made for this model: by its fingerprint, and, since a fingerprint can be copied, by the
+    /// layers and the width that the kernels rely on.
     ///
     /// # Errors
     /// It was not.
@@ -222,7 +223,19 @@ impl Sidecar {
         if self.fingerprint != expected {
             return Err(SidecarError::OtherModel { file, found: self.fingerprint.clone(), expected });
         }
-        Ok(())
+        let hp = model.hparams();
+        if let Some(layer) = self.layers.iter().find(|&&l| l >= hp.n_layer) {
+            return Err(SidecarError::Tensor {
+                file,
+                tensor: tensor_name(*layer, TENSORS[0]),
+                found: format!("of layer {layer}"),
+                expected: format!("a layer of 0 to {}", hp.n_layer - 1),
+            });
+        }
+        match self.layers.first() {
+            Some(layer) => self.check_tensor(&file, &tensor_name(*layer, TENSORS[0]), [hp.n_embd, 2 * self.size.rank]),
+            None => Ok(()),
+        }
     }
 
     /// Checks that every layer of `layers` has a proxy.

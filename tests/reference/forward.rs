@@ -1,7 +1,7 @@
 //! The forward pass: dense, or with SPTS, and decoding behind it.
 
 use super::model::{Layer, Model, dot};
-use super::spts::{SptsPlan, pool_scores, top};
+use super::spts::{Chosen, SptsPlan, pool_scores, settle, top};
 
 /// Keys and values of one layer: one row for every token that attention computed there.
 #[derive(Clone, Debug, Default)]
@@ -151,13 +151,21 @@ impl Model {
         // PAP
         let x: Vec<Vec<f32>> = h.iter().map(|h| self.rms_norm(h, &layer.attn_norm)).collect();
         let keys = self.keys(layer, &x, positions);
-        let scores = (skips_attn || skips_ffn || prunes)
-            .then(|| pool_scores(&self.probe(layer, &x, &keys, positions, queries), plan.pool));
-        let pick = |skips: bool, scores: &Option<Vec<f32>>, m: usize| match scores {
-            Some(s) if skips => top(s, m, queries),
-            _ => (0..n).collect(),
+        let scores = (skips_attn || skips_ffn || prunes).then(|| match &plan.given_scores {
+            Some(given) => given[il].clone(),
+            None => pool_scores(&self.probe(layer, &x, &keys, positions, queries), plan.pool),
+        });
+        let pick = |what: &str, skips: bool, scores: &Option<Vec<f32>>, m: usize, theirs: &dyn Fn(usize) -> Theirs| {
+            let Some(s) = scores.as_ref().filter(|_| skips) else { return (0..n).collect() };
+            let follow = plan.follow.as_ref().and_then(|f| Some((theirs(il).of(&f.layers)?, f.tie)));
+            let Some((theirs, tie)) = follow else { return top(s, m, queries) };
+            let indices: Vec<usize> = theirs
+                .iter()
+                .map(|p| positions.binary_search(p).unwrap_or_else(|_| panic!("layer {il}: {p} is no candidate")))
+                .collect();
+            settle(&format!("layer {il}, {what}"), s, m, queries, &indices, tie)
         };
-        let active_attn = pick(skips_attn, &scores, budget.active_attn);
+        let active_attn = pick("attention", skips_attn, &scores, budget.active_attn, &Theirs::ActiveAttn);
         let cache = self.attention(layer, h, &x, &keys, positions, &active_attn);
 
         // LTP
@@ -168,11 +176,11 @@ impl Model {
             Some(c) => c.iter().zip(s).map(|(c, s)| c * s).collect(),
             None => s.clone(),
         });
-        let active_ffn = pick(skips_ffn, &ffn_scores, budget.active_ffn);
+        let active_ffn = pick("FFN", skips_ffn, &ffn_scores, budget.active_ffn, &Theirs::ActiveFfn);
         self.feed_forward(layer, h, &active_ffn);
 
         // MSDP
-        let kept = pick(prunes, &scores, budget.prune_to.unwrap_or(n));
+        let kept = pick("prune", prunes, &scores, budget.prune_to.unwrap_or(n), &Theirs::Kept);
         let named = |set: &[usize]| set.iter().map(|i| positions[*i]).collect::<Vec<usize>>();
         let trace = LayerTrace {
             candidates: positions.clone(),
@@ -308,6 +316,24 @@ impl Model {
         let mean_square = dot(x, x) / x.len() as f64;
         let scale = 1.0 / (mean_square + f64::from(self.norm_eps)).sqrt();
         x.iter().zip(weight).map(|(x, w)| (f64::from(*x) * scale) as f32 * w).collect()
+    }
+}
+
+/// Which set of a layer is followed.
+enum Theirs {
+    ActiveAttn(usize),
+    ActiveFfn(usize),
+    /// The candidates of the next layer; behind the last one nobody sees them.
+    Kept(usize),
+}
+
+impl Theirs {
+    fn of(self, layers: &[Chosen]) -> Option<&Vec<usize>> {
+        match self {
+            Theirs::ActiveAttn(il) => layers.get(il).map(|l| &l.active_attn),
+            Theirs::ActiveFfn(il) => layers.get(il).map(|l| &l.active_ffn),
+            Theirs::Kept(il) => layers.get(il + 1).map(|l| &l.candidates),
+        }
     }
 }
 

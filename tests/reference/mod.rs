@@ -23,4 +23,4 @@ pub use forward::{LayerCache, LayerTrace, Output, State};
 #[allow(unused_imports)]
 pub use model::{Gelu, Layer, Matrix, Model};
 #[allow(unused_imports)]
-pub use spts::{LayerBudget, Pool, Proxy, SptsPlan, pool_scores, top};
+pub use spts::{Chosen, Follow, LayerBudget, Layout, Pool, Proxy, SptsPlan, pool_scores, settle, top};

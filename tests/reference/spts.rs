@@ -39,18 +39,72 @@ pub struct Proxy {
     pub v_up: Matrix,
     /// `[D_low, r]`: V_d, with the singular values; U_d is orthonormal and leaves the norm alone.
     pub v_down: Matrix,
+    /// Round what is multiplied by a matrix to f16: ggml's CPU products do, where the matrix is F16.
+    pub f16_inputs: bool,
 }
 
 impl Proxy {
     /// `C = || V_d (act(V_g U_g x) * (V_u U_u x)) ||` of a normalised FFN input.
     pub fn norm(&self, model: &Model, x: &[f32]) -> f32 {
-        let low = self.u_gu.times(x);
+        let low = self.times(&self.u_gu, x);
         let (low_gate, low_up) = low.split_at(self.v_gate.n_in);
-        let gate = self.v_gate.times(low_gate);
-        let up = self.v_up.times(low_up);
+        let gate = self.times(&self.v_gate, low_gate);
+        let up = self.times(&self.v_up, low_up);
         let z: Vec<f32> = gate.iter().zip(&up).map(|(g, u)| model.activate(*g) * u).collect();
-        let y = self.v_down.times(&z);
+        let y = self.times(&self.v_down, &z);
         dot(&y, &y).sqrt() as f32
+    }
+
+    fn times(&self, w: &Matrix, x: &[f32]) -> Vec<f32> {
+        if !self.f16_inputs {
+            return w.times(x);
+        }
+        w.times(&x.iter().map(|x| half::f16::from_f32(*x).to_f32()).collect::<Vec<_>>())
+    }
+}
+
+/// A schedule as the method's table has it, in tokens: what the budgets of a prompt follow from.
+#[derive(Clone, Debug)]
+pub struct Layout {
+    /// First layer that skips.
+    pub skip_from: usize,
+    /// Last layer, M_fixed and cut of each stage.
+    pub stages: Vec<(usize, usize, usize)>,
+    /// Probing queries; a budget never goes below them.
+    pub queries: usize,
+    pub skip_attn: bool,
+    pub skip_ffn: bool,
+    pub prune: bool,
+}
+
+impl Layout {
+    /// MSDP for a prompt of n tokens. `is_local(l)`: layer l attends through a sliding window; it holds every candidate, and
+    /// the prune of its stage moves to the last layer before it that does not.
+    pub fn budgets(&self, n_layer: usize, n: usize, is_local: impl Fn(usize) -> bool) -> Vec<LayerBudget> {
+        let queries = self.queries.min(n);
+        let mut candidates = n;
+        let mut first = self.skip_from;
+        let mut layers = vec![LayerBudget::dense(n); first];
+        for (last, budget, cut) in self.stages.iter().copied() {
+            let pruning_layer = (first..=last).filter(|l| !is_local(*l)).next_back();
+            let left = (budget - cut).max(queries);
+            for l in first..=last {
+                let mut layer = LayerBudget::dense(candidates);
+                if !is_local(l) {
+                    let active = budget.max(queries).min(candidates);
+                    layer.active_attn = if self.skip_attn { active } else { candidates };
+                    layer.active_ffn = if self.skip_ffn { active } else { candidates };
+                }
+                if self.prune && pruning_layer == Some(l) && left < candidates {
+                    layer.prune_to = Some(left);
+                    candidates = left;
+                }
+                layers.push(layer);
+            }
+            first = last + 1;
+        }
+        layers.resize(n_layer, LayerBudget::dense(candidates));
+        layers
     }
 }
 
@@ -64,6 +118,61 @@ pub struct SptsPlan {
     pub pool: Pool,
     /// One for every layer whose FFN skips. Without any, S alone scores the FFN.
     pub proxies: Option<Vec<Option<Proxy>>>,
+    /// Scores of the candidates of every layer to use instead of the probe's (a control that selects at random).
+    pub given_scores: Option<Vec<Vec<f32>>>,
+    /// The choices of an implementation under test.
+    pub follow: Option<Follow>,
+}
+
+impl SptsPlan {
+    /// The paper's: one probing query, no pooling, no proxies.
+    pub fn new(layers: Vec<LayerBudget>) -> Self {
+        SptsPlan { layers, probe_queries: 1, pool: Pool::None, proxies: None, given_scores: None, follow: None }
+    }
+}
+
+/// Sets that an implementation under test chose. Rounding can swap tokens whose scores are equal but for it. The reference
+/// goes along with such a swap, so that everything behind it can still be compared, and refuses any other.
+#[derive(Clone, Debug)]
+pub struct Follow {
+    /// By layer.
+    pub layers: Vec<Chosen>,
+    /// Scores closer than this to the worst chosen one, relative to it, count as equal to it.
+    pub tie: f32,
+}
+
+/// One layer's sets, by original position.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Chosen {
+    pub candidates: Vec<usize>,
+    pub active_attn: Vec<usize>,
+    pub active_ffn: Vec<usize>,
+}
+
+/// `theirs` where it is a right choice of the m best scores, rounding considered.
+///
+/// # Panics
+/// Where it is not.
+pub fn settle(what: &str, scores: &[f32], m: usize, forced: usize, theirs: &[usize], tie: f32) -> Vec<usize> {
+    let own = top(scores, m, forced);
+    if own == theirs {
+        return own;
+    }
+    assert!(theirs.is_sorted_by(|a, b| a < b), "{what}: {theirs:?} is not ascending");
+    assert_eq!(theirs.len(), own.len(), "{what}: members");
+    let last = scores.len() - forced.min(m);
+    assert!((last..scores.len()).all(|i| theirs.contains(&i)), "{what}: the last {forced} are not all in {theirs:?}");
+    let worst = own.iter().filter(|i| **i < last).map(|i| scores[*i]).fold(f32::INFINITY, f32::min);
+    let swapped = |a: &[usize], b: &[usize]| a.iter().copied().filter(|i| !b.contains(i)).collect::<Vec<_>>();
+    for i in swapped(&own, theirs).into_iter().chain(swapped(theirs, &own)) {
+        let distance = (scores[i] - worst).abs() / worst.abs();
+        assert!(
+            distance <= tie,
+            "{what}: candidate {i} of score {:e} is chosen wrongly: the worst of the best {m} has {worst:e}",
+            scores[i]
+        );
+    }
+    theirs.to_vec()
 }
 
 impl Model {

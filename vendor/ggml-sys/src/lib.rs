@@ -14,7 +14,7 @@ include!("bindings.rs");
 /// The version of the ggml that was compiled, such as `0.26.0`.
 pub const GGML_VERSION: &str = env!("GGML_SYS_VERSION");
 
-/// Our additions to ggml's CUDA backend (src/*.cu, src/cuda_libraries.cpp).
+// Our additions to ggml's CUDA backend (src/*.cu, src/cuda_libraries.cpp).
 #[cfg(feature = "cuda")]
 unsafe extern "C" {
     /// Why CUDA cannot be used on this machine, as one static line, or null if the driver's library and

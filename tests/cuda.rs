@@ -1,0 +1,190 @@
+//! A CUDA build against its own CPU backend: the same models, prompts and schedules on both. `make test-cuda`.
+//!
+//! The bounds are normalised mean squared errors (NMSE) of logits. Products of F32 weights run in TF32 on a GPU, products of
+//! quantized weights in bf16, while the CPU's kernels quantize the activations to 8 bits.
+#![cfg(feature = "cuda")]
+
+mod support;
+
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use spts::gguf::{Gguf, OpenOptions};
+use spts::quantize::{QuantizeOptions, quantize};
+use spts::session::kv_cache::CacheType;
+use spts::session::prefill::Selection;
+use spts::spts::preset::ModelKey;
+use spts::spts::schedule::{Pool, Schedule};
+use spts::{Error, Model, ModelOptions, Session, SessionOptions};
+use spts_quant::Preset;
+use support::tiny::Tiny;
+
+const F32_WEIGHTS: f64 = 1e-4;
+const QUANTIZED_WEIGHTS: f64 = 1e-2;
+
+/// Enough rows for the kernels of long prompts.
+const N: usize = 1300;
+
+/// Head sizes that GPU kernels have, in every architecture.
+fn models() -> Vec<Tiny> {
+    let wide = |name: &'static str, n_head, n_head_kv, head_dim| Tiny {
+        n_embd: 256,
+        n_ff: 512,
+        n_head,
+        n_head_kv,
+        head_dim,
+        n_rot: head_dim,
+        ..Tiny::named(name)
+    };
+    vec![
+        wide("llama", 8, 2, 128),
+        wide("llama-rope-freqs", 12, 4, 64),
+        wide("llama-yarn", 8, 8, 64),
+        wide("qwen2", 14, 2, 64),
+        wide("qwen3", 8, 1, 128),
+        wide("gemma3", 4, 1, 256),
+        wide("phi3", 4, 4, 96),
+    ]
+}
+
+fn open(path: &Path, device: &str) -> Arc<Model> {
+    let options = ModelOptions { device: Some(device.into()), ..ModelOptions::default() };
+    Model::open(path, options).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+}
+
+fn nmse(got: &[f32], expected: &[f32]) -> f64 {
+    assert_eq!(got.len(), expected.len());
+    assert!(got.iter().all(|x| x.is_finite()));
+    let error: f64 = got.iter().zip(expected).map(|(a, b)| f64::from(a - b).powi(2)).sum();
+    error / expected.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>()
+}
+
+/// Logits after the prompt and after each of three more tokens, and what was selected.
+fn run(path: &Path, device: &str, prompt: &[u32], options: SessionOptions) -> (Vec<Vec<f32>>, Vec<Selection>) {
+    let mut session = Session::new(open(path, device), options).unwrap();
+    let report = session.prefill(prompt, &mut |_| ControlFlow::Continue(())).unwrap();
+    let mut logits = vec![session.logits().to_vec()];
+    for token in [3, 1, 4] {
+        session.decode(token).unwrap();
+        logits.push(session.logits().to_vec());
+    }
+    (logits, report.selection)
+}
+
+fn compare(what: &str, path: &Path, prompt: &[u32], options: &SessionOptions, bound: f64) {
+    let (cpu, on_cpu) = run(path, "CPU", prompt, options.clone());
+    let (gpu, on_gpu) = run(path, "CUDA0", prompt, options.clone());
+    for (step, (gpu, cpu)) in gpu.iter().zip(&cpu).enumerate() {
+        let e = nmse(gpu, cpu);
+        println!("{what}, step {step}: NMSE {e:.1e}");
+        assert!(e <= bound, "{what}, step {step}: NMSE {e}, bound {bound}");
+    }
+    for (gpu, cpu) in on_gpu.iter().zip(&on_cpu) {
+        for (module, gpu, cpu) in
+            [("attention", &gpu.active_attn, &cpu.active_attn), ("FFN", &gpu.active_ffn, &cpu.active_ffn)]
+        {
+            let common = gpu.iter().filter(|t| cpu.binary_search(t).is_ok()).count();
+            let overlap = common as f64 / cpu.len() as f64;
+            assert_eq!(gpu.len(), cpu.len(), "{what}, layer {}", on_cpu[0].il);
+            assert!(overlap >= 0.99, "{what}: {module} sets overlap by {overlap}");
+        }
+    }
+}
+
+fn schedule(model: &Model) -> Schedule {
+    let hp = model.hparams();
+    let key = ModelKey { arch: hp.arch.name(), n_layer: hp.n_layer, n_embd: hp.n_embd, n_ff: hp.n_ff };
+    let mut schedule = Schedule { use_proxy: false, ..Schedule::fractional(&key, [0.5, 0.4, 0.3, 0.2], 0.03).unwrap() };
+    (schedule.probe.queries, schedule.probe.pool) = (8, Pool::Max(3));
+    schedule
+}
+
+fn in_scratch(tiny: &Tiny) -> (tempfile::TempDir, PathBuf) {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("model.gguf");
+    tiny.build().write(&path);
+    (dir, path)
+}
+
+#[test]
+fn dense() {
+    for tiny in models() {
+        let (_dir, path) = in_scratch(&tiny);
+        for n in [7, 300, N] {
+            compare(&format!("{} {n}", tiny.name), &path, &tiny.prompt(n), &SessionOptions::default(), F32_WEIGHTS);
+        }
+        let tiles = SessionOptions { n_ubatch: Some(100), ..SessionOptions::default() };
+        compare(&format!("{} in tiles", tiny.name), &path, &tiny.prompt(N), &tiles, F32_WEIGHTS);
+    }
+}
+
+#[test]
+fn skipping_and_pruning() {
+    for tiny in models() {
+        let (_dir, path) = in_scratch(&tiny);
+        let schedule = Some(schedule(&open(&path, "CPU")));
+        let options = SessionOptions { schedule, record_selection: true, ..SessionOptions::default() };
+        compare(&format!("{} skipping", tiny.name), &path, &tiny.prompt(N), &options, F32_WEIGHTS);
+    }
+}
+
+#[test]
+fn quantized() {
+    let tiny = &models()[0];
+    let (dir, path) = in_scratch(tiny);
+    let source = Gguf::open(&path, OpenOptions { mmap: true, mlock: false }).unwrap();
+    for preset in [Preset::Q4_K_M, Preset::Q4_0, Preset::Q8_0, Preset::F16] {
+        let small = dir.path().join(format!("{}.gguf", preset.name()));
+        quantize(&source, &small, QuantizeOptions { preset, allow_requantize: false }, &mut |_, _| {}).unwrap();
+        for n in [7, 300, N] {
+            let what = format!("{} {n}", preset.name());
+            compare(&what, &small, &tiny.prompt(n), &SessionOptions::default(), QUANTIZED_WEIGHTS);
+        }
+    }
+}
+
+#[test]
+fn quantized_cache() {
+    let tiny = &models()[0];
+    let (_dir, path) = in_scratch(tiny);
+    let options =
+        SessionOptions { cache_type_k: CacheType::Q8_0, cache_type_v: CacheType::Q8_0, ..SessionOptions::default() };
+    compare("q8_0 cache", &path, &tiny.prompt(N), &options, 1e-3);
+}
+
+#[test]
+fn layers_on_both() {
+    let tiny = &models()[0];
+    let (_dir, path) = in_scratch(tiny);
+    let prompt = tiny.prompt(N);
+    let (cpu, _) = run(&path, "CPU", &prompt, SessionOptions::default());
+    let options = ModelOptions { device: Some("CUDA0".into()), n_gpu_layers: Some(2), ..ModelOptions::default() };
+    let mut session = Session::new(Model::open(&path, options).unwrap(), SessionOptions::default()).unwrap();
+    session.prefill(&prompt, &mut |_| ControlFlow::Continue(())).unwrap();
+    let e = nmse(session.logits(), &cpu[0]);
+    assert!(e <= F32_WEIGHTS, "NMSE {e}");
+}
+
+#[test]
+fn smollm2() {
+    let folder = std::env::var_os("SPTS_MODELS")
+        .map_or_else(|| PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/models")), PathBuf::from);
+    let path = folder.join("smollm2-135m.gguf");
+    if !path.exists() {
+        eprintln!("skipped: {} is not there (scripts/fetch.sh smollm2-135m)", path.display());
+        return;
+    }
+    let text = "It was the best of times, it was the worst of times, it was the age of wisdom. ".repeat(100);
+    let model = open(&path, "CPU");
+    let prompt = model.tokenizer().encode(&text, true, true);
+    compare("smollm2", &path, &prompt, &SessionOptions::default(), QUANTIZED_WEIGHTS);
+}
+
+#[test]
+fn no_such_device() {
+    let (_dir, path) = in_scratch(&models()[0]);
+    let options = ModelOptions { device: Some("CUDA99".into()), ..ModelOptions::default() };
+    let message = Model::open(&path, options).err().map(|e: Error| e.to_string()).unwrap_or_default();
+    assert!(message.contains("CUDA99") && message.contains("CPU"), "{message}");
+}

@@ -1,0 +1,117 @@
+//! The printed graphs of tiny models before and after rewriting, against committed text.
+//!
+//! `SPTS_WRITE_GRAPHS=1 cargo test --test graph_snapshots` writes them anew (tests/data/graphs); read the difference before
+//! committing it.
+
+mod reference;
+mod runtime;
+mod support;
+
+use std::path::PathBuf;
+
+use runtime::Pair;
+use spts::graph::Graph;
+use spts::graph::fuse_ffn::fuse_gated_ffn;
+use spts::graph::ir::{Op, Tap};
+use spts::graph::last_row::keep_last_row;
+use spts::graph::print::print;
+use spts::graph::verify::verify;
+use spts::spts::capture::{Capture, insert_captures};
+use spts::spts::passes::skip_and_prune;
+use spts::spts::schedule::{Budget, Pool, Probe, ProxySize, Schedule, Selection, Stage};
+use support::tiny::Tiny;
+
+const N: usize = 40;
+
+fn stage(last_layer: usize, budget: usize, cut: usize) -> Stage {
+    Stage { last_layer, budget: Budget::Tokens(budget), cut: Budget::Tokens(cut) }
+}
+
+/// Layer 0 dense, one stage with a prune, one that ends before the last layer.
+fn schedule(n_layer: usize) -> Schedule {
+    Schedule {
+        name: "snapshot".into(),
+        skip_from: 1,
+        stages: vec![stage(1, 24, 4), stage(n_layer - 2, 12, 2)],
+        probe: Probe { queries: 4, pool: Pool::Max(3) },
+        proxy: ProxySize { d_low: 8, rank: 4 },
+        skip_attn: true,
+        skip_ffn: true,
+        use_proxy: true,
+        prune: true,
+        selection: Selection::Probe,
+    }
+}
+
+/// Compares with, or writes, `tests/data/graphs/NAME.txt`.
+fn check(pair: &Pair, graph: &Graph, name: &str) {
+    let text = print(graph, |w| {
+        let named = &pair.model.weight(w).name;
+        named.strip_suffix(".weight").unwrap_or(named).to_owned()
+    });
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(format!("tests/data/graphs/{name}.txt"));
+    if std::env::var_os("SPTS_WRITE_GRAPHS").is_some() {
+        std::fs::write(&path, text).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+        return;
+    }
+    let expected = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    for (i, (got, want)) in text.lines().zip(expected.lines()).enumerate() {
+        assert_eq!(got, want, "line {} of {name}.txt (SPTS_WRITE_GRAPHS=1 writes it anew)", i + 1);
+    }
+    assert_eq!(text.lines().count(), expected.lines().count(), "lines of {name}.txt");
+}
+
+fn snapshots(name: &str, schedule: &Schedule) {
+    let pair = Pair::new(Tiny::named(name));
+    let dense = pair.model.graph(N, pair.n_ctx);
+    check(&pair, &dense, &format!("{name}-dense"));
+    check(&pair, &keep_last_row(&dense), &format!("{name}-prefill"));
+    let hp = pair.model.hparams();
+    let budgets = schedule.resolve(hp.n_layer, N, &|l| hp.window(l).is_some()).expect("a schedule that fits");
+    let skipping = skip_and_prune(&dense, &budgets, schedule).expect("passes that keep the invariants");
+    check(&pair, &keep_last_row(&skipping), &format!("{name}-spts"));
+    for graph in [&dense, &skipping] {
+        fuses_every_ffn(&keep_last_row(graph));
+    }
+}
+
+/// Each layer's FFN becomes one node; its shape, and the graph around it, stay.
+fn fuses_every_ffn(graph: &Graph) {
+    let fused = fuse_gated_ffn(graph);
+    verify(&fused).expect("a graph that keeps the invariants");
+    let of = |graph: &Graph, wanted: fn(&Op) -> bool| graph.nodes.iter().filter(|n| wanted(&n.op)).count();
+    let n_layer = graph.layers.len();
+    assert_eq!(of(&fused, |op| matches!(op, Op::GatedFfn { .. })), n_layer);
+    assert_eq!(of(&fused, |op| matches!(op, Op::Glu { .. })), 0);
+    assert_eq!(fused.nodes.len(), graph.nodes.len() - 3 * n_layer);
+    for (new, old) in fused.layers.iter().zip(&graph.layers) {
+        let shape = |graph: &Graph, id| (graph.node(id).n_feat, graph.node(id).n_rows, graph.node(id).name);
+        assert_eq!(shape(&fused, new.ffn_out), shape(graph, old.ffn_out));
+        assert_eq!(shape(&fused, new.out), shape(graph, old.out));
+    }
+}
+
+#[test]
+fn llama() {
+    snapshots("llama", &schedule(5));
+}
+
+#[test]
+fn qwen2_scored_without_proxies_or_pool() {
+    let paper = Schedule { use_proxy: false, probe: Probe::PAPER, ..schedule(4) };
+    snapshots("qwen2", &paper);
+}
+
+/// Only the sixth layer is global: there the stage skips and prunes; the last one has a window over what is left.
+#[test]
+fn gemma3() {
+    let one_stage = Schedule { stages: vec![stage(5, 24, 4)], ..schedule(7) };
+    snapshots("gemma3", &one_stage);
+}
+
+#[test]
+fn qwen2_captured_for_calibration() {
+    let pair = Pair::new(Tiny { n_layer: 1, ..Tiny::named("qwen2") });
+    let capture = Capture { layers: &[0], taps: &[Tap::FfnHidden, Tap::FfnOutput], probe: Probe::PAPER };
+    check(&pair, &insert_captures(&pair.model.graph(N, pair.n_ctx), &capture), "qwen2-captured");
+}

@@ -1,0 +1,263 @@
+//! The verifier accepts what architectures and passes make, and rejects a graph in which any one of its invariants is broken.
+
+mod reference;
+mod runtime;
+mod support;
+
+use runtime::Pair;
+use spts::graph::ir::{DType, Node};
+use spts::graph::verify::{VerifyError, verify};
+use spts::graph::{Graph, NodeId, Op};
+use spts::spts::passes::skip_and_prune;
+use spts::spts::schedule::{Budget, Pool, Probe, ProxySize, Schedule, Selection, Stage};
+use support::tiny::Tiny;
+
+const N: usize = 40;
+
+/// A graph with every operation of SPTS but the random scores.
+fn graph() -> Graph {
+    let pair = Pair::new(Tiny::named("qwen2"));
+    let schedule = Schedule {
+        name: "verify".into(),
+        skip_from: 1,
+        stages: vec![Stage { last_layer: 2, budget: Budget::Tokens(20), cut: Budget::Tokens(5) }],
+        probe: Probe { queries: 3, pool: Pool::Max(3) },
+        proxy: ProxySize { d_low: 8, rank: 4 },
+        skip_attn: true,
+        skip_ffn: true,
+        use_proxy: true,
+        prune: true,
+        selection: Selection::Probe,
+    };
+    let budgets = schedule.resolve(4, N, &|_| false).expect("a schedule that fits");
+    let graph = skip_and_prune(&pair.model.graph(N, pair.n_ctx), &budgets, &schedule).expect("an intact graph");
+    verify(&graph).expect("an intact graph");
+    graph
+}
+
+/// The first node for which `is` holds.
+fn first(g: &Graph, is: impl Fn(&Node) -> bool) -> NodeId {
+    NodeId(g.nodes.iter().position(is).expect("such a node") as u32)
+}
+
+fn op(g: &Graph, name: &str) -> NodeId {
+    first(g, |n| n.op.name() == name)
+}
+
+/// Breaks a graph at the node that `change` returns; the verifier must name that node and say why.
+#[track_caller]
+fn rejects(why: &str, change: impl FnOnce(&mut Graph) -> NodeId) -> VerifyError {
+    let mut g = graph();
+    let node = change(&mut g);
+    let error = verify(&g).expect_err("a broken graph was accepted");
+    assert_eq!(error.node, node, "{error}");
+    let message = error.to_string();
+    assert!(message.contains(why) && !message.contains('\n'), "{message:?} does not say {why:?}");
+    error
+}
+
+/// Breaks the first node of an operation.
+#[track_caller]
+fn rejects_op(name: &str, why: &str, change: impl FnOnce(&mut Node, &dyn Fn(&str) -> NodeId)) {
+    rejects(why, |g| {
+        let id = op(g, name);
+        let before = g.clone();
+        change(&mut g.nodes[id.index()], &|name| op(&before, name));
+        id
+    });
+}
+
+#[test]
+fn invariant_1_sources_are_earlier_nodes() {
+    rejects_op("linear", "not an earlier node", |n, find| n.src[0] = find("linear"));
+    rejects_op("rms_norm", "not an earlier node", |n, find| n.src[0] = find("top_k"));
+    rejects_op("add", "not an earlier node", |n, _| n.src[1] = NodeId(u32::MAX));
+    rejects_op("add", "1 sources, expected 2", |n, _| n.src.truncate(1));
+    rejects_op("attention", "6 sources, expected 5", |n, find| n.src.push(find("positions")));
+}
+
+#[test]
+fn invariant_2_element_types_fit() {
+    for name in ["embed", "linear", "rope", "attention", "glu", "add", "scatter_add", "probe_scores", "mul", "prune"] {
+        rejects_op(name, "element type", |n, _| n.dtype = DType::I32);
+    }
+    for name in ["tokens", "positions", "top_k"] {
+        rejects_op(name, "element type", |n, _| n.dtype = DType::F32);
+    }
+    rejects_op("get_rows", "element type", |n, _| n.dtype = DType::I32);
+    // Positions as a hidden state, and a hidden state as positions.
+    rejects_op("linear", "element type", |n, find| n.src[0] = find("positions"));
+    rejects_op("rope", "element type", |n, find| n.src[1] = find("rms_norm"));
+    rejects("element type", |g| {
+        let (id, scores) = (op(g, "prune"), op(g, "mul"));
+        g.nodes[id.index()].src[1] = scores;
+        id
+    });
+    rejects("element type", |g| {
+        let (id, indices) = (op(g, "mul"), op(g, "positions"));
+        g.nodes[id.index()].src[0] = indices;
+        id
+    });
+}
+
+#[test]
+fn invariant_3_shapes_fit() {
+    rejects_op("tokens", "empty", |n, _| n.n_rows = 0);
+    rejects_op("tokens", "one feature", |n, _| n.n_feat = 2);
+    rejects_op("embed", "one token id a row", |n, _| n.n_rows += 1);
+    rejects_op("rms_norm", "groups divide the features", |n, _| {
+        let Op::RmsNorm { group, .. } = &mut n.op else { unreachable!() };
+        *group = 5;
+    });
+    rejects_op("rms_norm", "groups divide the features", |n, _| {
+        let Op::RmsNorm { group, .. } = &mut n.op else { unreachable!() };
+        *group = 0;
+    });
+    rejects_op("linear", "rows as its source", |n, _| n.n_rows -= 1);
+    rejects_op("rope", "heads divide the features", |n, _| {
+        let Op::Rope { head_dim, .. } = &mut n.op else { unreachable!() };
+        *head_dim = 3;
+    });
+    for n_rot in [7, 10] {
+        rejects_op("rope", "rotated dimensions are even and within the head", |n, _| {
+            let Op::Rope { rope, .. } = &mut n.op else { unreachable!() };
+            rope.n_rot = n_rot;
+        });
+    }
+    rejects("one position a row", |g| {
+        // Positions of the probing queries for the keys of all candidates.
+        let probe_pos = first(g, |n| n.name == "probe_pos");
+        let id = NodeId(
+            (probe_pos.0 + 1..g.nodes.len() as u32)
+                .find(|i| matches!(g.nodes[*i as usize].op, Op::Rope { .. }) && g.nodes[*i as usize].n_rows != 3)
+                .expect("a rope of more rows"),
+        );
+        g.nodes[id.index()].src[1] = probe_pos;
+        id
+    });
+    for (n_head, n_head_kv) in [(3, 2), (4, 0), (8, 2), (4, 4)] {
+        rejects("heads", |g| {
+            let id = op(g, "attention");
+            let Op::Attention { heads, .. } = &mut g.nodes[id.index()].op else { unreachable!() };
+            (heads.n_head, heads.n_head_kv) = (n_head, n_head_kv);
+            id
+        });
+    }
+    rejects_op("glu", "sources of the same shape", |n, _| n.n_feat += 1);
+    rejects_op("add", "sources of the same shape", |n, _| n.n_rows -= 1);
+    rejects_op("mul", "sources of the same shape", |n, _| n.n_feat = 2);
+    rejects_op("get_rows", "rows chosen by top_k", |n, _| n.n_rows -= 1);
+    rejects_op("get_rows", "rows chosen by top_k", |n, _| n.n_feat += 1);
+    rejects_op("scatter_add", "an addend row for each index", |n, find| n.src[2] = find("embed"));
+    rejects_op("last_rows", "no more rows than there are", |n, _| {
+        n.op = Op::LastRows { rows: N + 1 };
+        n.n_rows = N + 1;
+    });
+    rejects_op("last_rows", "no more rows than there are", |n, _| n.n_rows += 1);
+    rejects_op("last_rows", "rows of its source", |n, _| n.n_feat += 1);
+    rejects_op("probe_scores", "a score for every candidate", |n, _| n.n_rows -= 1);
+    rejects_op("probe_scores", "queries and keys of all heads", |n, _| n.src.swap(0, 1));
+    rejects_op("pool_scores", "one score a row", |n, _| n.n_rows -= 1);
+    rejects_op("proxy_norm", "one norm a row", |n, _| n.n_feat = 2);
+    rejects_op("top_k", "one score a row", |n, find| n.src[0] = find("rms_norm"));
+}
+
+#[test]
+fn invariant_4_selections_are_possible() {
+    for (new_m, new_forced) in [(N + 1, 3), (20, 0), (20, 21)] {
+        rejects_op("top_k", "0 < forced <= m <= candidates", |n, _| {
+            n.op = Op::TopK { m: new_m, forced: new_forced };
+            n.n_rows = new_m;
+        });
+    }
+    rejects_op("top_k", "0 < forced <= m <= candidates", |n, _| n.n_rows -= 1);
+}
+
+#[test]
+fn invariant_5_a_layer_has_one_attention_over_its_keys_and_values() {
+    rejects("as many values as keys", |g| {
+        // Values of the probing queries alone.
+        let id = g.layers[1].attn;
+        let v = g.node(id).src[2];
+        let few = first(g, |n| n.name == "probe_inp");
+        let few_rows = g.node(few).n_rows;
+        let node = &mut g.nodes[v.index()];
+        (node.src, node.n_rows) = (vec![few], few_rows);
+        id
+    });
+    rejects("positions of queries and keys", |g| {
+        let id = g.layers[1].attn;
+        g.nodes[id.index()].src[4] = op(g, "positions");
+        id
+    });
+    rejects("layer 0 has 0 attention nodes, expected the anchored one", |g| {
+        let id = g.layers[0].attn;
+        let Op::Attention { layer, .. } = &mut g.nodes[id.index()].op else { unreachable!() };
+        *layer = 1;
+        id
+    });
+    rejects("layer 0 has 1 attention nodes, expected the anchored one", |g| {
+        g.layers[0].attn = g.layers[1].attn;
+        g.layers[1].attn
+    });
+    rejects("layer 4 has no anchors", |g| {
+        let id = g.layers[0].attn;
+        let Op::Attention { layer, .. } = &mut g.nodes[id.index()].op else { unreachable!() };
+        *layer = 4;
+        id
+    });
+    rejects("layer 3 has 2 attention nodes, expected the anchored one", |g| {
+        let anchored = g.layers[3].attn;
+        let copy = g.node(anchored).clone();
+        g.nodes.push(copy);
+        anchored
+    });
+}
+
+#[test]
+fn invariant_6_indices_come_from_top_k() {
+    for name in ["get_rows", "prune"] {
+        rejects("rows chosen by top_k", |g| {
+            // Indices of the right type and count, in no order that anyone promises.
+            let chosen = g.node(op(g, name)).src[1];
+            let (m, positions) = (g.node(chosen).n_rows, op(g, "positions"));
+            let node = &mut g.nodes[chosen.index()];
+            (node.op, node.src) = (Op::LastRows { rows: m }, vec![positions]);
+            first(g, |n| n.src.get(1) == Some(&chosen))
+        });
+    }
+    rejects("an addend row for each index", |g| {
+        let (id, positions) = (op(g, "scatter_add"), first(g, |n| n.name == "pos_active"));
+        g.nodes[id.index()].src[1] = positions;
+        id
+    });
+}
+
+#[test]
+fn invariant_7_nothing_reads_what_was_scattered_into() {
+    let error = rejects("after it was scattered into", |g| {
+        // The residual stream before the second layer's attention, read again by the norm of the FFN behind it.
+        let scatter = op(g, "scatter_add");
+        let stale = g.node(scatter).src[0];
+        let reader = NodeId(
+            (scatter.0 + 1..g.nodes.len() as u32)
+                .find(|i| g.nodes[*i as usize].src.contains(&scatter) && g.nodes[*i as usize].n_rows == N)
+                .expect("a reader of all rows"),
+        );
+        for s in &mut g.nodes[reader.index()].src {
+            if *s == scatter {
+                *s = stale;
+            }
+        }
+        reader
+    });
+    assert!(error.what.starts_with("reads %"), "{error}");
+}
+
+#[test]
+fn invariant_8_logits_have_one_row() {
+    rejects("logits of 15 rows, expected 1", |g| {
+        g.logits = g.layers[3].out;
+        g.logits
+    });
+}

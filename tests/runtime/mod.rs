@@ -1,0 +1,108 @@
+//! The runtime under test beside the naive reference, on the same tiny model.
+//!
+//! A test that includes this module also includes `reference` and `support`.
+#![allow(dead_code)] // every test binary includes this module and uses a part of it
+
+pub mod proxies;
+
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+use spts::gguf::Gguf;
+use spts::session::kv_cache::CacheType;
+use spts::session::prefill::PrefillReport;
+use spts::{Error, Model, ModelOptions, Session, SessionOptions};
+
+use crate::reference;
+use crate::support::tiny::{Arch, Tiny};
+
+/// A tiny model, opened twice.
+pub struct Pair {
+    pub tiny: Tiny,
+    pub reference: reference::Model,
+    pub model: Arc<Model>,
+    /// Context of both.
+    pub n_ctx: usize,
+}
+
+impl Pair {
+    /// In the context it was "trained" with.
+    pub fn new(tiny: Tiny) -> Pair {
+        let n_ctx = tiny.n_ctx_train as usize;
+        Self::with_context(tiny, n_ctx)
+    }
+
+    /// In a context of its own (Phi-3's rope factors depend on it).
+    pub fn with_context(tiny: Tiny, n_ctx: usize) -> Pair {
+        let file = tiny.build();
+        let mut reference = reference::Model::from_file(&file, Some(n_ctx));
+        // ggml's CPU backend looks GELU up in a table of f16 values.
+        reference.gelu = reference::Gelu::F16Table;
+        let gguf = Gguf::from_bytes(file.to_bytes(), tiny.name).expect("a valid file");
+        let model = Model::from_gguf(Arc::new(gguf), &mut on_cpu()).expect("a model that opens");
+        Pair { tiny, reference, model, n_ctx }
+    }
+
+    /// A session with F32 caches, changed by `change`.
+    pub fn session(&self, change: impl FnOnce(&mut SessionOptions)) -> Session {
+        let mut options = exact(self.n_ctx);
+        change(&mut options);
+        Session::new(self.model.clone(), options).expect("a session")
+    }
+
+    /// How far logits may be from the reference's, relative to the largest: rounding of F32 sums. With GELU, ggml's table
+    /// rounds to f16, and a value near the middle of two f16 numbers falls on either side.
+    pub fn tolerance(&self) -> f32 {
+        if self.tiny.arch == Arch::Gemma3 { 1e-3 } else { 1e-5 }
+    }
+}
+
+/// How far logits may be from those of an F32 cache, relative to the largest, with an F16 cache: keys and values are rounded to
+/// 11 bits, and for a single row ggml's kernel also rounds the query and sums the values in f16. Measured: 5e-3.
+pub const F16_CACHE: f32 = 1e-2;
+
+/// With a Q8_0 cache: 8 bits for each of the 32 values of a head move q.k of the tiny models (of standard deviation 2.25) by
+/// 0.02, a weight of the softmax by 2 %, in every layer. Measured: 6e-2.
+pub const Q8_0_CACHE: f32 = 1e-1;
+
+/// The tests of this folder are about the CPU, whatever the build.
+pub fn on_cpu() -> ModelOptions {
+    ModelOptions { device: Some("CPU".into()), ..ModelOptions::default() }
+}
+
+/// F32 caches, one thread: tiny products gain nothing from more.
+pub fn exact(n_ctx: usize) -> SessionOptions {
+    SessionOptions {
+        n_ctx: Some(n_ctx),
+        n_threads: Some(1),
+        cache_type_k: CacheType::F32,
+        cache_type_v: CacheType::F32,
+        ..SessionOptions::default()
+    }
+}
+
+/// A prefill that nobody interrupts.
+pub fn prefill(session: &mut Session, tokens: &[u32]) -> Result<PrefillReport, Error> {
+    session.prefill(tokens, &mut |_| ControlFlow::Continue(()))
+}
+
+/// Logits after one prefill.
+pub fn logits(mut session: Session, tokens: &[u32]) -> Vec<f32> {
+    prefill(&mut session, tokens).expect("a prefill");
+    session.logits().to_vec()
+}
+
+/// Largest difference over the largest expected value.
+pub fn distance(got: &[f32], expected: &[f32]) -> f32 {
+    assert_eq!(got.len(), expected.len());
+    assert!(got.iter().all(|x| x.is_finite()), "not finite: {got:?}");
+    let largest = expected.iter().fold(0f32, |m, x| m.max(x.abs()));
+    got.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max) / largest
+}
+
+/// Fails if logits are further apart than `tolerance`, relative to the largest.
+#[track_caller]
+pub fn assert_close(got: &[f32], expected: &[f32], tolerance: f32, what: &str) {
+    let d = distance(got, expected);
+    assert!(d <= tolerance, "{what}: logits differ by {d:.2e} of the largest, {tolerance:.0e} allowed");
+}

@@ -1,0 +1,530 @@
+//! The runtime's prefill with SPTS against the method's pseudo-code in the naive reference: the same tokens in every layer,
+//! the same logits, the same caches, and decoding behind it.
+
+mod reference;
+mod runtime;
+mod support;
+
+use std::ops::ControlFlow;
+
+use proptest::prelude::*;
+use reference::{Chosen, Follow, Layout, Output, SptsPlan};
+use runtime::proxies::{Proxies, SidecarFile};
+use runtime::{Pair, assert_close, distance, logits, prefill};
+use spts::session::kv_cache::CacheType;
+use spts::session::prefill::PrefillReport;
+use spts::session::select::random_scores;
+use spts::spts::schedule::{Budget, Pool, Probe, ProxySize, Schedule, Selection, Stage};
+use spts::{Error, Session, SessionOptions};
+use support::tiny::{Arch, NAMES, Tiny};
+
+/// One prefill to be compared.
+#[derive(Clone, Debug)]
+struct Run {
+    layout: Layout,
+    pool: Pool,
+    use_proxy: bool,
+    selection: Selection,
+    n_ubatch: usize,
+    cache: CacheType,
+}
+
+/// Two stages, one probing query, no pooling, no proxies.
+fn run(skip_from: usize, stages: &[(usize, usize, usize)]) -> Run {
+    Run {
+        layout: Layout { skip_from, stages: stages.to_vec(), queries: 1, skip_attn: true, skip_ffn: true, prune: true },
+        pool: Pool::None,
+        use_proxy: false,
+        selection: Selection::Probe,
+        n_ubatch: 512,
+        cache: CacheType::F32,
+    }
+}
+
+impl Run {
+    fn queries(mut self, queries: usize) -> Run {
+        self.layout.queries = queries;
+        self
+    }
+
+    fn schedule(&self) -> Schedule {
+        let stage = |&(last_layer, budget, cut): &(usize, usize, usize)| Stage {
+            last_layer,
+            budget: Budget::Tokens(budget),
+            cut: Budget::Tokens(cut),
+        };
+        Schedule {
+            name: "test".into(),
+            skip_from: self.layout.skip_from,
+            stages: self.layout.stages.iter().map(stage).collect(),
+            probe: Probe { queries: self.layout.queries, pool: self.pool },
+            proxy: ProxySize { d_low: 8, rank: 4 },
+            skip_attn: self.layout.skip_attn,
+            skip_ffn: self.layout.skip_ffn,
+            use_proxy: self.use_proxy,
+            prune: self.layout.prune,
+            selection: self.selection,
+        }
+    }
+
+    /// Session options that make the runtime do this.
+    fn apply(&self, o: &mut SessionOptions, proxies: Option<&Proxies>) {
+        o.schedule = Some(self.schedule());
+        o.n_ubatch = Some(self.n_ubatch);
+        o.record_selection = true;
+        o.sidecar = proxies.map(|p| p.sidecar.clone());
+        (o.cache_type_k, o.cache_type_v) = (self.cache, self.cache);
+    }
+
+    /// The reference's plan for n tokens.
+    fn plan(&self, pair: &Pair, n: usize, proxies: Option<&Proxies>) -> SptsPlan {
+        let is_local = |l: usize| pair.reference.layers[l].window.is_some();
+        let layers = self.layout.budgets(pair.tiny.n_layer, n, is_local);
+        let given = |seed| layers.iter().enumerate().map(|(l, b)| random_scores(seed, l, b.candidates)).collect();
+        SptsPlan {
+            probe_queries: self.layout.queries,
+            pool: match self.pool {
+                Pool::None => reference::Pool::None,
+                Pool::Avg(w) => reference::Pool::Avg(w),
+                Pool::Max(w) => reference::Pool::Max(w),
+            },
+            proxies: proxies.filter(|_| self.use_proxy).map(|p| p.reference.clone()),
+            given_scores: match self.selection {
+                Selection::Probe => None,
+                Selection::Random { seed } => Some(given(seed)),
+            },
+            ..SptsPlan::new(layers)
+        }
+    }
+
+    /// Scores this close, relatively, are equal but for rounding: of F32 sums; of the F16 inputs of a proxy's products, or of
+    /// ggml's GELU table, where a value near the middle of two f16 numbers falls on either side; of F16 keys.
+    fn tie(&self, pair: &Pair) -> f32 {
+        match (self.cache, self.use_proxy || pair.tiny.arch == Arch::Gemma3) {
+            (CacheType::F32, false) => 2e-5,
+            (CacheType::F32, true) => 2e-3,
+            _ => 2e-2,
+        }
+    }
+
+    fn tolerance(&self, pair: &Pair) -> f32 {
+        match self.cache {
+            CacheType::F32 => pair.tolerance(),
+            CacheType::F16 => runtime::F16_CACHE,
+            CacheType::Q8_0 => runtime::Q8_0_CACHE,
+        }
+    }
+
+    /// Runs both and compares everything a prefill leaves behind.
+    fn compare(&self, pair: &Pair, tokens: &[u32], proxies: Option<&Proxies>) -> Compared {
+        let mut session = pair.session(|o| self.apply(o, proxies));
+        let report = prefill(&mut session, tokens).expect("a prefill");
+        let what = format!("{}, {} tokens, {self:?}", pair.tiny.name, tokens.len());
+
+        let chosen = chosen(&report);
+        let mut plan = self.plan(pair, tokens.len(), proxies);
+        plan.follow = Some(Follow { layers: chosen.clone(), tie: self.tie(pair) });
+        let expected = pair.reference.forward(tokens, Some(&plan));
+        let mut kept = 0;
+        for (il, (got, want)) in chosen.iter().zip(&expected.layers).enumerate() {
+            let want = Chosen {
+                candidates: want.candidates.clone(),
+                active_attn: want.active_attn.clone(),
+                active_ffn: want.active_ffn.clone(),
+            };
+            assert_eq!(*got, want, "layer {il} of {what}");
+            let (budget, wanted) = (report.layers[il], plan.layers[il]);
+            assert_eq!(
+                (budget.candidates, budget.active_attn, budget.active_ffn, budget.prune_to),
+                (wanted.candidates, wanted.active_attn, wanted.active_ffn, wanted.prune_to),
+                "budget of layer {il} of {what}"
+            );
+            kept += want.active_attn.len();
+        }
+        assert_eq!(chosen.len(), pair.tiny.n_layer);
+        assert_eq!(session.kv_lengths(), expected.kv_lengths(), "{what}");
+        assert_eq!(session.n_past(), tokens.len());
+        assert_eq!(report.cache_kept, kept as f64 / (tokens.len() * pair.tiny.n_layer) as f64, "{what}");
+        assert_close(session.logits(), &expected.logits, self.tolerance(pair), &what);
+        Compared { session, expected }
+    }
+
+    /// As [`Run::compare`]; then a few tokens are decoded, and read in one call by another session.
+    fn compare_with_decoding(&self, pair: &Pair, tokens: &[u32], proxies: Option<&Proxies>) {
+        let what = format!("{}, {} tokens, {self:?}", pair.tiny.name, tokens.len());
+        let next: Vec<u32> = pair.tiny.prompt(tokens.len() + 5)[tokens.len()..].to_vec();
+        let Compared { mut session, mut expected } = self.compare(pair, tokens, proxies);
+        let mut last = Vec::new();
+        for (i, token) in next.iter().enumerate() {
+            session.decode(*token).expect("decode");
+            last = pair.reference.decode(&mut expected.state, *token);
+            assert_close(session.logits(), &last, self.tolerance(pair), &format!("decoded token {i} behind {what}"));
+        }
+        assert_eq!(session.kv_lengths(), expected.kv_lengths(), "decoding behind {what}");
+
+        let mut session = self.compare(pair, tokens, proxies).session;
+        prefill(&mut session, &next).expect("a second prefill");
+        assert_close(session.logits(), &last, self.tolerance(pair), &format!("second prefill behind {what}"));
+        assert_eq!(session.kv_lengths(), expected.kv_lengths(), "second prefill behind {what}");
+        session.decode(7).expect("decode");
+        let then = pair.reference.decode(&mut expected.state, 7);
+        assert_close(session.logits(), &then, self.tolerance(pair), &format!("decode behind both prefills, {what}"));
+    }
+}
+
+struct Compared {
+    session: Session,
+    expected: Output,
+}
+
+fn chosen(report: &PrefillReport) -> Vec<Chosen> {
+    let set = |s: &[i32]| s.iter().map(|p| *p as usize).collect();
+    report
+        .selection
+        .iter()
+        .enumerate()
+        .map(|(i, s)| {
+            assert_eq!(s.il, i);
+            Chosen { candidates: set(&s.candidates), active_attn: set(&s.active_attn), active_ffn: set(&s.active_ffn) }
+        })
+        .collect()
+}
+
+/// Gemma 3 with two global layers, 5 and 11, so that stages lie between layers with windows.
+fn two_globals() -> Tiny {
+    Tiny { n_layer: 14, ..Tiny::named("gemma3") }
+}
+
+/// Stages that suit each of the tiny models.
+fn stages(tiny: &Tiny) -> Run {
+    match tiny.n_layer {
+        14 => run(3, &[(7, 24, 4), (12, 14, 2)]),
+        7 => run(2, &[(5, 22, 5)]),
+        n => run(1, &[(n - 3, 24, 4), (n - 2, 14, 3)]),
+    }
+}
+
+#[test]
+fn one_probing_query_as_in_the_paper() {
+    for name in NAMES {
+        let pair = Pair::new(Tiny::named(name));
+        stages(&pair.tiny).compare_with_decoding(&pair, &pair.tiny.prompt(40), None);
+    }
+    let pair = Pair::new(two_globals());
+    stages(&pair.tiny).compare_with_decoding(&pair, &pair.tiny.prompt(40), None);
+}
+
+#[test]
+fn windows_of_queries_and_pools() {
+    for name in ["llama", "qwen2", "qwen3", "gemma3", "phi3"] {
+        let pair = Pair::new(Tiny::named(name));
+        let tokens = pair.tiny.prompt(61);
+        for (queries, pool) in [
+            (1, Pool::Max(5)),
+            (4, Pool::None),
+            (4, Pool::Avg(3)),
+            (7, Pool::Max(13)),
+            // As many queries as the smallest budget, more than it, and a pool wider than the prompt.
+            (14, Pool::Avg(1)),
+            (16, Pool::Max(3)),
+            (2, Pool::Avg(125)),
+        ] {
+            let run = Run { pool, n_ubatch: 9, ..stages(&pair.tiny).queries(queries) };
+            run.compare_with_decoding(&pair, &tokens, None);
+        }
+    }
+}
+
+#[test]
+fn ffn_scores_by_proxies() {
+    for tiny in NAMES.map(Tiny::named).into_iter().chain([two_globals()]) {
+        let pair = Pair::new(tiny);
+        let tokens = pair.tiny.prompt(50);
+        for (d_low, rank) in [(12, 5), (7, 7), (pair.tiny.n_ff, 3)] {
+            let proxies = SidecarFile::for_model(&pair, d_low, rank).open();
+            let run = Run { use_proxy: true, n_ubatch: 17, ..stages(&pair.tiny).queries(3) };
+            run.compare_with_decoding(&pair, &tokens, Some(&proxies));
+            // A proxy that is there and not asked for.
+            stages(&pair.tiny).compare(&pair, &tokens, Some(&proxies));
+        }
+    }
+}
+
+/// C must decide something, or the tests above would pass without it.
+#[test]
+fn proxies_change_the_choice() {
+    let pair = Pair::new(Tiny::named("llama"));
+    let tokens = pair.tiny.prompt(50);
+    let proxies = SidecarFile::for_model(&pair, 12, 5).open();
+    let with = Run { use_proxy: true, ..stages(&pair.tiny) }.compare(&pair, &tokens, Some(&proxies)).expected;
+    let without = stages(&pair.tiny).compare(&pair, &tokens, None).expected;
+    assert_eq!(with.layers[1].active_attn, without.layers[1].active_attn);
+    assert_ne!(with.layers[1].active_ffn, without.layers[1].active_ffn);
+}
+
+/// Longer than a mask's height and the padding of the keys; stages end in the first and in the last layer.
+#[test]
+fn long_prompts_and_every_place_of_a_stage() {
+    for tiny in [Tiny::named("llama"), two_globals()] {
+        let pair = Pair::new(tiny);
+        let n_layer = pair.tiny.n_layer;
+        let tokens = pair.tiny.prompt(700);
+        let late = [(n_layer / 2, 600, 30), (n_layer - 1, 299, 40)];
+        let early = [(0, 650, 3), (1, 520, 0), (n_layer - 2, 90, 9)];
+        for (n_ubatch, stages) in [(512, &late[..]), (1024, &early[..]), (100, &early[..])] {
+            let run = Run { n_ubatch, pool: Pool::Max(13), ..run(0, stages).queries(32) };
+            run.compare_with_decoding(&pair, &tokens, None);
+        }
+    }
+}
+
+#[test]
+fn every_part_can_be_switched_off() {
+    for tiny in [Tiny::named("qwen2"), Tiny::named("llama"), two_globals()] {
+        let pair = Pair::new(tiny);
+        let tokens = pair.tiny.prompt(47);
+        let proxies = SidecarFile::for_model(&pair, 10, 4).open();
+        for switches in 0..8 {
+            let on = |bit: usize| switches & (1 << bit) != 0;
+            for use_proxy in [false, true] {
+                let mut run = Run { use_proxy, n_ubatch: 20, ..stages(&pair.tiny).queries(2) };
+                (run.layout.skip_attn, run.layout.skip_ffn, run.layout.prune) = (on(0), on(1), on(2));
+                if switches == 0 {
+                    // Nothing is left to do: the graph is the dense one.
+                    let mut session = pair.session(|o| run.apply(o, Some(&proxies)));
+                    let report = prefill(&mut session, &tokens).unwrap();
+                    assert!(report.layers.is_empty());
+                    assert_eq!(session.logits(), logits(pair.session(|o| o.n_ubatch = Some(20)), &tokens));
+                } else {
+                    run.compare_with_decoding(&pair, &tokens, Some(&proxies));
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn random_selection_is_the_same_everywhere() {
+    for tiny in [Tiny::named("phi3"), two_globals()] {
+        let pair = Pair::new(tiny);
+        let tokens = pair.tiny.prompt(52);
+        let proxies = SidecarFile::for_model(&pair, 10, 4).open();
+        for (seed, use_proxy) in [(0, false), (1, false), (u64::MAX, true)] {
+            let selection = Selection::Random { seed };
+            // Pooling belongs to the probe: chance is not pooled.
+            let run = Run { selection, use_proxy, pool: Pool::Max(3), ..stages(&pair.tiny).queries(3) };
+            run.compare_with_decoding(&pair, &tokens, Some(&proxies));
+        }
+    }
+}
+
+/// Keys and values in F16 or Q8_0: the reference follows the choice where scores are close, and the logits are near.
+#[test]
+fn smaller_caches_choose_nearly_the_same() {
+    for (cache, name) in [(CacheType::F16, "llama"), (CacheType::F16, "qwen3"), (CacheType::Q8_0, "llama")] {
+        let tiny = Tiny::named(name);
+        let tiny = if cache == CacheType::Q8_0 { Tiny { head_dim: 32, n_rot: 32, ..tiny } } else { tiny };
+        let pair = Pair::new(tiny);
+        let run = Run { cache, n_ubatch: 16, pool: Pool::Max(3), ..stages(&pair.tiny).queries(4) };
+        run.compare_with_decoding(&pair, &pair.tiny.prompt(60), None);
+    }
+}
+
+#[test]
+fn a_prompt_within_the_first_budget_is_dense_to_the_last_bit() {
+    for name in NAMES {
+        let pair = Pair::new(Tiny::named(name));
+        let run = stages(&pair.tiny);
+        let first_budget = run.layout.stages[0].1;
+        let tokens = pair.tiny.prompt(first_budget + 1);
+        for n in [1, first_budget - 1, first_budget] {
+            let mut dense = pair.session(|_| ());
+            let mut session = pair.session(|o| run.apply(o, None));
+            prefill(&mut dense, &tokens[..n]).unwrap();
+            let report = prefill(&mut session, &tokens[..n]).unwrap();
+            assert_eq!(session.logits(), dense.logits(), "{name}, {n}");
+            assert_eq!(session.kv_lengths(), dense.kv_lengths());
+            assert!(report.layers.is_empty() && report.cache_kept == 1.0, "{name}, {n}");
+            session.decode(5).unwrap();
+            dense.decode(5).unwrap();
+            assert_eq!(session.logits(), dense.logits(), "{name}, {n}, decoded");
+        }
+        // One more token, and the schedule acts.
+        run.compare(&pair, &tokens, None);
+        assert_ne!(
+            logits(pair.session(|o| run.apply(o, None)), &tokens),
+            logits(pair.session(|_| ()), &tokens),
+            "{name}"
+        );
+        // Without an empty session there is nothing to skip.
+        let mut session = pair.session(|o| run.apply(o, None));
+        prefill(&mut session, &tokens[..3]).unwrap();
+        assert!(prefill(&mut session, &tokens[3..]).unwrap().layers.is_empty());
+    }
+}
+
+/// All the machinery with nothing to skip: gathers and scatters of every row, a prune that takes none.
+#[test]
+fn probes_forced_upon_a_budget_of_the_whole_prompt_compute_the_dense_model() {
+    const N: usize = 45;
+    for tiny in NAMES.map(Tiny::named).into_iter().chain([two_globals()]) {
+        let pair = Pair::new(tiny);
+        let tokens = pair.tiny.prompt(N);
+        let dense = pair.reference.forward(&tokens, None);
+        let proxies = SidecarFile::for_model(&pair, 9, 4).open();
+        let whole = [(pair.tiny.n_layer / 2, N, 0), (pair.tiny.n_layer - 1, N, 0)];
+        let run = Run { use_proxy: true, n_ubatch: 16, ..run(0, &whole).queries(4) };
+        let mut session = pair.session(|o| {
+            run.apply(o, Some(&proxies));
+            o.force_probes = true;
+        });
+        let report = prefill(&mut session, &tokens).unwrap();
+        assert!(report.layers.iter().any(|l| l.probe), "{}", pair.tiny.name);
+        assert_close(session.logits(), &dense.logits, pair.tolerance(), pair.tiny.name);
+        assert_eq!(session.kv_lengths(), dense.kv_lengths());
+        let all: Vec<i32> = (0..N as i32).collect();
+        for s in &report.selection {
+            assert_eq!([&s.candidates, &s.active_attn, &s.active_ffn], [&all; 3], "{}", pair.tiny.name);
+        }
+        assert_eq!(report.cache_kept, 1.0);
+    }
+}
+
+#[test]
+fn a_session_can_be_cleared_and_used_again() {
+    for tiny in [Tiny::named("llama"), two_globals()] {
+        let pair = Pair::new(tiny);
+        let tokens = pair.tiny.prompt(60);
+        let run = stages(&pair.tiny);
+        let mut session = pair.session(|o| run.apply(o, None));
+        prefill(&mut session, &tokens).unwrap();
+        session.decode(3).unwrap();
+        let first = session.logits().to_vec();
+        // A dense prompt in between.
+        session.clear();
+        prefill(&mut session, &tokens[..9]).unwrap();
+        assert_eq!(session.logits(), logits(pair.session(|_| ()), &tokens[..9]));
+        session.clear();
+        prefill(&mut session, &tokens).unwrap();
+        session.decode(3).unwrap();
+        assert_eq!(session.logits(), first);
+    }
+}
+
+#[test]
+fn an_interrupt_leaves_the_session_empty() {
+    let pair = Pair::new(two_globals());
+    let tokens = pair.tiny.prompt(60);
+    let run = Run { n_ubatch: 16, ..stages(&pair.tiny).queries(4) };
+    let mut looks = 0;
+    let mut undisturbed = pair.session(|o| run.apply(o, None));
+    undisturbed
+        .prefill(&tokens, &mut |p| {
+            assert!((0.0..=1.0).contains(&p.fraction) && p.layer < p.n_layer && p.n_tokens == 60, "{p:?}");
+            looks += 1;
+            ControlFlow::Continue(())
+        })
+        .unwrap();
+    let mut session = pair.session(|o| run.apply(o, None));
+    for stop_at in 0..looks {
+        let mut seen = 0;
+        let result = session.prefill(&tokens, &mut |_| {
+            seen += 1;
+            if seen > stop_at { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        });
+        assert!(matches!(result, Err(Error::Interrupted)), "{result:?}");
+        assert_eq!((session.n_past(), session.kv_lengths(), session.logits()), (0, vec![0; 14], &[][..]));
+    }
+    prefill(&mut session, &tokens).unwrap();
+    session.decode(1).unwrap();
+    undisturbed.decode(1).unwrap();
+    assert_eq!(session.logits(), undisturbed.logits());
+}
+
+/// A shape, a prompt length, stages and everything else, at random.
+fn any_run() -> impl Strategy<Value = (Tiny, usize, Run, Option<(usize, usize)>)> {
+    let arch = prop::sample::select(vec!["llama", "qwen2", "qwen3", "gemma3", "phi3"]);
+    let shape = (arch, 2usize..9, 3usize..40, 1usize..5, 1usize..4, 1usize..10, 2usize..45, any::<u16>());
+    let tiny = shape.prop_map(|(arch, n_layer, n_embd, n_head_kv, group, half_head, n_ff, seed)| {
+        let named = Tiny::named(arch);
+        Tiny {
+            n_layer,
+            n_embd: n_embd.max(n_head_kv * group),
+            n_head: n_head_kv * group,
+            n_head_kv,
+            head_dim: 2 * half_head,
+            n_rot: 2 * half_head,
+            n_ff,
+            window: named.window.map(|_| 1 + u32::from(seed) % 40),
+            seed: seed.into(),
+            ..named
+        }
+    });
+    tiny.prop_flat_map(|tiny| {
+        let n_layer = tiny.n_layer;
+        let stages = (0..n_layer).prop_flat_map(move |skip_from| {
+            let ends = prop::collection::btree_set(skip_from..n_layer, 1..4);
+            (Just(skip_from), ends, prop::collection::vec((1usize..70, 0usize..70), 4))
+        });
+        let layout = (stages, 1usize..9, 1u8..8).prop_map(|((skip_from, ends, numbers), queries, switches)| {
+            let mut budgets: Vec<usize> = numbers.iter().map(|n| n.0).collect();
+            budgets.sort_unstable_by(|a, b| b.cmp(a));
+            let stage = |((end, budget), (_, cut)): ((usize, usize), &(usize, usize))| (end, budget, cut % budget);
+            Layout {
+                skip_from,
+                stages: ends.into_iter().zip(budgets).zip(&numbers).map(stage).collect(),
+                queries,
+                skip_attn: switches & 1 != 0,
+                skip_ffn: switches & 2 != 0,
+                prune: switches & 4 != 0,
+            }
+        });
+        let pool = prop_oneof![
+            Just(Pool::None),
+            (0usize..8).prop_map(|r| Pool::Max(2 * r + 1)),
+            (0usize..8).prop_map(|r| Pool::Avg(2 * r + 1)),
+        ];
+        let selection =
+            prop_oneof![4 => Just(Selection::Probe), 1 => any::<u64>().prop_map(|seed| Selection::Random { seed })];
+        let run = (layout, pool, any::<bool>(), selection, 1usize..90).prop_map(
+            |(layout, pool, use_proxy, selection, n_ubatch)| Run {
+                layout,
+                pool,
+                use_proxy,
+                selection,
+                n_ubatch,
+                cache: CacheType::F32,
+            },
+        );
+        let largest = (1..=tiny.n_ff).prop_flat_map({
+            let n_embd = tiny.n_embd;
+            move |d_low| (Just(d_low), 1..=d_low.min(n_embd))
+        });
+        (Just(tiny), 1usize..80, run, prop::option::of(largest))
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 256, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Whatever the shape and the schedule: what the reference computes, or the dense model where nothing is to be skipped.
+    #[test]
+    fn any_shape_and_schedule((tiny, n, mut run, proxy) in any_run()) {
+        let pair = Pair::new(tiny);
+        let tokens = pair.tiny.prompt(n);
+        run.use_proxy &= proxy.is_some();
+        let proxies = proxy.map(|(d_low, rank)| SidecarFile::for_model(&pair, d_low, rank).open());
+        let plan = run.plan(&pair, n, None);
+        let first_budget = run.layout.stages[0].1.max(run.layout.queries);
+        let dense = plan.layers.iter().all(|l| *l == reference::LayerBudget::dense(n));
+        if n <= first_budget || dense {
+            let mut session = pair.session(|o| run.apply(o, proxies.as_ref()));
+            prefill(&mut session, &tokens).expect("a prefill");
+            let d = logits(pair.session(|o| o.n_ubatch = Some(run.n_ubatch)), &tokens);
+            prop_assert_eq!(session.logits(), &d[..]);
+            prop_assert!(distance(session.logits(), &pair.reference.forward(&tokens, None).logits) <= pair.tolerance());
+        } else {
+            run.compare_with_decoding(&pair, &tokens, proxies.as_ref());
+        }
+    }
+}
