@@ -97,7 +97,11 @@ fn from_cache(
     let mut options = CalibrateOptions::new(schedule.proxy, &schedule.name);
     options.n_tokens = PROMPT_TOKENS;
     options.n_threads = wanted.n_threads;
-    let made = match make(wanted.model, &[wanted.prompt.to_vec()], &options, progress) {
+    // Calibration puts its own in front of every piece.
+    let bos = wanted.model.tokenizer().bos();
+    let text =
+        wanted.prompt.split_first().filter(|(first, _)| Some(**first) == bos).map_or(wanted.prompt, |(_, rest)| rest);
+    let made = match make(wanted.model, &[text.to_vec()], &options, progress) {
         Ok(made) => made,
         Err(spts::Error::Calibration(e @ CalibrationError::TooShort { .. })) => return without(&e.to_string()),
         Err(e) => return Err(e.into()),

@@ -50,13 +50,13 @@ fn qwen_1_5b_measured_table() {
             (s.skip_attn, s.skip_ffn) = (false, false);
         }
     };
-    // Measured with the paper's proxies for its Qwen.
     let speedup = |edit: &dyn Fn(&mut Schedule)| {
-        let with_proxy = |s: &mut Schedule| {
+        // The table was counted with the paper's proxies for its own Qwen.
+        let edit = |s: &mut Schedule| {
             s.proxy = ProxySize { d_low: 1024, rank: 256 };
             edit(s);
         };
-        format!("{:.2}", plan("qwen2.5-1.5b", 32 * 1024, with_proxy, false).predicted_speedup)
+        format!("{:.2}", plan("qwen2.5-1.5b", 32 * 1024, edit, false).predicted_speedup)
     };
     assert_eq!(speedup(&p9), "2.34");
     assert_eq!(speedup(&|s| (s.skip_from, s.stages) = (12, stages([14, 18, 21, 25], wide, 2))), "1.93");
