@@ -22,6 +22,8 @@ use support::tiny::Tiny;
 
 const F32_WEIGHTS: f64 = 1e-4;
 const QUANTIZED_WEIGHTS: f64 = 1e-2;
+/// Up to one token in a hundred may be another one where scores are close, in each of several layers.
+const SKIPPING: f64 = 5e-2;
 
 /// Enough rows for the kernels of long prompts.
 const N: usize = 1300;
@@ -75,20 +77,21 @@ fn run(path: &Path, device: &str, prompt: &[u32], options: SessionOptions) -> (V
 fn compare(what: &str, path: &Path, prompt: &[u32], options: &SessionOptions, bound: f64) {
     let (cpu, on_cpu) = run(path, "CPU", prompt, options.clone());
     let (gpu, on_gpu) = run(path, "CUDA0", prompt, options.clone());
-    for (step, (gpu, cpu)) in gpu.iter().zip(&cpu).enumerate() {
-        let e = nmse(gpu, cpu);
-        println!("{what}, step {step}: NMSE {e:.1e}");
-        assert!(e <= bound, "{what}, step {step}: NMSE {e}, bound {bound}");
-    }
     for (gpu, cpu) in on_gpu.iter().zip(&on_cpu) {
         for (module, gpu, cpu) in
             [("attention", &gpu.active_attn, &cpu.active_attn), ("FFN", &gpu.active_ffn, &cpu.active_ffn)]
         {
             let common = gpu.iter().filter(|t| cpu.binary_search(t).is_ok()).count();
             let overlap = common as f64 / cpu.len() as f64;
-            assert_eq!(gpu.len(), cpu.len(), "{what}, layer {}", on_cpu[0].il);
+            println!("{what}: {module} sets overlap by {overlap:.4}");
+            assert_eq!(gpu.len(), cpu.len(), "{what}: {module}");
             assert!(overlap >= 0.99, "{what}: {module} sets overlap by {overlap}");
         }
+    }
+    for (step, (gpu, cpu)) in gpu.iter().zip(&cpu).enumerate() {
+        let e = nmse(gpu, cpu);
+        println!("{what}, step {step}: NMSE {e:.1e}");
+        assert!(e <= bound, "{what}, step {step}: NMSE {e}, bound {bound}");
     }
 }
 
@@ -125,7 +128,7 @@ fn skipping_and_pruning() {
         let (_dir, path) = in_scratch(&tiny);
         let schedule = Some(schedule(&open(&path, "CPU")));
         let options = SessionOptions { schedule, record_selection: true, ..SessionOptions::default() };
-        compare(&format!("{} skipping", tiny.name), &path, &tiny.prompt(N), &options, F32_WEIGHTS);
+        compare(&format!("{} skipping", tiny.name), &path, &tiny.prompt(N), &options, SKIPPING);
     }
 }
 

@@ -155,6 +155,7 @@ fn session_options(args: &BenchArgs, model: &Model) -> Result<SessionOptions, Fa
         cache_type_v: args.memory.cache_type_v.library(),
         schedule,
         sidecar,
+        at_any_length: args.at_any_length,
         ..SessionOptions::default()
     })
 }

@@ -72,6 +72,16 @@ impl Ops {
         self.graph.as_ptr()
     }
 
+    /// Says that this graph will be computed again with nothing but its inputs' contents changed: what a backend has captured
+    /// of it then holds without a look at every node.
+    pub fn will_repeat(&self) {
+        // SAFETY: a live graph.
+        #[cfg(feature = "cuda")]
+        unsafe {
+            sys::spts_graph_set_uid(self.raw_graph());
+        }
+    }
+
     pub(super) fn c(&self) -> *mut sys::ggml_context {
         self.ctx.as_ptr()
     }

@@ -320,6 +320,9 @@ fn tile(
         }
     }
     let inputs = lowered.inputs.iter().map(|i| (d.ops.keep(i.tensor), i.what)).collect();
+    if reads.is_some() {
+        d.ops.will_repeat();
+    }
     compute(&mut d.backend, &mut d.op_times, &d.ops)?;
     if !lowered.captures.is_empty() {
         d.backend.synchronize();

@@ -46,6 +46,8 @@ pub struct SessionOptions {
     pub cache_type_v: CacheType,
     /// Skip and prune tokens after this schedule; `None`: dense.
     pub schedule: Option<Schedule>,
+    /// Go through the schedule's stages even if the prompt is not longer than the first budget.
+    pub at_any_length: bool,
     /// Insert probes even where every candidate fits the budget (for tests).
     pub force_probes: bool,
     /// Low-rank FFN proxies, needed if the schedule uses them.
@@ -63,6 +65,7 @@ impl Default for SessionOptions {
             cache_type_k: CacheType::F16,
             cache_type_v: CacheType::F16,
             schedule: None,
+            at_any_length: false,
             force_probes: false,
             sidecar: None,
             record_selection: false,

@@ -134,6 +134,8 @@ impl Session {
         let is_swa = |l: usize| hp.window(l).is_some();
         let resolved = if self.options.force_probes {
             schedule.resolve_forced(hp.n_layer, n_tokens, &is_swa)?
+        } else if self.options.at_any_length {
+            schedule.resolve_at_any_length(hp.n_layer, n_tokens, &is_swa)?
         } else {
             schedule.resolve(hp.n_layer, n_tokens, &is_swa)?
         };

@@ -366,19 +366,29 @@ impl Schedule {
         n_tokens: usize,
         is_swa: &dyn Fn(usize) -> bool,
     ) -> Result<Resolved, ScheduleError> {
-        self.resolve_with(n_layer, n_tokens, is_swa, false)
+        self.resolve_with(n_layer, n_tokens, is_swa, Stages::AboveFirstBudget)
     }
 
-    /// For tests and for counting: as [`Schedule::resolve`], but a prompt below the first budget goes through the stages
-    /// too, and every layer of a stage probes. With a budget of the prompt's length and a cut of 0 the rewritten graph
-    /// then computes what the dense one does. (The paper's figures at 8K for LLaMA, whose first budget is 9K, are these.)
+    /// As [`Schedule::resolve`], but a prompt that is not longer than the first budget goes through the stages too: the later
+    /// ones may still skip and prune. (The paper's figures at 8K for LLaMA, whose first budget is 9K, are these.)
+    pub fn resolve_at_any_length(
+        &self,
+        n_layer: usize,
+        n_tokens: usize,
+        is_swa: &dyn Fn(usize) -> bool,
+    ) -> Result<Resolved, ScheduleError> {
+        self.resolve_with(n_layer, n_tokens, is_swa, Stages::AtAnyLength)
+    }
+
+    /// For tests and for counting: as [`Schedule::resolve_at_any_length`], and every layer of a stage probes. With a budget of
+    /// the prompt's length and a cut of 0 the rewritten graph then computes what the dense one does.
     pub fn resolve_forced(
         &self,
         n_layer: usize,
         n_tokens: usize,
         is_swa: &dyn Fn(usize) -> bool,
     ) -> Result<Resolved, ScheduleError> {
-        self.resolve_with(n_layer, n_tokens, is_swa, true)
+        self.resolve_with(n_layer, n_tokens, is_swa, Stages::AllProbed)
     }
 
     fn resolve_with(
@@ -386,15 +396,16 @@ impl Schedule {
         n_layer: usize,
         n_tokens: usize,
         is_swa: &dyn Fn(usize) -> bool,
-        forced: bool,
+        stages: Stages,
     ) -> Result<Resolved, ScheduleError> {
+        let forced = stages == Stages::AllProbed;
         self.validate_for(n_layer)?;
         if n_tokens == 0 {
             return Err(ScheduleError::EmptyPrompt(self.name.clone()));
         }
         let queries = self.probe.queries.min(n_tokens);
         let mut layers = Vec::with_capacity(n_layer);
-        if !forced && n_tokens <= self.first_budget(n_tokens) {
+        if stages == Stages::AboveFirstBudget && n_tokens <= self.first_budget(n_tokens) {
             layers.resize(n_layer, LayerBudget::dense(n_tokens));
             return Ok(Resolved { n_tokens, layers, queries, forced });
         }
@@ -451,6 +462,15 @@ impl Schedule {
         }
         Ok(scaled)
     }
+}
+
+/// Which prompts go through the stages.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stages {
+    AboveFirstBudget,
+    AtAnyLength,
+    /// At any length, and every layer probes.
+    AllProbed,
 }
 
 #[cfg(test)]

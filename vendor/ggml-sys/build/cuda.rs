@@ -28,6 +28,7 @@ const OWN: &[&str] = &[
     "products.cu",
     "scatter_add.cu",
     "cuda_libraries.cpp",
+    "graph_uid.cpp",
 ];
 
 /// Functions of ggml that our files stand in for: compiled under another name (`..._upstream`), which ours call.

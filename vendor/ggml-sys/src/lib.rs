@@ -34,6 +34,9 @@ unsafe extern "C" {
     /// so many rows.
     pub fn spts_cuda_takes_gated_ffn(device: i32, rows: i64, gate: i32, up: i32, down: i32) -> bool;
 
+    /// Gives a graph a number of its own, by which the CUDA backend knows it again as long as nothing in it changes.
+    pub fn spts_graph_set_uid(graph: *mut ggml_cgraph);
+
     /// The limit in force for a device of compute capability `cc` (900 for 9.0); `i64::MAX` for none.
     pub fn spts_cuda_mmq_max_rows(cc: i32) -> i64;
 }
