@@ -186,8 +186,9 @@ pub(crate) fn any_schedule(n_layer: usize) -> impl Strategy<Value = Schedule> {
 
 proptest! {
     #[test]
-    fn counts_are_always_possible(s in any_schedule(12), n in 1usize..6000, swa in any::<[bool; 12]>(), forced: bool) {
-        let r = s.resolve_with(12, n, &|l| swa[l], forced).unwrap();
+    fn counts_are_always_possible(s in any_schedule(12), n in 1usize..6000, swa in any::<[bool; 12]>(), how in 0usize..3) {
+        let stages = [Stages::AboveFirstBudget, Stages::AtAnyLength, Stages::AllProbed][how];
+        let r = s.resolve_with(12, n, &|l| swa[l], stages).unwrap();
         prop_assert_eq!(r.layers.len(), 12);
         let mut candidates = n;
         let mut active_before = (n, n);
@@ -214,7 +215,7 @@ proptest! {
             }
         }
         prop_assert!(r.cache_kept() <= 1.0);
-        if !forced && n <= s.first_budget(n) {
+        if stages == Stages::AboveFirstBudget && n <= s.first_budget(n) {
             prop_assert!(r.is_dense());
         }
     }
