@@ -18,11 +18,11 @@ pub const MAX_COST: f64 = 0.03;
 /// Granularity of the rank, so that halves of the `[2r, n]` intermediate start aligned.
 const RANK_STEP: usize = 32;
 
-/// `(n_embd, n_ff, n_layer)` and `(d_low, rank)` of the paper's models.
-const PAPER: [((usize, usize, usize), (usize, usize)); 3] = [
-    ((4096, 14336, 32), (512, 192)),  // LLaMA-3.1-8B
-    ((3584, 18944, 28), (1024, 256)), // Qwen2.5-7B
-    ((1536, 6144, 26), (1024, 128)),  // openPangu-1B
+/// `[n_embd, n_ff, n_layer]` of the paper's models, and its sizes for them.
+const PAPER: [([usize; 3], ProxySize); 3] = [
+    ([4096, 14336, 32], ProxySize { d_low: 512, rank: 192 }),  // LLaMA-3.1-8B
+    ([3584, 18944, 28], ProxySize { d_low: 1024, rank: 256 }), // Qwen2.5-7B
+    ([1536, 6144, 26], ProxySize { d_low: 1024, rank: 128 }),  // openPangu-1B
 ];
 
 /// Channels and rank of a proxy.
@@ -37,11 +37,8 @@ pub struct ProxySize {
 impl ProxySize {
     /// The paper's sizes for its models, recognized by shape; the rule above for any other.
     pub fn default_for(n_embd: usize, n_ff: usize, n_layer: usize) -> Self {
-        let known = PAPER.iter().find(|(shape, _)| *shape == (n_embd, n_ff, n_layer));
-        let size = match known {
-            Some(&(_, (d_low, rank))) => Self { d_low, rank },
-            None => Self::by_rule(n_embd, n_ff),
-        };
+        let known = PAPER.iter().find(|(shape, _)| *shape == [n_embd, n_ff, n_layer]);
+        let size = known.map_or_else(|| Self::by_rule(n_embd, n_ff), |&(_, size)| size);
         size.clamp_to(n_embd, n_ff)
     }
 
