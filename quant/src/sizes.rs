@@ -20,9 +20,9 @@ const RANK_STEP: usize = 32;
 
 /// `[n_embd, n_ff, n_layer]` of the paper's models, and its sizes for them.
 const PAPER: [([usize; 3], ProxySize); 3] = [
-    ([4096, 14336, 32], ProxySize { d_low: 512, rank: 192 }),  // LLaMA-3.1-8B
+    ([4096, 14336, 32], ProxySize { d_low: 512, rank: 192 }), // LLaMA-3.1-8B
     ([3584, 18944, 28], ProxySize { d_low: 1024, rank: 256 }), // Qwen2.5-7B
-    ([1536, 6144, 26], ProxySize { d_low: 1024, rank: 128 }),  // openPangu-1B
+    ([1536, 6144, 26], ProxySize { d_low: 1024, rank: 128 }), // openPangu-1B
 ];
 
 /// Channels and rank of a proxy.
