@@ -92,7 +92,7 @@ pub struct MemoryArgs {
     /// Most tokens in a batch: an upper bound of -ub, for llama.cpp's sake
     #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
     pub batch_size: Option<u32>,
-    /// Tokens computed at a time: more is faster and takes more memory [default: 512, on a GPU 4096]
+    /// Tokens computed at a time: more is faster and takes more memory [default: 512, on a GPU 10240]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
     pub ubatch_size: Option<u32>,
     /// Type of the cached keys

@@ -65,6 +65,17 @@ pub fn why_no_cuda() -> Option<&'static str> {
     None
 }
 
+/// Lets every GPU kernel of this process end before the next one begins; to be called before anything is computed. Slower by
+/// a tenth in decode, and needed by models that rotate halves ([`crate::graph::ir::RopeLayout::HalfSplit`]): see
+/// vendor/ggml-sys/src/cuda_libraries.cpp.
+pub fn launch_in_turn() {
+    // SAFETY: sets an environment variable that only ggml reads, once, later on.
+    #[cfg(feature = "cuda")]
+    unsafe {
+        sys::spts_cuda_launch_in_turn();
+    }
+}
+
 /// Memory in use on all devices with memory of their own, by whatever process.
 pub fn gpu_bytes_used() -> u64 {
     devices().iter().filter(|d| d.is_gpu).map(|d| d.total.saturating_sub(d.free) as u64).sum()

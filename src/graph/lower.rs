@@ -222,7 +222,8 @@ impl<'a> Lowerer<'a, '_> {
                 let heads = self.ops.reshape(x, [*head_dim, node.n_feat / head_dim, x.ne(1)]);
                 let factors = rope.factors.map(|f| self.memory.weight(f));
                 let rotated = self.ops.rope(heads, self.index(node.src[1]), factors, rope);
-                self.flat(rotated, node.n_feat)
+                // A view, not a reshape: the CUDA backend writes keys straight into the cache if it sees just this.
+                self.ops.view_2d(rotated, [node.n_feat, x.ne(1)], rotated.nb(2), 0)
             }
             Op::Attention { layer, heads, window } => self.attention(node, *layer, heads, *window),
             Op::Glu { act } => self.ops.glu(*act, self.rows(node.src[0]), self.rows(node.src[1])),

@@ -10,7 +10,7 @@ use crate::ggml::arena::{Arena, TensorId};
 use crate::ggml::backend::{self, BufferType};
 use crate::gguf::{GgmlType, Gguf, OpenOptions};
 use crate::graph::Graph;
-use crate::graph::ir::WeightId;
+use crate::graph::ir::{RopeLayout, WeightId};
 use crate::spts::sidecar::Sidecar;
 use crate::tokenizer::{ChatTemplate, Tokenizer};
 
@@ -119,6 +119,9 @@ impl Model {
         let tokenizer = Tokenizer::from_gguf(&gguf)?;
         let chat_template = ChatTemplate::from_gguf(&gguf, &tokenizer)?;
         let placement = place_layers(hparams.n_layer, options)?;
+        if hparams.rope.layout == RopeLayout::HalfSplit {
+            backend::launch_in_turn();
+        }
         let mut model = Model {
             gguf,
             hparams,

@@ -36,7 +36,7 @@ use slots::SlotMemory;
 pub struct SessionOptions {
     /// Tokens that prompt and answer may have together; `None`: what the model was trained with.
     pub n_ctx: Option<usize>,
-    /// Rows of a tile; `None`: 512 on the CPU, 4096 on a GPU.
+    /// Rows of a tile; `None`: 512 on the CPU, 10240 on a GPU.
     pub n_ubatch: Option<usize>,
     /// CPU threads; `None`: one for each physical core.
     pub n_threads: Option<usize>,

@@ -293,9 +293,14 @@ impl Session {
     /// Tokens computed at a time: as asked for, or what suits the devices.
     pub fn tile(&self) -> usize {
         let all_cpu = self.devices.iter().all(|d| d.backend.is_cpu());
-        self.options.n_ubatch.unwrap_or(if all_cpu { 512 } else { 4096 }).max(1)
+        self.options.n_ubatch.unwrap_or(if all_cpu { CPU_TILE } else { GPU_TILE }).max(1)
     }
 }
+
+/// Rows of a tile, unless asked otherwise. On a GPU large tiles dequantize weights less often; this size takes the first
+/// budget of LLaMA's schedule (9K) in one tile and 32K in four.
+const CPU_TILE: usize = 512;
+const GPU_TILE: usize = 10 * 1024;
 
 /// Tiles are not made smaller than this to save memory.
 const SMALLEST_TILE: usize = 256;

@@ -69,6 +69,13 @@ extern "C" const char * spts_cuda_missing() {
     return nullptr;
 }
 
+// Turns off programmatic dependent launch, by which kernels begin before those in front of them end, unless the user has set
+// GGML_CUDA_PDL. ggml looks once, at its first launch. Seen on an H100 with ggml 0.26: in captured graphs with its NeoX rope
+// kernel some tokens came out wrong, differently each time; without it, or without captured graphs, never.
+extern "C" void spts_cuda_launch_in_turn() {
+    setenv("GGML_CUDA_PDL", "0", 0);
+}
+
 // The headers give some functions another name by a macro (cublasCreate is cublasCreate_v2): TEXT expands it.
 #define FORWARD(result, missing, library, name, params, args)                              \
     extern "C" result name params {                                                        \

@@ -34,6 +34,9 @@ unsafe extern "C" {
     /// so many rows.
     pub fn spts_cuda_takes_gated_ffn(device: i32, rows: i64, gate: i32, up: i32, down: i32) -> bool;
 
+    /// Lets every kernel end before the next one begins, for the whole process. Call it before anything is computed.
+    pub fn spts_cuda_launch_in_turn();
+
     /// Gives a graph a number of its own, by which the CUDA backend knows it again as long as nothing in it changes.
     pub fn spts_graph_set_uid(graph: *mut ggml_cgraph);
 
