@@ -249,7 +249,8 @@ fn schedules_that_don_t_fit() {
         refused(&|s| s.stages = vec![stage(2, 20, 20)]),
         "schedule 'test': the cut of stage 0 is 20, not below its budget of 20; nothing would be left"
     );
-    let others: [(fn(&mut Schedule), &str); 5] = [
+    type Edit = fn(&mut Schedule);
+    let others: [(Edit, &str); 5] = [
         (|s| s.stages.clear(), "no stages"),
         (|s| s.stages[0].budget = Budget::Tokens(0), "expected at least 1 token"),
         (|s| s.stages[0].budget = Budget::Fraction(0.5), "mixes token counts and fractions"),

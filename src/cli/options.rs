@@ -47,6 +47,8 @@ impl DeviceArgs {
             device: self.device.clone(),
             n_gpu_layers: self.n_gpu_layers.map(|n| n as usize),
             progress,
+            // A process runs one model.
+            overlap_launches: true,
         }
     }
 }

@@ -66,7 +66,7 @@ pub fn why_no_cuda() -> Option<&'static str> {
 }
 
 /// Lets every GPU kernel of this process end before the next one begins; to be called before anything is computed. Slower by
-/// a tenth in decode, and needed by models that rotate halves ([`crate::graph::ir::RopeLayout::HalfSplit`]): see
+/// 7 % in decode on Hopper, and needed by models that rotate halves ([`crate::graph::ir::RopeLayout::HalfSplit`]): see
 /// vendor/ggml-sys/src/cuda_libraries.cpp.
 pub fn launch_in_turn() {
     // SAFETY: sets an environment variable that only ggml reads, once, later on.

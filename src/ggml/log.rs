@@ -34,7 +34,7 @@ pub(super) fn install() {
 
 unsafe extern "C" fn on_message(level: sys::ggml_log_level, text: *const c_char, _user: *mut c_void) {
     let wanted = LEVEL.load(Ordering::Relaxed);
-    let severe = level >= sys::GGML_LOG_LEVEL_WARN && level <= sys::GGML_LOG_LEVEL_ERROR;
+    let severe = (sys::GGML_LOG_LEVEL_WARN..=sys::GGML_LOG_LEVEL_ERROR).contains(&level);
     if text.is_null() || wanted == Level::Silent as u8 || (wanted == Level::Warnings as u8 && !severe) {
         return;
     }

@@ -121,7 +121,7 @@ impl<'a> Tensor<'a> {
 
     /// Element type.
     pub fn ty(self) -> GgmlType {
-        GgmlType::from_id(self.get().type_ as u32).expect("ggml made it with a known type")
+        GgmlType::from_id(self.get().type_).expect("ggml made it with a known type")
     }
 }
 

@@ -47,7 +47,7 @@ pub fn dequantize(ty: GgmlType, bytes: &[u8], n: usize) -> Vec<f32> {
 /// If the data is no whole number of rows, or a row no whole number of blocks.
 pub fn quantize(ty: GgmlType, data: &[f32], n_per_row: usize) -> Vec<u8> {
     assert!(
-        n_per_row > 0 && data.len() % n_per_row == 0 && n_per_row % ty.block_size() as usize == 0,
+        n_per_row > 0 && data.len().is_multiple_of(n_per_row) && n_per_row.is_multiple_of(ty.block_size()),
         "whole rows of whole blocks"
     );
     let n_rows = data.len() / n_per_row;

@@ -165,8 +165,8 @@ fn place(graph: &Graph, phases: &[Phase]) -> (Vec<Storage>, Vec<Slot>) {
                 phase_of[s] != phase_of[i] || (reads_whole(graph, node, k) && kind(&node.op) == PhaseKind::Tiled);
         }
     }
-    for input in 0..n {
-        stored[input] |= matches!(graph.nodes[input].op, Op::Tokens | Op::Positions);
+    for (stored, node) in stored.iter_mut().zip(&graph.nodes) {
+        *stored |= matches!(node.op, Op::Tokens | Op::Positions);
     }
     stored[graph.logits.index()] = true;
     last_phase[graph.logits.index()] = phases.len();

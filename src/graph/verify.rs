@@ -86,11 +86,11 @@ fn check_node(graph: &Graph, id: NodeId) -> Result<(), String> {
         Op::RandomScores { .. } => want(node.n_feat == 1 && src(0).n_rows == node.n_rows, "one score a row"),
         Op::Embed { .. } => want(src(0).n_rows == node.n_rows, "one token id a row"),
         Op::RmsNorm { group, .. } => {
-            want(same(0) && *group > 0 && node.n_feat % group == 0, "groups divide the features")
+            want(same(0) && *group > 0 && node.n_feat.is_multiple_of(*group), "groups divide the features")
         }
         Op::Linear { .. } => want(src(0).n_rows == node.n_rows, "rows as its source"),
         Op::Rope { head_dim, rope } => {
-            want(same(0) && *head_dim > 0 && node.n_feat % head_dim == 0, "heads divide the features")?;
+            want(same(0) && *head_dim > 0 && node.n_feat.is_multiple_of(*head_dim), "heads divide the features")?;
             want(rope.n_rot <= *head_dim && rope.n_rot % 2 == 0, "rotated dimensions are even and within the head")?;
             want(src(1).n_rows == node.n_rows, "one position a row")
         }

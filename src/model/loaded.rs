@@ -33,13 +33,24 @@ pub struct ModelOptions {
     pub device: Option<String>,
     /// Layers on that device, counted from the last; the others stay on the CPU. `None`: all.
     pub n_gpu_layers: Option<usize>,
+    /// Let GPU kernels begin before those in front of them end, for the whole process, if this is its first model and one with
+    /// interleaved rope (Llama). Only for processes that open no other kind: see [`backend::launch_in_turn`].
+    pub overlap_launches: bool,
     /// Called with the fraction of weights placed so far.
     pub progress: Option<LoadProgress>,
 }
 
 impl Default for ModelOptions {
     fn default() -> Self {
-        Self { mmap: true, mlock: false, repack: true, device: None, n_gpu_layers: None, progress: None }
+        Self {
+            mmap: true,
+            mlock: false,
+            repack: true,
+            device: None,
+            n_gpu_layers: None,
+            overlap_launches: false,
+            progress: None,
+        }
     }
 }
 
@@ -119,7 +130,7 @@ impl Model {
         let tokenizer = Tokenizer::from_gguf(&gguf)?;
         let chat_template = ChatTemplate::from_gguf(&gguf, &tokenizer)?;
         let placement = place_layers(hparams.n_layer, options)?;
-        if hparams.rope.layout == RopeLayout::HalfSplit {
+        if !options.overlap_launches || hparams.rope.layout == RopeLayout::HalfSplit {
             backend::launch_in_turn();
         }
         let mut model = Model {

@@ -123,7 +123,7 @@ impl Session {
             });
         }
         let types = (options.cache_type_k, options.cache_type_v);
-        if (types.0 == CacheType::Q8_0 || types.1 == CacheType::Q8_0) && hp.head_dim % 32 != 0 {
+        if (types.0 == CacheType::Q8_0 || types.1 == CacheType::Q8_0) && !hp.head_dim.is_multiple_of(32) {
             return Err(Error::CacheType { head_dim: hp.head_dim });
         }
         let caches = (0..hp.n_layer)

@@ -22,7 +22,7 @@ pub fn layout(program: &Program, key: GgmlType, align: usize) -> (Vec<usize>, us
     let mut size = 0;
     for slot in &program.slots {
         offsets.push(size);
-        let bytes = slot.elements * if slot.is_key { key.type_size() as usize } else { 4 };
+        let bytes = slot.elements * if slot.is_key { key.type_size() } else { 4 };
         size = (size + bytes).next_multiple_of(align);
     }
     (offsets, size)

@@ -86,7 +86,7 @@ impl Layout {
         let mut first = self.skip_from;
         let mut layers = vec![LayerBudget::dense(n); first];
         for (last, budget, cut) in self.stages.iter().copied() {
-            let pruning_layer = (first..=last).filter(|l| !is_local(*l)).next_back();
+            let pruning_layer = (first..=last).rfind(|l| !is_local(*l));
             let left = (budget - cut).max(queries);
             for l in first..=last {
                 let mut layer = LayerBudget::dense(candidates);
