@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 use spts::ModelOptions;
+use spts::ggml::backend;
 use spts::model::loaded::LoadProgress;
 use spts::session::kv_cache::CacheType;
 use spts::session::sampler::SamplerParams;
@@ -35,11 +36,18 @@ pub struct DeviceArgs {
     /// Use CPU weights as they lie in the file: starts at once and takes no second copy, but prompts are slower
     #[arg(long)]
     pub no_repack: bool,
+    /// Rows up to which a GPU multiplies quantized weights in integers; more rows go to cuBLAS in 16 bits [default: 256 on
+    /// data-centre GPUs, else all]
+    #[arg(long, value_name = "N")]
+    pub integer_rows: Option<u32>,
 }
 
 impl DeviceArgs {
     /// The library's options; `progress` sees the share of the weights that is in place.
     pub fn model_options(&self, progress: Option<LoadProgress>) -> ModelOptions {
+        if let Some(rows) = self.integer_rows {
+            backend::set_integer_rows(rows as usize);
+        }
         ModelOptions {
             mmap: !self.no_mmap,
             mlock: self.mlock,

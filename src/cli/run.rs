@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use spts::ggml::{backend, log};
 use spts::session::generate::{GenerateOptions, Generation, StopReason};
-use spts::session::prefill::PrefillProgress;
+use spts::session::prefill::{PrefillProgress, PrefillReport};
 use spts::session::sampler::Sampler;
 use spts::spts::plan::{Plan, PlanOptions};
 use spts::spts::schedule::Schedule;
@@ -75,7 +75,23 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
         return Err(Failure::stdout(e));
     }
     let _ = write!(io::stderr(), "\n{report}");
+    if args.verbose {
+        used(&session, &generation.prefill);
+    }
     Ok(())
+}
+
+/// `-v`: what the prefill took.
+fn used(session: &Session, prefill: &PrefillReport) {
+    let mib = |bytes: usize| report::mib(bytes as u64);
+    let own = session.n_bytes().saturating_sub(prefill.scratch_bytes);
+    note(&format!(
+        "tiles of {} rows; hidden states {}, scratch {}, caches and masks {}",
+        report::grouped(prefill.tile),
+        mib(prefill.slot_bytes),
+        mib(prefill.scratch_bytes),
+        mib(own)
+    ));
 }
 
 fn create(path: &Path) -> Result<File, Failure> {
@@ -167,6 +183,8 @@ fn describe(args: &RunArgs, model: &Model, schedule: Option<&Schedule>, n_tokens
         let layers = placement.layer.iter().filter(|&&l| l == i).count();
         note(&format!("{device}: {layers} of {} layers", placement.layer.len()));
     }
+    let switches = placement.layer.windows(2).filter(|pair| pair[0] != pair[1]).count();
+    note(&format!("{switches} changes of device between layers; no operation of a layer runs elsewhere"));
     note(&format!("weights rearranged in memory: {}", report::mib(model.repacked_bytes() as u64)));
     if !model.unused_tensors().is_empty() {
         note(&format!("tensors that are not used: {}", model.unused_tensors().join(", ")));

@@ -76,6 +76,18 @@ pub fn launch_in_turn() {
     }
 }
 
+/// Sets, for all GPUs of this process, up to how many rows products of quantized weights use integer kernels; more rows go to
+/// cuBLAS with 16-bit copies of the weights. Each device has a default of its own (vendor/ggml-sys/src/product_choice.cu).
+pub fn set_integer_rows(rows: usize) {
+    // SAFETY: a plain number.
+    #[cfg(feature = "cuda")]
+    unsafe {
+        sys::spts_cuda_set_mmq_max_rows(i64::try_from(rows).unwrap_or(i64::MAX));
+    }
+    #[cfg(not(feature = "cuda"))]
+    let _ = rows;
+}
+
 /// Memory in use on all devices with memory of their own, by whatever process.
 pub fn gpu_bytes_used() -> u64 {
     devices().iter().filter(|d| d.is_gpu).map(|d| d.total.saturating_sub(d.free) as u64).sum()
