@@ -29,7 +29,8 @@ impl CacheType {
         }
     }
 
-    /// Type in which candidates' keys are kept while they are scored: never quantized.
+    /// Type of candidates' keys between their scoring and the choice among them: never quantized. A probing layer whose
+    /// attention stays whole keeps no such copy: its scores come from the cached keys, in the cache's type.
     pub fn probe(self) -> GgmlType {
         if self == CacheType::F32 { GgmlType::F32 } else { GgmlType::F16 }
     }
