@@ -80,10 +80,10 @@ struct Distance {
     tie: f32,
 }
 
-/// Where the kernels are the reference's, the same sums are rounded the same way: measured on prompts within a tile of the same
-/// kernels, 24 steps agree to 0.00001 (AVX-512 VNNI). Not so beyond: tiles are cut elsewhere, and whole ones of Q4_1 and Q5_1
-/// go through F32. Nor for Gemma, whose queries llama.cpp scales before it rounds them to F16, this runtime after: scaled
-/// before, ours agreed to 0.00001 too.
+/// Where the kernels are the reference's, the same sums are rounded the same way: measured on the short prompts, 24 steps agree to
+/// 0.00001 (AVX-512 VNNI, weights as the file has them). Longer prompts do not: needle_1k is off by 0.05 to 0.22 in its top 5. Why
+/// is not known; in F32 it agrees to 0.0002 (smollm2). Nor does Gemma, whose queries llama.cpp scales before it rounds them to
+/// F16, this runtime after: scaled before, ours agreed to 0.00001 too.
 const SAME_KERNELS: Distance = Distance { first: 0.02, top5: 0.05, all: f32::INFINITY, tie: 0.1 };
 
 /// GELU is looked up in a table of F16 here and there, and an input near the middle of two entries takes either: llama.cpp
@@ -94,24 +94,26 @@ const EXACT_BUT_FOR_GELU: Distance = Distance { first: 0.001, top5: 0.017, all: 
 const EXACT: Distance = Distance { first: 0.001, top5: 0.001, all: 0.001, tie: 0.002 };
 
 /// How far llama.cpp is from itself. Activations are quantized to 8 bits, and one near the middle of two steps falls on either
-/// side for the smallest difference in the order of sums. llama.cpp of llama-cpp-python 0.3.36 against both references (rows
-/// of the table: the AVX2 one and the AVX-512 one), prompts "short", "list" and "code", worst of: flash attention on and off,
-/// use_extra_bufts on and off, n_ubatch 1 and 512, KV in F16 and F32, compiled for AVX2 and for AVX-512 VNNI:
+/// side for the smallest difference in the order of sums. Measured with llama.cpp of llama-cpp-python 0.3.36 against the AVX2
+/// and the AVX-512 reference, prompts "short", "list" and "code", the worst of: flash attention on and off, use_extra_bufts on
+/// and off, n_ubatch 1 and 512, KV in F16 and F32, compiled for AVX2 and for AVX-512 VNNI:
 ///
 /// | model | first | top 5 | tie |
 /// |---|---|---|---|
 /// | smollm2-135m | 0.173, 0.091 | 0.51, 0.47 | 0.36, 0.26 |
 /// | gemma-3-270m | 0.132, 0.138 | 0.49, 0.59 | 0.62, 0.04 |
-/// | qwen2.5-coder-0.5b | 0.011 | 0.27 | 0.09 |
+/// | qwen2.5-coder-0.5b | 0.010, 0.011 | 0.33, 0.27 | 0.09, 0.09 |
+/// | qwen2.5-coder-1.5b | 0.100, 0.105 | 0.23, 0.23 | 0.15, 0.02 |
 ///
-/// (Qwen: the AVX-512 one alone. The reference that a setting reproduces, it reproduces to 0.001.) A right implementation on
-/// other kernels is in this range: it finds a wrong token, while wrong arithmetic is what the sharper runs find.
+/// (AVX2 column of qwen2.5-coder-1.5b: two settings ran "short" alone.) A right implementation on other kernels is in this range: it finds a wrong token, while wrong arithmetic is what the sharper
+/// runs find.
 mod spread {
     use super::Distance;
 
     pub const SMOLLM2: Distance = Distance { first: 0.18, top5: 0.51, all: f32::INFINITY, tie: 0.37 };
     pub const GEMMA_3: Distance = Distance { first: 0.14, top5: 0.6, all: f32::INFINITY, tie: 0.62 };
-    pub const QWEN2_5: Distance = Distance { first: 0.02, top5: 0.28, all: f32::INFINITY, tie: 0.1 };
+    pub const QWEN2_5_0_5B: Distance = Distance { first: 0.012, top5: 0.34, all: f32::INFINITY, tie: 0.1 };
+    pub const QWEN2_5_1_5B: Distance = Distance { first: 0.11, top5: 0.24, all: f32::INFINITY, tie: 0.16 };
 }
 
 /// Long prompts take minutes on two cores: those with more tokens than this run only if `SPTS_LONG_TESTS` is set.
@@ -264,7 +266,12 @@ fn gemma_3_270m_continues_as_llama_cpp_does() {
 
 #[test]
 fn qwen2_5_coder_0_5b_continues_as_llama_cpp_does() {
-    quantized("qwen2.5-coder-0.5b", Longest::Sentence, &spread::QWEN2_5);
+    quantized("qwen2.5-coder-0.5b", Longest::Sentence, &spread::QWEN2_5_0_5B);
+}
+
+#[test]
+fn qwen2_5_coder_1_5b_continues_as_llama_cpp_does() {
+    quantized("qwen2.5-coder-1.5b", Longest::Sentence, &spread::QWEN2_5_1_5B);
 }
 
 /// Writes the model with every tensor in F32.
