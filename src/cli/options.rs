@@ -6,7 +6,6 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 use spts::ModelOptions;
-use spts::ggml::backend;
 use spts::model::loaded::LoadProgress;
 use spts::session::kv_cache::CacheType;
 use spts::session::sampler::SamplerParams;
@@ -45,9 +44,6 @@ pub struct DeviceArgs {
 impl DeviceArgs {
     /// The library's options; `progress` sees the share of the weights that is in place.
     pub fn model_options(&self, progress: Option<LoadProgress>) -> ModelOptions {
-        if let Some(rows) = self.integer_rows {
-            backend::set_integer_rows(rows as usize);
-        }
         ModelOptions {
             mmap: !self.no_mmap,
             mlock: self.mlock,
@@ -55,6 +51,7 @@ impl DeviceArgs {
             device: self.device.clone(),
             n_gpu_layers: self.n_gpu_layers.map(|n| n as usize),
             progress,
+            integer_rows: self.integer_rows.map(|n| n as usize),
             // A process runs one model.
             overlap_launches: true,
         }

@@ -65,6 +65,12 @@ pub fn why_no_cuda() -> Option<&'static str> {
     None
 }
 
+/// Whether the CPU kernels of this build, or those that a portable build chose at start, use AVX-512 VNNI.
+pub fn cpu_kernels_use_vnni() -> bool {
+    // SAFETY: tells what was compiled.
+    unsafe { sys::ggml_cpu_has_avx512_vnni() != 0 }
+}
+
 /// Lets every GPU kernel of this process end before the next one begins; to be called before anything is computed. Slower by
 /// 7 % in decode on Hopper, and needed by models that rotate halves ([`crate::graph::ir::RopeLayout::HalfSplit`]): see
 /// vendor/ggml-sys/src/cuda_libraries.cpp.

@@ -80,17 +80,17 @@ impl MaskBuffer<'_> {
         corner + height + KV_PAD
     }
 
-    /// The matrix `[width, rows]` as F16 bits.
-    pub fn bits(corner: usize, height: usize, window: Option<usize>) -> Vec<u16> {
+    /// The matrix `[width, rows]` in F16, little-endian. Long prompts make it large: rows are copied and filled, not computed.
+    pub fn bytes(corner: usize, height: usize, window: Option<usize>) -> Vec<u8> {
+        const VISIBLE: u8 = 0; // both bytes of F16's zero
         let width = Self::width(corner, height);
-        let masked = half::f16::NEG_INFINITY.to_bits();
-        let mut bits = vec![masked; width * Self::rows(height)];
-        for (i, row) in bits.chunks_exact_mut(width).take(height + Self::ALIGN).enumerate() {
+        let mut bytes = half::f16::NEG_INFINITY.to_le_bytes().repeat(width * Self::rows(height));
+        for (i, row) in bytes.chunks_exact_mut(2 * width).take(height + Self::ALIGN).enumerate() {
             let end = corner + i + 1;
             let start = window.map_or(0, |w| end.saturating_sub(w));
-            row[start..end].fill(0);
+            row[2 * start..2 * end].fill(VISIBLE);
         }
-        bits
+        bytes
     }
 }
 

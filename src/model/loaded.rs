@@ -33,6 +33,8 @@ pub struct ModelOptions {
     pub device: Option<String>,
     /// Layers on that device, counted from the last; the others stay on the CPU. `None`: all.
     pub n_gpu_layers: Option<usize>,
+    /// Rows up to which GPUs multiply quantized weights in integers, for the whole process: see [`backend::set_integer_rows`].
+    pub integer_rows: Option<usize>,
     /// Let GPU kernels begin before those in front of them end, for the whole process, if this is its first model and one with
     /// interleaved rope (Llama). Only for processes that open no other kind: see [`backend::launch_in_turn`].
     pub overlap_launches: bool,
@@ -48,6 +50,7 @@ impl Default for ModelOptions {
             repack: true,
             device: None,
             n_gpu_layers: None,
+            integer_rows: None,
             overlap_launches: false,
             progress: None,
         }
@@ -101,11 +104,7 @@ const TILED_FROM: usize = 8;
 /// Whether many rows are multiplied faster by a weight as the file has it than by a repacked one. With VNNI ggml's tiled
 /// kernels for K-quants are (1.4 times, Q4_K on Zen 4), while a single row wants the repacked weight (1.2 times).
 fn many_rows_want_unpacked(ty: GgmlType) -> bool {
-    #[cfg(target_arch = "x86_64")]
-    let has_vnni = std::arch::is_x86_feature_detected!("avx512vnni");
-    #[cfg(not(target_arch = "x86_64"))]
-    let has_vnni = false;
-    has_vnni && matches!(ty, GgmlType::Q2_K | GgmlType::Q4_K)
+    backend::cpu_kernels_use_vnni() && matches!(ty, GgmlType::Q2_K | GgmlType::Q4_K)
 }
 
 impl Model {
@@ -130,6 +129,9 @@ impl Model {
         let tokenizer = Tokenizer::from_gguf(&gguf)?;
         let chat_template = ChatTemplate::from_gguf(&gguf, &tokenizer)?;
         let placement = place_layers(hparams.n_layer, options)?;
+        if let Some(rows) = options.integer_rows {
+            backend::set_integer_rows(rows);
+        }
         if !options.overlap_launches || hparams.rope.layout == RopeLayout::HalfSplit {
             backend::launch_in_turn();
         }

@@ -61,12 +61,10 @@ impl Masks {
 }
 
 fn make(corner: usize, window: Option<usize>, buft: BufferType) -> Result<Mask, GgmlError> {
-    let bits = MaskBuffer::bits(corner, MASK_HEIGHT, window);
     let mut arena = Arena::new(1);
     let id =
         arena.declare("mask", GgmlType::F16, &[MaskBuffer::width(corner, MASK_HEIGHT), MaskBuffer::rows(MASK_HEIGHT)]);
     arena.allocate(&[id], buft, "attention masks")?;
-    let bytes: Vec<u8> = bits.iter().flat_map(|b| b.to_le_bytes()).collect();
-    arena.set(id, 0, &bytes);
+    arena.set(id, 0, &MaskBuffer::bytes(corner, MASK_HEIGHT, window));
     Ok(Mask { arena, id, corner })
 }

@@ -92,13 +92,14 @@ impl Session {
         tokens: &[u32],
         progress: &mut dyn FnMut(PrefillProgress) -> ControlFlow<()>,
     ) -> Result<PrefillReport> {
+        let start = Instant::now();
         let resolved = self.resolve(tokens.len())?;
         let graph = self.model.graph(tokens.len().max(1), self.n_ctx());
         let graph = match &resolved {
             Some(r) => passes::skip_and_prune(&graph, r, self.schedule_in_use())?,
             None => graph,
         };
-        self.run_prefill(tokens, graph, resolved, progress, None)
+        self.run_prefill(start, tokens, graph, resolved, progress, None)
     }
 
     /// A dense prefill that hands the values of `capture` to `sink`.
@@ -115,9 +116,10 @@ impl Session {
         if capture.taps.contains(&Tap::ProxyNorm) && self.proxies.iter().any(|p| p.is_none()) {
             return Err(Error::ProxiesMissing);
         }
+        let start = Instant::now();
         let dense = self.model.graph(tokens.len().max(1), self.n_ctx());
         let graph = insert_captures(&dense, capture);
-        self.run_prefill(tokens, graph, None, progress, Some(sink))
+        self.run_prefill(start, tokens, graph, None, progress, Some(sink))
     }
 
     fn schedule_in_use(&self) -> &crate::spts::schedule::Schedule {
@@ -165,13 +167,13 @@ impl Session {
 
     fn run_prefill(
         &mut self,
+        start: Instant,
         tokens: &[u32],
         graph: Graph,
         resolved: Option<Resolved>,
         progress: &mut dyn FnMut(PrefillProgress) -> ControlFlow<()>,
         sink: Option<&mut CaptureSink>,
     ) -> Result<PrefillReport> {
-        let start = Instant::now();
         if tokens.is_empty() {
             return Err(Error::EmptyPrompt);
         }
@@ -200,9 +202,11 @@ impl Session {
             let buft = d.backend.buffer_type();
             d.masks.prepare(max_rows, window, buft)?;
         }
-        let prepared = match self.prepared.take() {
-            Some(p) if p.n_past == self.n_past && p.graph == graph => p,
-            _ => self.prepare(graph)?,
+        // One that does not fit is let go first: two would take twice the memory.
+        let fitting = self.prepared.take().filter(|p| p.n_past == self.n_past && p.graph == graph);
+        let prepared = match fitting {
+            Some(prepared) => prepared,
+            None => self.prepare(graph)?,
         };
         let Prepared { graph, program, slots, tile, .. } = &prepared;
         write_inputs(graph, slots, tokens, self.n_past);
@@ -226,7 +230,7 @@ impl Session {
             records: self.options.record_selection || prunes_windows,
             selected: HashMap::new(),
             work_done: 0,
-            work_all: work(graph, &program.phases),
+            work_all: work(&program.phases),
             n_tokens: n,
         };
         executor::run(&run, &mut self.devices, &mut watch)?;
@@ -316,7 +320,7 @@ pub(super) struct Prepared {
 }
 
 /// A measure of a program's work for the progress bar: rows times nodes.
-fn work(_graph: &Graph, phases: &[Phase]) -> usize {
+fn work(phases: &[Phase]) -> usize {
     phases.iter().map(phase_work).sum()
 }
 

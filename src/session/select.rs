@@ -1,5 +1,7 @@
 //! Selection on the host: what the CPU backend uses for `top_k` (on a GPU it stays on the device).
 
+use crate::random::SplitMix64;
+
 /// Ascending indices of the `m` best scores. The last `forced` indices are always in, in place of the m-th best; the lower
 /// index wins ties; NaN counts as worst.
 ///
@@ -25,16 +27,10 @@ pub fn top_k(scores: &[f32], m: usize, forced: usize) -> Vec<i32> {
 
 /// `n` uniform scores in [0, 1): the control that a probe has to beat. The same for a seed and layer everywhere.
 pub fn random_scores(seed: u64, layer: usize, n: usize) -> Vec<f32> {
-    // SplitMix64 (Steele, Lea, Flood 2014).
-    let mut state = seed ^ (layer as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    let mut random = SplitMix64(seed ^ (layer as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15));
     (0..n)
-        .map(|_| {
-            state = state.wrapping_add(0x9E37_79B9_7F4A_7C15);
-            let mut z = state;
-            z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-            z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-            ((z ^ (z >> 31)) >> 40) as f32 / (1u64 << 24) as f32
-        })
+        // 24 bits: every one a different f32.
+        .map(|_| (random.next() >> 40) as f32 / (1u64 << 24) as f32)
         .collect()
 }
 

@@ -273,7 +273,7 @@ fn memory(shape: &Shape, resolved: &Resolved, options: &PlanOptions) -> Memory {
 }
 
 /// 32768 as `32,768`.
-fn grouped(n: usize) -> String {
+pub fn grouped(n: usize) -> String {
     let digits = n.to_string();
     let mut out = String::new();
     for (i, c) in digits.chars().enumerate() {
