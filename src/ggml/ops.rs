@@ -401,13 +401,6 @@ impl Ops {
         // SAFETY: as above.
         self.wrap(unsafe { sys::ggml_pad(self.c(), a.raw(), n as i32, 0, 0, 0) })
     }
-
-    /// Indices that sort a row.
-    pub fn argsort<'a>(&'a self, a: Tensor<'a>, descending: bool) -> Tensor<'a> {
-        let order = if descending { sys::GGML_SORT_ORDER_DESC } else { sys::GGML_SORT_ORDER_ASC };
-        // SAFETY: as above.
-        self.wrap(unsafe { sys::ggml_argsort(self.c(), a.raw(), order) })
-    }
 }
 
 /// Least precision of a product's accumulation.
