@@ -39,6 +39,11 @@ impl Kernels {
         self.product(rows, GgmlType::BF16) && rank.is_multiple_of(8) && d_low.is_multiple_of(8)
     }
 
+    /// Whether proxies are best kept in BF16.
+    pub fn proxies_in_bf16(&self) -> bool {
+        self.product(usize::MAX >> 1, GgmlType::BF16)
+    }
+
     /// [`Ops::rms_norm_16`] and [`Ops::scatter_add`] of rows of so many features.
     pub fn rows_of(&self, n_feat: usize) -> bool {
         self.cuda_device.is_some() && n_feat.is_multiple_of(8)

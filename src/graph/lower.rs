@@ -165,13 +165,13 @@ pub fn key_rows(first: usize, n: usize, window: Option<usize>, capacity: usize) 
 /// An upper bound on ggml operations for a phase, to size its graph. Each IR node takes a few; attention and probe scores
 /// take some for every part they are cut into.
 pub fn max_ggml_nodes(graph: &Graph, phase: &Phase, tile: usize, mask_height: usize) -> usize {
-    let parts = tile.div_ceil(mask_height.max(1)) + 64;
+    let parts = tile.div_ceil(mask_height.max(1));
     phase
         .nodes
         .iter()
         .map(|id| match graph.node(*id).op {
             Op::Attention { .. } => 40 + 12 * parts,
-            Op::ProbeScores { .. } => 24 + 16 * parts,
+            Op::ProbeScores { .. } => 24 + 16 * (parts + 64),
             _ => 16,
         })
         .sum::<usize>()
@@ -391,7 +391,17 @@ impl<'a> Lowerer<'a, '_> {
             Storage::CacheK(layer) => return self.store_in_cache(layer, self.memory.cache_k(layer), value),
             Storage::CacheV(layer) => return self.store_in_cache(layer, self.memory.cache_v(layer), value),
         };
-        self.ops.expand(self.ops.copy(value, target));
+        self.ops.expand(self.copy(value, target));
+    }
+
+    fn copy(&self, value: Tensor<'a>, to: Tensor<'a>) -> Tensor<'a> {
+        let rows_of_f32 = value.ty() == GgmlType::F32 && value.nb(1) == 4 * value.ne(0);
+        let halves = rows_of_f32 && to.ty() == GgmlType::F16;
+        if halves && self.memory.kernels().store_f16(value.n_elements()) {
+            self.ops.store_f16(to, value)
+        } else {
+            self.ops.copy(value, to)
+        }
     }
 
     fn is_in_place(&self, id: NodeId) -> bool {
@@ -403,15 +413,7 @@ impl<'a> Lowerer<'a, '_> {
     fn store_in_cache(&mut self, layer: usize, cache: Tensor<'a>, value: Tensor<'a>) {
         let n_past = self.memory.n_past(layer);
         let write = match self.mode {
-            CacheMode::Fixed => {
-                let to = self.ops.rows(cache, n_past + self.tile.start, value.ne(1));
-                let plain = value.ty() == GgmlType::F32 && value.nb(1) == 4 * value.ne(0) && to.ty() == GgmlType::F16;
-                if plain && self.memory.kernels().store_f16(value.n_elements()) {
-                    self.ops.store_f16(to, value)
-                } else {
-                    self.ops.copy(value, to)
-                }
-            }
+            CacheMode::Fixed => self.copy(value, self.ops.rows(cache, n_past + self.tile.start, value.ne(1))),
             CacheMode::Indexed => {
                 let rows = self.input(GgmlType::I64, [value.ne(1), 1], InputKind::CacheRows { layer });
                 self.ops.set_rows(cache, value, rows)

@@ -1,5 +1,5 @@
 #include "products.h"
-#include "convert.cuh"
+#include "dequantize.h"
 #include "spts_ops.h"
 #include "unary.cuh"
 
@@ -16,7 +16,7 @@ class Bf16 {
         GGML_ASSERT(ggml_is_contiguous(t));
         if (t->type != GGML_TYPE_BF16) {
             values = copy.alloc(ggml_nelements(t));
-            ggml_get_to_bf16_cuda(t->type)(t->data, copy.get(), ggml_nelements(t), ctx.stream());
+            dequantize_16(t->type, t->data, copy.get(), ggml_nelements(t), ctx.stream());
         }
     }
 

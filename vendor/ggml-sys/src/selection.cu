@@ -83,9 +83,10 @@ __global__ void row_stats(const Rows rows, float2 * stats) {
 
 // A block sums COLUMNS columns, each over all rows in LANES parts. Always in the same order: the sets that follow from
 // the scores are the same from run to run.
-constexpr int QUADS   = 16;
-constexpr int COLUMNS = 4*QUADS;
-constexpr int LANES   = THREADS/QUADS;
+constexpr int MEAN_THREADS = 1024;
+constexpr int QUADS        = 16;
+constexpr int COLUMNS      = 4*QUADS;
+constexpr int LANES        = MEAN_THREADS/QUADS;
 
 __global__ void column_means(const Rows rows, const float2 * stats, float * scores, const int n_rows, const bool first, const float share) {
     const int quad = threadIdx.x % QUADS, lane = threadIdx.x/QUADS;
@@ -274,7 +275,7 @@ void probe_scores(ggml_backend_cuda_context & ctx, ggml_tensor * dst) {
         const Rows rows = {logits.get(), stride, n, n_query, group, n_probe - done - 1, scale*LOG2_E};
         row_stats<<<n_rows, THREADS, 0, stream>>>(rows, stats.get());
         CUDA_CHECK(cudaGetLastError());
-        column_means<<<(n + COLUMNS - 1)/COLUMNS, THREADS, 0, stream>>>(
+        column_means<<<(n + COLUMNS - 1)/COLUMNS, MEAN_THREADS, 0, stream>>>(
             rows, stats.get(), (float *) dst->data, n_rows, done == 0, 1.0f/((float) n_probe*n_head));
         CUDA_CHECK(cudaGetLastError());
     }
