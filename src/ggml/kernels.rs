@@ -8,7 +8,7 @@ use ggml_sys as sys;
 use super::ops::Ops;
 use super::{Tensor, type_id};
 use crate::gguf::GgmlType;
-use crate::graph::ir::{Activation, Heads};
+use crate::graph::ir::{Activation, Heads, Rope, RopeLayout};
 
 /// What a device can compute besides ggml's operations.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -47,6 +47,11 @@ impl Kernels {
     /// [`Ops::rms_norm_16`] and [`Ops::scatter_add`] of rows of so many features.
     pub fn rows_of(&self, n_feat: usize) -> bool {
         self.cuda_device.is_some() && n_feat.is_multiple_of(8)
+    }
+
+    /// [`Ops::rope_rows`] with heads of this size.
+    pub fn rope(&self, head_dim: usize, rope: &Rope) -> bool {
+        self.cuda_device.is_some() && head_dim <= 512 && rope.ext_factor == 0.0
     }
 
     /// [`Ops::gather`] and [`Ops::top_k`].
@@ -103,6 +108,7 @@ enum Op {
     GatedFfn,
     ProxyNorm,
     RmsNorm,
+    Rope,
     ScatterAdd,
     Gather,
     Store,
@@ -111,12 +117,13 @@ enum Op {
 }
 
 /// Names for [`super::profile`], by number.
-const NAMES: [&str; 10] = [
+const NAMES: [&str; 11] = [
     "causal_attention",
     "product",
     "gated_ffn",
     "proxy_norm",
     "rms_norm",
+    "rope",
     "scatter_add",
     "gather",
     "store",
@@ -124,38 +131,56 @@ const NAMES: [&str; 10] = [
     "probe_scores",
 ];
 
+/// Where a product goes.
+#[derive(Clone, Copy)]
+pub enum Target<'a> {
+    /// Memory of its own, in F32.
+    F32,
+    /// Memory of its own, rounded to BF16.
+    Bf16,
+    /// Added to this (F32).
+    Added(Tensor<'a>),
+}
+
 impl Ops {
     /// Causal attention of `q [d, n_q, n_head]` over `k`, `v [d, n_kv, n_head_kv]` in F16, without a mask: query i sees the
-    /// rows up to `first + i`. `-> [d, n_head, n_q]`
+    /// rows up to `first + i`. `-> F32 or BF16 [d, n_head, n_q]`
     pub fn causal_attention<'a>(
         &'a self,
-        q: Tensor<'a>,
-        k: Tensor<'a>,
-        v: Tensor<'a>,
+        [q, k, v]: [Tensor<'a>; 3],
         first: usize,
         scale: f32,
+        bf16: bool,
     ) -> Tensor<'a> {
-        let out = self.fresh(GgmlType::F32, [q.ne(0), q.ne(2), q.ne(1)]);
+        let ty = if bf16 { GgmlType::BF16 } else { GgmlType::F32 };
+        let out = self.fresh(ty, [q.ne(0), q.ne(2), q.ne(1)]);
         self.ours(Op::CausalAttention, out, &[q, k, v], &[first as i32, bits(scale)])
     }
 
     /// `w [n_in, n_out] x [n_in, n]`, both rounded to BF16 (x may be so already), summed in F32. `-> [n_out, n]`
-    pub fn product<'a>(&'a self, w: Tensor<'a>, x: Tensor<'a>) -> Tensor<'a> {
-        let out = self.fresh(GgmlType::F32, [w.ne(1), x.ne(1), 1]);
-        self.ours(Op::Product, out, &[w, x], &[])
+    pub fn product<'a>(&'a self, w: Tensor<'a>, x: Tensor<'a>, to: Target<'a>) -> Tensor<'a> {
+        let (out, adds) = self.target(to, [w.ne(1), x.ne(1)]);
+        self.ours(Op::Product, out, &[w, x], &[adds])
     }
 
     /// `W_down (act(W_gate x) * (W_up x))` of `x [n_embd, n]` with the roundings of [`Ops::product`]. `-> [n_embd, n]`
     pub fn gated_ffn<'a>(
         &'a self,
         act: Activation,
-        gate: Tensor<'a>,
-        up: Tensor<'a>,
-        down: Tensor<'a>,
+        [gate, up, down]: [Tensor<'a>; 3],
         x: Tensor<'a>,
+        to: Target<'a>,
     ) -> Tensor<'a> {
-        let out = self.fresh(GgmlType::F32, [down.ne(1), x.ne(1), 1]);
-        self.ours(Op::GatedFfn, out, &[down, x, gate, up], &[activation(act)])
+        let (out, adds) = self.target(to, [down.ne(1), x.ne(1)]);
+        self.ours(Op::GatedFfn, out, &[down, x, gate, up], &[adds, activation(act)])
+    }
+
+    fn target<'a>(&'a self, to: Target<'a>, ne: [usize; 2]) -> (Tensor<'a>, i32) {
+        match to {
+            Target::F32 => (self.fresh(GgmlType::F32, [ne[0], ne[1], 1]), 0),
+            Target::Bf16 => (self.fresh(GgmlType::BF16, [ne[0], ne[1], 1]), 0),
+            Target::Added(h) => (self.alias(h), 1),
+        }
     }
 
     /// Norm of a low-rank FFN's output (before its last, orthonormal factor) of `x [n_embd, n]`. `-> [1, n]`
@@ -178,14 +203,34 @@ impl Ops {
         idx: Option<Tensor<'a>>,
         eps: f32,
     ) -> Tensor<'a> {
-        let n = idx.map_or(x.ne(1), |idx| idx.n_elements());
-        let out = self.fresh(GgmlType::BF16, [x.ne(0), n, 1]);
-        let src = [x, weight];
-        let with_idx = idx.map(|idx| [x, weight, idx]);
-        self.ours(Op::RmsNorm, out, with_idx.as_ref().map_or(&src[..], |s| &s[..]), &[bits(eps)])
+        let out = self.fresh(GgmlType::BF16, [x.ne(0), idx.map_or(x.ne(1), |idx| idx.n_elements()), 1]);
+        match idx {
+            Some(idx) => self.ours(Op::RmsNorm, out, &[x, weight, idx], &[bits(eps)]),
+            None => self.ours(Op::RmsNorm, out, &[x, weight], &[bits(eps)]),
+        }
     }
 
-    /// Adds the rows of `x [f, m]` to the rows `idx` of `h [f, n]`, in h's memory.
+    /// Rotates the heads of `x [f, n]` by `positions [n]`, without YaRN's ramp; in `to` (F32 or F16) if that is given. `-> [f, n]`
+    pub fn rope_rows<'a>(
+        &'a self,
+        x: Tensor<'a>,
+        positions: Tensor<'a>,
+        factors: Option<Tensor<'a>>,
+        head_dim: usize,
+        rope: &Rope,
+        to: Option<Tensor<'a>>,
+    ) -> Tensor<'a> {
+        let out = self.place(to, GgmlType::F32, [x.ne(0), x.ne(1)]);
+        let halves = i32::from(rope.layout == RopeLayout::HalfSplit);
+        let scales = [rope.freq_base, rope.freq_scale, rope.attn_factor].map(bits);
+        let arguments = [head_dim as i32, rope.n_rot as i32, halves, scales[0], scales[1], scales[2]];
+        match factors {
+            Some(factors) => self.ours(Op::Rope, out, &[x, positions, factors], &arguments),
+            None => self.ours(Op::Rope, out, &[x, positions], &arguments),
+        }
+    }
+
+    /// Adds the rows of `x [f, m]` (F32 or BF16) to the rows `idx` of `h [f, n]`, in h's memory.
     pub fn scatter_add<'a>(&'a self, h: Tensor<'a>, x: Tensor<'a>, idx: Tensor<'a>) -> Tensor<'a> {
         self.ours(Op::ScatterAdd, self.alias(h), &[x, idx], &[])
     }
@@ -242,7 +287,7 @@ impl Ops {
 
     fn ours<'a>(&'a self, op: Op, out: Tensor<'a>, src: &[Tensor<'a>], arguments: &[i32]) -> Tensor<'a> {
         // SAFETY: a fresh tensor of this context that nobody computes yet; its sources live as long (they borrow from the
-        // same run); at most five sources and two arguments, of ten and fifteen.
+        // same run); at most five sources and six arguments, of ten and fifteen.
         unsafe {
             let out = out.raw();
             (*out).op = HOST_OP;

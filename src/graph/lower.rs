@@ -10,7 +10,7 @@ use std::ops::Range;
 use super::ir::*;
 use super::phases::{Phase, Program, Storage};
 use crate::ggml::Tensor;
-use crate::ggml::kernels::Kernels;
+use crate::ggml::kernels::{Kernels, Target};
 use crate::ggml::ops::{Ops, Precision};
 use crate::gguf::GgmlType;
 use crate::spts::schedule::Pool;
@@ -224,7 +224,17 @@ impl<'a> Lowerer<'a, '_> {
             }
             Op::RmsNorm { weight, eps, .. } if self.is_16_bit_norm(id) => self.rms_norm_16(node, *weight, *eps),
             Op::RmsNorm { weight, eps, group } => self.rms_norm(node, *weight, *eps, *group),
-            Op::Linear { weight, bias } => self.linear(node, *weight, *bias),
+            Op::Linear { .. } | Op::GatedFfn { .. } if self.is_added(id) => return,
+            Op::Linear { weight, bias } => self.linear(id, node, *weight, *bias),
+            Op::Rope { head_dim, rope }
+                if self.mode == CacheMode::Fixed && self.memory.kernels().rope(*head_dim, rope) =>
+            {
+                let (x, to) = (self.rows(node.src[0]), self.destination(id, self.tile.clone()));
+                let to = to.filter(|to| matches!(to.ty(), GgmlType::F32 | GgmlType::F16));
+                let factors = rope.factors.map(|f| self.memory.weight(f));
+                let rotated = self.ops.rope_rows(x, self.index(node.src[1]), factors, *head_dim, rope, to);
+                return self.written(id, rotated, to);
+            }
             Op::Rope { head_dim, rope } => {
                 let x = self.rows(node.src[0]);
                 let heads = self.ops.reshape(x, [*head_dim, node.n_feat / head_dim, x.ne(1)]);
@@ -233,12 +243,12 @@ impl<'a> Lowerer<'a, '_> {
                 // A view, not a reshape: the CUDA backend writes keys straight into the cache if it sees just this.
                 self.ops.view_2d(rotated, [node.n_feat, x.ne(1)], rotated.nb(2), 0)
             }
-            Op::Attention { layer, heads, window } => self.attention(node, *layer, heads, *window),
+            Op::Attention { layer, heads, window } => self.attention(id, node, *layer, heads, *window),
             Op::Glu { act } => self.ops.glu(*act, self.rows(node.src[0]), self.rows(node.src[1])),
             Op::GatedFfn { gate, up, down, act } => {
                 let x = self.rows(node.src[0]);
                 let weights = [*gate, *up, *down].map(|w| self.memory.matrix(w, x.ne(1)));
-                self.gated_ffn(weights, *act, x)
+                self.gated_ffn(weights, *act, x, self.target(id))
             }
             Op::Add => self.residual_add(id, node),
             Op::Mul => self.ops.mul(self.rows(node.src[0]), self.rows(node.src[1])),
@@ -316,12 +326,17 @@ impl<'a> Lowerer<'a, '_> {
         }
     }
 
-    /// Whether a norm's value is read by nothing but products that want 16-bit rows.
+    /// Whether a norm's value is made in 16 bits at once.
     fn is_16_bit_norm(&self, id: NodeId) -> bool {
         let node = self.graph.node(id);
         matches!(node.op, Op::RmsNorm { group, .. } if group == node.n_feat)
-            && self.program.storage[id.index()] == Storage::Transient
             && self.memory.kernels().rows_of(node.n_feat)
+            && self.is_read_in_16_bit(id)
+    }
+
+    /// Whether a value is read by nothing but products that want 16-bit rows.
+    fn is_read_in_16_bit(&self, id: NodeId) -> bool {
+        self.program.storage[id.index()] == Storage::Transient
             && self.readers.get(&id).is_some_and(|r| r.iter().all(|r| self.takes_16_bit(self.graph.node(*r))))
     }
 
@@ -456,18 +471,60 @@ impl<'a> Lowerer<'a, '_> {
         if group == node.n_feat { normed } else { self.flat(normed, node.n_feat) }
     }
 
-    fn linear(&self, node: &Node, weight: WeightId, bias: Option<WeightId>) -> Tensor<'a> {
+    fn linear(&self, id: NodeId, node: &Node, weight: WeightId, bias: Option<WeightId>) -> Tensor<'a> {
         let x = self.rows(node.src[0]);
-        let product = self.product(self.memory.matrix(weight, x.ne(1)), x);
-        match bias {
-            Some(b) => self.ops.add(product, self.memory.weight(b)),
-            None => product,
+        let w = self.memory.matrix(weight, x.ne(1));
+        let Some(bias) = bias else {
+            let ours = self.memory.kernels().product(x.ne(1), w.ty());
+            return if ours { self.ops.product(w, x, self.target(id)) } else { self.product(w, x) };
+        };
+        self.ops.add(self.product(w, x), self.memory.weight(bias))
+    }
+
+    /// How a product of ours is best written: 16 bits are enough for what is added to few rows.
+    fn target(&self, id: NodeId) -> Target<'a> {
+        match self.readers.get(&id).map(Vec::as_slice) {
+            Some([reader]) if self.program.storage[id.index()] == Storage::Transient => {
+                match self.graph.node(*reader).op {
+                    Op::ScatterAdd if self.memory.kernels().rows_of(self.graph.node(id).n_feat) => Target::Bf16,
+                    _ => Target::F32,
+                }
+            }
+            _ => Target::F32,
+        }
+    }
+
+    /// Whether a product is computed when the sum is that reads it, which is kept in place: it is added there at once.
+    fn is_added(&self, id: NodeId) -> bool {
+        let (node, rows) = (self.graph.node(id), self.tile.len());
+        let ours = |w: WeightId| self.memory.kernels().product(rows, self.memory.matrix(w, rows).ty());
+        let can = match node.op {
+            Op::Linear { weight, bias: None } => ours(weight),
+            Op::GatedFfn { gate, up, down, .. } => [gate, up, down].into_iter().all(ours),
+            _ => false,
+        };
+        let Some([sum]) = self.readers.get(&id).map(Vec::as_slice) else { return false };
+        can && self.program.storage[id.index()] == Storage::Transient
+            && self.program.storage[sum.index()] != Storage::Transient
+            && self.is_in_place(*sum)
+    }
+
+    /// Computes a product and adds it to `h`.
+    fn add_product(&self, h: Tensor<'a>, node: &Node) -> Tensor<'a> {
+        let x = self.rows(node.src[0]);
+        let matrix = |w: WeightId| self.memory.matrix(w, x.ne(1));
+        match node.op {
+            Op::GatedFfn { gate, up, down, act } => {
+                self.ops.gated_ffn(act, [gate, up, down].map(matrix), x, Target::Added(h))
+            }
+            Op::Linear { weight, .. } => self.ops.product(matrix(weight), x, Target::Added(h)),
+            _ => unreachable!("only products are added"),
         }
     }
 
     fn product(&self, w: Tensor<'a>, x: Tensor<'a>) -> Tensor<'a> {
         if self.memory.kernels().product(x.ne(1), w.ty()) {
-            return self.ops.product(w, x);
+            return self.ops.product(w, x, Target::F32);
         }
         let w = if self.memory.widens(w.ty(), x.ne(1)) { self.ops.cast(w, GgmlType::F32) } else { w };
         let y = self.ops.mul_mat(w, x);
@@ -477,10 +534,11 @@ impl<'a> Lowerer<'a, '_> {
         y
     }
 
-    fn gated_ffn(&self, [gate, up, down]: [Tensor<'a>; 3], act: Activation, x: Tensor<'a>) -> Tensor<'a> {
-        if [gate, up, down].iter().all(|w| self.memory.kernels().product(x.ne(1), w.ty())) {
-            return self.ops.gated_ffn(act, gate, up, down, x);
+    fn gated_ffn(&self, weights: [Tensor<'a>; 3], act: Activation, x: Tensor<'a>, to: Target<'a>) -> Tensor<'a> {
+        if weights.iter().all(|w| self.memory.kernels().product(x.ne(1), w.ty())) {
+            return self.ops.gated_ffn(act, weights, x, to);
         }
+        let [gate, up, down] = weights;
         self.product(down, self.ops.glu(act, self.product(gate, x), self.product(up, x)))
     }
 
@@ -491,7 +549,9 @@ impl<'a> Lowerer<'a, '_> {
         if resident(b) {
             (a, b) = (b, a);
         }
-        if resident(a) {
+        if self.is_added(b) {
+            self.add_product(self.rows(a), self.graph.node(b))
+        } else if resident(a) {
             self.ops.add_in_place(self.rows(a), self.rows(b))
         } else {
             self.ops.add(self.rows(a), self.rows(b))
@@ -505,17 +565,16 @@ impl<'a> Lowerer<'a, '_> {
         }
         let all = self.memory.stored(node.src[0]);
         // Tiles of the last rows: the view starts behind the rows left out.
-        let view = self.ops.rows(all, source.n_rows - rows + self.tile.start, self.tile.len());
-        self.ops.cont(view)
+        self.ops.rows(all, source.n_rows - rows + self.tile.start, self.tile.len())
     }
 
-    fn attention(&mut self, node: &Node, layer: usize, heads: &Heads, window: Option<usize>) -> Tensor<'a> {
+    fn attention(&mut self, id: NodeId, node: &Node, layer: usize, heads: &Heads, window: Option<usize>) -> Tensor<'a> {
         let q = self.rows(node.src[0]);
         let n_keys = self.graph.node(node.src[1]).n_rows;
         let n_past = self.memory.n_past(layer);
         let first = n_past + n_keys - node.n_rows + self.tile.start;
         if self.mode == CacheMode::Fixed && window.is_none() && self.takes_causal_attention(layer, q.ne(1), heads) {
-            return self.causal_attention(layer, heads, q, first);
+            return self.causal_attention(layer, heads, q, first, self.is_read_in_16_bit(id));
         }
         let height = match self.mode {
             CacheMode::Fixed => self.memory.mask(window).height,
@@ -546,14 +605,14 @@ impl<'a> Lowerer<'a, '_> {
     }
 
     /// Attention of a whole tile, the first query of which has its own key in cache row `first`, without a mask.
-    fn causal_attention(&self, layer: usize, heads: &Heads, q: Tensor<'a>, first: usize) -> Tensor<'a> {
+    fn causal_attention(&self, layer: usize, heads: &Heads, q: Tensor<'a>, first: usize, bf16: bool) -> Tensor<'a> {
         let (d, n) = (heads.head_dim, q.ne(1));
         let per_head = |t: Tensor<'a>| {
             self.ops.view_3d(t, [d, first + n, heads.n_head_kv], [t.nb(1), t.nb(1) / heads.n_head_kv], 0)
         };
         let (k, v) = (per_head(self.memory.cache_k(layer)), per_head(self.memory.cache_v(layer)));
         let q = self.ops.permute(self.ops.reshape(q, [d, heads.n_head, n]), [0, 2, 1, 3]);
-        let out = self.ops.causal_attention(q, k, v, first, heads.scale);
+        let out = self.ops.causal_attention([q, k, v], first, heads.scale, bf16);
         self.flat(out, d * heads.n_head)
     }
 

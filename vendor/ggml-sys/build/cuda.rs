@@ -27,6 +27,7 @@ const OWN: &[&str] = &[
     "hopper_attention.cu",
     "product_choice.cu",
     "products.cu",
+    "rope.cu",
     "rows.cu",
     "selection.cu",
     "spts_ops.cu",

@@ -12,7 +12,7 @@ hopper_attention_args arguments(const ggml_tensor * dst) {
     args.q             = (const float *) q->data;
     args.k             = (const half *) k->data;
     args.v             = (const half *) v->data;
-    args.out           = (float *) dst->data;
+    args.out           = dst->data;
     args.n_q           = q->ne[1];
     args.n_kv          = k->ne[1];
     args.n_head        = q->ne[2];
@@ -24,8 +24,9 @@ hopper_attention_args arguments(const ggml_tensor * dst) {
     args.k_head_stride = k->nb[2] / sizeof(half);
     args.v_row_stride  = v->nb[1] / sizeof(half);
     args.v_head_stride = v->nb[2] / sizeof(half);
-    args.out_row_stride  = dst->nb[2] / sizeof(float);
-    args.out_head_stride = dst->nb[1] / sizeof(float);
+    args.out_row_stride  = dst->nb[2] / dst->nb[0];
+    args.out_head_stride = dst->nb[1] / dst->nb[0];
+    args.out_is_bf16     = dst->type == GGML_TYPE_BF16;
     args.first = spts_argument(dst, 1);
     args.scale = spts_float_argument(dst, 2);
     return args;

@@ -27,12 +27,26 @@ class Bf16 {
     const bf16 *               values;
 };
 
+// Where a product goes, and whether it is added to what is there.
+struct Target {
+    void *         data;
+    cudaDataType_t type;
+    bool           adds;
+
+    Target(bf16 * data) : data(data), type(CUDA_R_16BF), adds(false) {}
+    Target(float * data) : data(data), type(CUDA_R_32F), adds(false) {}
+    Target(const ggml_tensor * dst, const bool adds)
+        : data(dst->data), type(dst->type == GGML_TYPE_BF16 ? CUDA_R_16BF : CUDA_R_32F), adds(adds) {
+        GGML_ASSERT(ggml_is_contiguous(dst) && (dst->type == GGML_TYPE_F32 || (dst->type == GGML_TYPE_BF16 && !adds)));
+    }
+};
+
 // y [n_out, rows] = w [n_in, n_out] x [n_in, rows], summed in F32. Rows of x lie `x_stride` apart.
-void multiply(ggml_backend_cuda_context & ctx, const bf16 * w, const bf16 * x, const int64_t x_stride, void * y,
-              const cudaDataType_t y_type, const int64_t n_in, const int64_t n_out, const int64_t rows) {
-    const float one = 1.0f, zero = 0.0f;
+void multiply(ggml_backend_cuda_context & ctx, const bf16 * w, const bf16 * x, const int64_t x_stride, const Target y,
+              const int64_t n_in, const int64_t n_out, const int64_t rows) {
+    const float one = 1.0f, before = y.adds ? 1.0f : 0.0f;
     CUBLAS_CHECK(cublasGemmEx(ctx.cublas_handle(), CUBLAS_OP_T, CUBLAS_OP_N, n_out, rows, n_in,
-        &one, w, CUDA_R_16BF, n_in, x, CUDA_R_16BF, x_stride, &zero, y, y_type, n_out,
+        &one, w, CUDA_R_16BF, n_in, x, CUDA_R_16BF, x_stride, &before, y.data, y.type, n_out,
         CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT_TENSOR_OP));
 }
 
@@ -91,10 +105,9 @@ __global__ void row_norms(const float * x, float * norms, const int width, const
 void product(ggml_backend_cuda_context & ctx, ggml_tensor * dst) {
     const ggml_tensor * w = dst->src[0];
     const ggml_tensor * x = dst->src[1];
-    GGML_ASSERT(ggml_is_contiguous(dst));
     const Bf16 weights(ctx, w);
     const Bf16 rows(ctx, x);
-    multiply(ctx, weights.get(), rows.get(), w->ne[0], dst->data, CUDA_R_32F, w->ne[0], w->ne[1], x->ne[1]);
+    multiply(ctx, weights.get(), rows.get(), w->ne[0], Target(dst, spts_argument(dst, 1) == 1), w->ne[0], w->ne[1], x->ne[1]);
 }
 
 // Gate and up stay 16 bits wide, as the product behind them wants them: a third of the bytes of F32 in between.
@@ -104,7 +117,6 @@ void gated_ffn(ggml_backend_cuda_context & ctx, ggml_tensor * dst) {
     const ggml_tensor * w_gate = dst->src[2];
     const ggml_tensor * w_up   = dst->src[3];
     const int64_t n_embd = x->ne[0], n_ff = w_gate->ne[1], rows = x->ne[1];
-    GGML_ASSERT(ggml_is_contiguous(dst));
 
     ggml_cuda_pool_alloc<bf16> gate(ctx.pool(), n_ff*rows);
     ggml_cuda_pool_alloc<bf16> up(ctx.pool(), n_ff*rows);
@@ -112,13 +124,13 @@ void gated_ffn(ggml_backend_cuda_context & ctx, ggml_tensor * dst) {
         const Bf16 input(ctx, x);
         for (const auto & [w, y] : {std::pair(w_gate, gate.get()), std::pair(w_up, up.get())}) {
             const Bf16 weights(ctx, w);
-            multiply(ctx, weights.get(), input.get(), n_embd, y, CUDA_R_16BF, n_embd, n_ff, rows);
+            multiply(ctx, weights.get(), input.get(), n_embd, y, n_embd, n_ff, rows);
         }
     }
-    activate_gate(ctx, spts_argument(dst, 1) == 1, gate.get(), up.get(), n_ff*rows);
+    activate_gate(ctx, spts_argument(dst, 2) == 1, gate.get(), up.get(), n_ff*rows);
 
     const Bf16 weights(ctx, w_down);
-    multiply(ctx, weights.get(), gate.get(), n_ff, dst->data, CUDA_R_32F, n_ff, n_embd, rows);
+    multiply(ctx, weights.get(), gate.get(), n_ff, Target(dst, spts_argument(dst, 1) == 1), n_ff, n_embd, rows);
 }
 
 void proxy_norm(ggml_backend_cuda_context & ctx, ggml_tensor * dst) {
@@ -130,17 +142,17 @@ void proxy_norm(ggml_backend_cuda_context & ctx, ggml_tensor * dst) {
     {
         const Bf16 input(ctx, x);
         const Bf16 u(ctx, dst->src[1]);
-        multiply(ctx, u.get(), input.get(), n_embd, low.get(), CUDA_R_16BF, n_embd, 2*rank, rows);
+        multiply(ctx, u.get(), input.get(), n_embd, low.get(), n_embd, 2*rank, rows);
     }
     ggml_cuda_pool_alloc<bf16> gate(ctx.pool(), d_low*rows);
     ggml_cuda_pool_alloc<bf16> up(ctx.pool(), d_low*rows);
     const Bf16 v_gate(ctx, dst->src[2]), v_up(ctx, dst->src[3]), v_down(ctx, dst->src[4]);
-    multiply(ctx, v_gate.get(), low.get(), 2*rank, gate.get(), CUDA_R_16BF, rank, d_low, rows);
-    multiply(ctx, v_up.get(), low.get() + rank, 2*rank, up.get(), CUDA_R_16BF, rank, d_low, rows);
+    multiply(ctx, v_gate.get(), low.get(), 2*rank, gate.get(), rank, d_low, rows);
+    multiply(ctx, v_up.get(), low.get() + rank, 2*rank, up.get(), rank, d_low, rows);
     activate_gate(ctx, spts_argument(dst, 1) == 1, gate.get(), up.get(), d_low*rows);
 
     ggml_cuda_pool_alloc<float> out(ctx.pool(), rank*rows);
-    multiply(ctx, v_down.get(), gate.get(), d_low, out.get(), CUDA_R_32F, d_low, rank, rows);
+    multiply(ctx, v_down.get(), gate.get(), d_low, out.get(), d_low, rank, rows);
     constexpr int each = THREADS/WARP_SIZE;
     row_norms<<<(rows + each - 1)/each, THREADS, 0, ctx.stream()>>>(out.get(), (float *) dst->data, rank, rows);
     CUDA_CHECK(cudaGetLastError());

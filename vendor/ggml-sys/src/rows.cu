@@ -68,13 +68,22 @@ template <bool indexed> __global__ void rms_norm_16_kernel(const float4 * x, con
     }
 }
 
+__device__ float4 widened(const float4 x) {
+    return x;
+}
+
+__device__ float4 widened(const Bf16x4 x) {
+    const float2 low = __bfloat1622float2(x.low), high = __bfloat1622float2(x.high);
+    return make_float4(low.x, low.y, high.x, high.y);
+}
+
 // One block a row, four features a thread and turn. Indices are distinct, so nothing has to be atomic.
-__global__ void scatter_add_kernel(float4 * h, const float4 * x, const int32_t * idx, const int64_t width) {
-    float4 *       to   = h + int64_t(idx[blockIdx.x])*width;
-    const float4 * from = x + int64_t(blockIdx.x)*width;
+template <typename Four> __global__ void scatter_add_kernel(float4 * h, const Four * x, const int32_t * idx, const int64_t width) {
+    float4 *     to   = h + int64_t(idx[blockIdx.x])*width;
+    const Four * from = x + int64_t(blockIdx.x)*width;
     for (int64_t i = threadIdx.x; i < width; i += THREADS) {
         const float4 a = to[i];
-        const float4 b = from[i];
+        const float4 b = widened(from[i]);
         to[i] = make_float4(a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w);
     }
 }
@@ -129,11 +138,13 @@ void rms_norm_16(ggml_backend_cuda_context & ctx, ggml_tensor * dst) {
 void scatter_add(ggml_backend_cuda_context & ctx, ggml_tensor * dst) {
     const ggml_tensor * x   = dst->src[0];
     const ggml_tensor * idx = dst->src[1];
-    GGML_ASSERT(x->type == GGML_TYPE_F32 && dst->type == GGML_TYPE_F32 && idx->type == GGML_TYPE_I32);
+    GGML_ASSERT((x->type == GGML_TYPE_F32 || x->type == GGML_TYPE_BF16) && dst->type == GGML_TYPE_F32 && idx->type == GGML_TYPE_I32);
     GGML_ASSERT(ggml_is_contiguous(x) && ggml_is_contiguous(idx) && ggml_is_contiguous(dst));
     GGML_ASSERT(x->ne[0] % 4 == 0 && x->ne[0] == dst->ne[0]);
-    scatter_add_kernel<<<x->ne[1], THREADS, 0, ctx.stream()>>>(
-        (float4 *) dst->data, (const float4 *) x->data, (const int32_t *) idx->data, x->ne[0]/4);
+    const auto launch = [&](const auto * rows) {
+        scatter_add_kernel<<<x->ne[1], THREADS, 0, ctx.stream()>>>((float4 *) dst->data, rows, (const int32_t *) idx->data, x->ne[0]/4);
+    };
+    x->type == GGML_TYPE_F32 ? launch((const float4 *) x->data) : launch((const Bf16x4 *) x->data);
     CUDA_CHECK(cudaGetLastError());
 }
 

@@ -170,12 +170,8 @@ template <bool kept> __global__ void __launch_bounds__(WARPS*WARP_SIZE) top_k_ke
         for (int r = 0; r < rounds; r++) {
             const int      i   = r*blockDim.x + thread;
             const uint32_t key = i < n ? key_at(i) : 0;
-            // Keys of a warp often share a digit: one of its threads counts for all.
-            const bool in  = i < n && (shift == 32 - KEY_BITS || key >> (shift + KEY_BITS) == begun >> (shift + KEY_BITS));
-            const int  bin = in ? (key >> shift) % BINS : BINS;
-            const uint32_t peers = __match_any_sync(UINT32_MAX, bin);
-            if (in && lane == __ffs(peers) - 1) {
-                atomicAdd(&histogram[bin], __popc(peers));
+            if (i < n && (shift == 32 - KEY_BITS || key >> (shift + KEY_BITS) == begun >> (shift + KEY_BITS))) {
+                atomicAdd(&histogram[(key >> shift) % BINS], 1);
             }
         }
         __syncthreads();

@@ -6,6 +6,7 @@
 #include "attention.h"
 #include "common.cuh"
 #include "products.h"
+#include "rope.h"
 #include "rows.h"
 #include "selection.h"
 #include "spts_ops.h"
@@ -17,6 +18,7 @@ void ggml_cuda_op_timestep_embedding(ggml_backend_cuda_context & ctx, ggml_tenso
         case SPTS_GATED_FFN:        return gated_ffn(ctx, dst);
         case SPTS_PROXY_NORM:       return proxy_norm(ctx, dst);
         case SPTS_RMS_NORM:         return rms_norm_16(ctx, dst);
+        case SPTS_ROPE:             return rope(ctx, dst);
         case SPTS_SCATTER_ADD:      return scatter_add(ctx, dst);
         case SPTS_GATHER:           return gather(ctx, dst);
         case SPTS_STORE:            return store(ctx, dst);

@@ -17,22 +17,27 @@
 #include <cstring>
 
 enum spts_op : int32_t {
-    // Causal attention without a mask: dst F32 [d, n_head, n_q] of src0 = q F32 [d, n_q, n_head] (a view), src1 = k, src2 = v
-    // F16 [d, n_kv, n_head_kv] (views). Argument 1: the row of K that belongs to the first query; query i sees the rows up to
+    // Causal attention without a mask: dst F32 or BF16 [d, n_head, n_q] of src0 = q F32 [d, n_q, n_head] (a view), src1 = k,
+    // src2 = v F16 [d, n_kv, n_head_kv] (views). Argument 1: the row of K that belongs to the first query; query i sees the rows up to
     // that + i. Argument 2: scale (F32).
     SPTS_CAUSAL_ATTENTION,
-    // dst F32 [n_out, n] = src0 [n_in, n_out] src1 [n_in, n], summed in F32 after both were rounded to BF16. src1 is F32 or BF16.
+    // dst [n_out, n] = src0 [n_in, n_out] src1 [n_in, n], summed in F32 after both were rounded to BF16. src1 and dst are F32 or
+    // BF16. Argument 1: 1 to add to what is in dst (F32).
     SPTS_PRODUCT,
-    // dst F32 [n_embd, n] = W_down (act(W_gate x) * (W_up x)), with the same roundings. src0 = W_down, src1 = x F32 or BF16
-    // [n_embd, n], src2 = W_gate, src3 = W_up. Argument 1: 0 for SiLU, 1 for GELU (tanh).
+    // dst [n_embd, n] = W_down (act(W_gate x) * (W_up x)), with the same roundings. src0 = W_down, src1 = x [n_embd, n], src2 =
+    // W_gate, src3 = W_up. Argument 1 as above, 2: 0 for SiLU, 1 for GELU (tanh).
     SPTS_GATED_FFN,
     // dst F32 [1, n] = || V_down (act(V_gate y_g) * (V_up y_u)) ||, y_g over y_u = U^T x. src0 = x F32 or BF16 [n_embd, n], src1 = U
-    // [n_embd, 2 rank], src2 = V_gate, src3 = V_up [rank, d_low], src4 = V_down [d_low, rank]. Argument 1 as above.
+    // [n_embd, 2 rank], src2 = V_gate, src3 = V_up [rank, d_low], src4 = V_down [d_low, rank]. Argument 1: the activation.
     SPTS_PROXY_NORM,
     // dst BF16 [n_embd, n] = rms_norm(x) * weight. src0 = x F32 [n_embd, n or more], src1 = weight F32 [n_embd], src2 = I32 [n],
     // the rows of x to take, or null for all. Argument 1: eps (F32).
     SPTS_RMS_NORM,
-    // dst[idx] += x, dst F32 [f, rows]. src0 = x F32 [f, n], src1 = idx I32 [n], distinct.
+    // dst F32 or F16 [f, n] = src0 F32 [f, n] with its heads rotated by src1 = positions I32 [n]; frequencies are divided by src2 F32
+    // [n_rot/2] or by nothing (null). Arguments 1: head size, 2: n_rot, 3: 0 if neighbours are pairs, 1 if halves are, 4: base of
+    // the frequencies (F32), 5: factor on the positions (F32), 6: on the rotated values (F32).
+    SPTS_ROPE,
+    // dst[idx] += x, dst F32 [f, rows]. src0 = x F32 or BF16 [f, n], src1 = idx I32 [n], distinct.
     SPTS_SCATTER_ADD,
     // dst [f, n] = src0[idx], of any type, the same on both sides. src1 = idx I32 [n].
     SPTS_GATHER,
