@@ -11,7 +11,7 @@ use crate::ggml::ops::{Kept, Ops, Precision};
 use crate::ggml::profile::OpTimes;
 use crate::ggml::{GgmlError, Tensor};
 use crate::gguf::GgmlType;
-use crate::graph::ir::{Graph, NodeId, Op, Tap, WeightId};
+use crate::graph::ir::{Graph, Node, NodeId, Op, Tap, WeightId};
 use crate::graph::lower::{self, CacheMode, InputKind, MaskBuffer, Memory, ProxyTensors};
 use crate::graph::phases::{Phase, PhaseKind, Program};
 use crate::model::loaded::Model;
@@ -94,6 +94,9 @@ impl Memories {
     }
 }
 
+/// Bytes of logits that probing on a GPU holds at a time (vendor/ggml-sys/src/selection.cu).
+const PROBE_LOGITS: usize = 128 << 20;
+
 /// Programs of more tiles keep no graphs: computing them takes much longer than building them.
 const KEPT_TILES: usize = 16;
 
@@ -103,17 +106,27 @@ impl Device {
         Self { backend, masks: Masks::default(), ops: Ops::default(), copies: 0, op_times: None }
     }
 
-    /// A GPU's products make 16-bit copies of weights and rows in memory that ggml takes when it needs it, and aborts if it
-    /// gets none.
+    /// A GPU's products make 16-bit copies of weights and rows, and its probes logits, in memory that ggml takes when it needs
+    /// it, and aborts if it gets none.
     fn check_room_for_copies(&mut self, run: &Run) -> Result<()> {
         let hp = run.model.hparams();
         let rows = run.tile.min(run.graph.n_tokens);
-        let bytes = 2 * (rows * (hp.n_embd + 2 * hp.n_ff) + 2 * hp.n_embd * hp.n_ff);
+        let copies = 2 * (rows * (hp.n_embd + 2 * hp.n_ff) + 2 * hp.n_embd * hp.n_ff);
+        let logits = |node: &Node| match node.op {
+            Op::ProbeScores { heads } => {
+                let of_a_query = 4 * node.n_rows * heads.n_head;
+                (of_a_query * run.graph.node(node.src[0]).n_rows).min(PROBE_LOGITS.max(of_a_query))
+            }
+            _ => 0,
+        };
+        let bytes = run.graph.nodes.iter().map(logits).max().unwrap_or(0).max(copies);
         // What was found room for before is ggml's already.
         let (more, free) = (bytes.saturating_sub(self.copies), self.backend.buffer_type().free_bytes());
         if more > free {
-            let (device, what) =
-                (self.backend.name().to_owned(), "16-bit copies of a tile's rows and weights".to_owned());
+            let (device, what) = (
+                self.backend.name().to_owned(),
+                "16-bit copies of a tile's rows and weights, or logits of probes".to_owned(),
+            );
             return Err(GgmlError::OutOfMemory { device, what, bytes: more, free }.into());
         }
         self.copies = self.copies.max(bytes);
