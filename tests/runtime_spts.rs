@@ -435,7 +435,8 @@ fn nothing_is_left_of_what_was_read_before() {
             logits
         };
         // Prompts of the same length, shorter and longer ones, and second ones behind caches of other lengths. 60 tokens skip.
-        let series: [&[Range<usize>]; 10] = [
+        let series: [&[Range<usize>]; 11] = [
+            &[0..9],
             &[0..60],
             &[60..120],
             &[0..9],
