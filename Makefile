@@ -51,7 +51,7 @@ $(CURDIR)/.cuda/bin/nvcc:
 	vendor/ggml-sys/cuda-toolkit.sh $(CURDIR)/.cuda
 
 test-cuda: $(CUDA_PATH)/bin/nvcc
-	CUDA_PATH=$(CUDA_PATH) $(CARGO) test --release --features cuda --test cuda
+	CUDA_PATH=$(CUDA_PATH) $(CARGO) test --release --features cuda --test cuda --test cuda_kernels
 
 # Packages: the program, and for CUDA the two libraries of NVIDIA that it opens beside itself.
 dist:

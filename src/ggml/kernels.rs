@@ -247,7 +247,7 @@ impl Ops {
     }
 
     /// The indices of the `m` best `scores [n]` in ascending order, in `to` if that is given. The last `forced` are always in;
-    /// the lower index wins ties; NaN counts as worst. `-> I32 [1, m]`
+    /// the lower index wins ties; NaN counts as -inf. `-> I32 [1, m]`
     pub fn top_k<'a>(&'a self, scores: Tensor<'a>, m: usize, forced: usize, to: Option<Tensor<'a>>) -> Tensor<'a> {
         let out = self.place(to, GgmlType::I32, [1, m]);
         self.ours(Op::TopK, out, &[scores], &[forced as i32])
@@ -291,6 +291,8 @@ impl Ops {
         unsafe {
             let out = out.raw();
             (*out).op = HOST_OP;
+            // What an alias is written in is a source, too, the last one: ggml has to know of it.
+            (*out).src[sys::GGML_MAX_SRC as usize - 1] = (*out).view_src;
             for (to, from) in (*out).src.iter_mut().zip(src) {
                 *to = from.raw();
             }

@@ -262,7 +262,7 @@ pub fn run(run: &Run, devices: &mut [Device], kept: &mut KeptGraphs, observer: &
         let device = device_of(run, phase);
         homes.fetch(run, devices, phase, device);
         for rows in tiles(run, phase) {
-            let kept = keeps.then(|| (&mut *kept, (number, rows.start)));
+            let kept = keeps.then_some((&mut *kept, (number, rows.start)));
             match phase.kind {
                 PhaseKind::Select => select_phase(run, &mut devices[device], device, phase, kept, observer)?,
                 PhaseKind::Whole | PhaseKind::Tiled => {

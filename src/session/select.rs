@@ -3,7 +3,7 @@
 use crate::random::SplitMix64;
 
 /// Ascending indices of the `m` best scores. The last `forced` indices are always in, in place of the m-th best; the lower
-/// index wins ties; NaN counts as worst.
+/// index wins ties; NaN counts as -inf, and -0 as 0.
 ///
 /// # Panics
 /// Unless `forced <= m <= scores.len()`, which the graph's verifier has checked.
@@ -12,7 +12,7 @@ pub fn top_k(scores: &[f32], m: usize, forced: usize) -> Vec<i32> {
     assert!(forced <= m && m <= n, "top_k: {forced} <= {m} <= {n}");
     let score = |i: &i32| match scores[*i as usize] {
         s if s.is_nan() => f32::NEG_INFINITY,
-        s => s,
+        s => s + 0.0,
     };
     let mut free: Vec<i32> = (0..(n - forced) as i32).collect();
     let chosen = m - forced;

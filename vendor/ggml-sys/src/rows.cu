@@ -151,8 +151,8 @@ void scatter_add(ggml_backend_cuda_context & ctx, ggml_tensor * dst) {
 void gather(ggml_backend_cuda_context & ctx, ggml_tensor * dst) {
     const ggml_tensor * src = dst->src[0];
     GGML_ASSERT(src->type == dst->type && src->ne[0] == dst->ne[0] && dst->src[1]->type == GGML_TYPE_I32);
-    const size_t bytes   = ggml_row_size(dst->type, dst->ne[0]);
-    const auto   divides = [&](const size_t word) { return bytes % word == 0 && dst->nb[1] % word == 0 && src->nb[1] % word == 0; };
+    const size_t parts   = ggml_row_size(dst->type, dst->ne[0]) | dst->nb[1] | src->nb[1] | (size_t) dst->data | (size_t) src->data;
+    const auto   divides = [&](const size_t word) { return parts % word == 0; };
     if (divides(sizeof(int4))) {
         gather_words<int4>(dst, ctx.stream());
     } else if (divides(sizeof(int))) {

@@ -129,10 +129,7 @@ __device__ uint32_t key_of(const float score, const bool forced) {
     if (forced) {
         return UINT32_MAX;
     }
-    if (isnan(score)) {
-        return 0;
-    }
-    const uint32_t bits = __float_as_uint(score);
+    const uint32_t bits = __float_as_uint(isnan(score) ? -INFINITY : score);
     if (bits == SIGN) { // -0 is 0
         return SIGN;
     }

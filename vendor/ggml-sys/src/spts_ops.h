@@ -44,7 +44,7 @@ enum spts_op : int32_t {
     // dst F16 = src0 F32, both contiguous.
     SPTS_STORE,
     // dst I32 [1, m]: in ascending order the indices of the m best of src0 F32 [n]. Argument 1: so many of the last are always in,
-    // in place of the m-th best. The lower index wins ties; NaN counts as worst.
+    // in place of the m-th best. The lower index wins ties; NaN counts as -inf.
     SPTS_TOP_K,
     // dst F32 [1, n]: the mean, over the columns of q and the heads, of softmax(scale q . k) over the candidates that the
     // column sees (equation 4 of arXiv 2601.13155). src0 = q F32 [d n_head, n_probe] of the last n_probe candidates, src1 = k F16
