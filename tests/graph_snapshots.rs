@@ -52,13 +52,13 @@ fn snapshots(name: &str, schedule: &Schedule) {
     let pair = Pair::new(Tiny::named(name));
     let dense = pair.model.graph(N, pair.n_ctx);
     check(&pair, &dense, &format!("{name}-dense"));
-    check(&pair, &keep_last_row(&dense), &format!("{name}-prefill"));
+    check(&pair, &keep_last_row(&dense, 1), &format!("{name}-prefill"));
     let hp = pair.model.hparams();
     let budgets = schedule.resolve(hp.n_layer, N, &|l| hp.window(l).is_some()).expect("a schedule that fits");
     let skipping = skip_and_prune(&dense, &budgets, schedule).expect("passes that keep the invariants");
-    check(&pair, &keep_last_row(&skipping), &format!("{name}-spts"));
+    check(&pair, &keep_last_row(&skipping, 1), &format!("{name}-spts"));
     for graph in [&dense, &skipping] {
-        fuses_every_ffn(&keep_last_row(graph));
+        fuses_every_ffn(&keep_last_row(graph, 1));
     }
 }
 
@@ -94,6 +94,13 @@ fn qwen2_scored_without_proxies_or_pool() {
 fn gemma3() {
     let one_stage = runtime::schedule(&[(5, 24, 4)], PROBE);
     snapshots("gemma3", &one_stage);
+}
+
+/// The last layer's attention keeps a tile of queries there.
+#[test]
+fn qwen2_prefill_on_the_cpu() {
+    let pair = Pair::new(Tiny::named("qwen2"));
+    check(&pair, &keep_last_row(&pair.model.graph(N, pair.n_ctx), 16), "qwen2-prefill-cpu");
 }
 
 #[test]

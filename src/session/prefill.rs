@@ -10,7 +10,7 @@ use crate::ggml::GgmlError;
 use crate::ggml::arena::read_f32;
 use crate::graph::fuse_ffn::fuse_gated_ffn;
 use crate::graph::ir::{Graph, NodeId, Tap};
-use crate::graph::last_row::keep_last_row;
+use crate::graph::last_row::{CPU_QUERIES, keep_last_row};
 use crate::graph::lower::CacheMode;
 use crate::graph::phases::{self, Phase, Program};
 use crate::graph::verify::verify;
@@ -183,8 +183,8 @@ impl Session {
         let graph = match sink {
             // Calibration looks into the layers as they are written down.
             Some(_) => graph,
-            None if on_gpu => fuse_gated_ffn(&keep_last_row(&graph)),
-            None => keep_last_row(&graph),
+            None if on_gpu => fuse_gated_ffn(&keep_last_row(&graph, 1)),
+            None => keep_last_row(&graph, CPU_QUERIES),
         };
         verify(&graph)?;
         let n = tokens.len();
