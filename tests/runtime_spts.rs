@@ -5,7 +5,7 @@ mod reference;
 mod runtime;
 mod support;
 
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
@@ -404,6 +404,50 @@ fn a_session_can_be_cleared_and_used_again() {
         prefill(&mut session, &tokens).unwrap();
         session.decode(3).unwrap();
         assert_eq!(session.logits(), first);
+    }
+}
+
+/// A session keeps graphs and memory from call to call: what it computes with them is what a fresh one does.
+#[test]
+fn nothing_is_left_of_what_was_read_before() {
+    for tiny in [Tiny::named("llama"), two_globals()] {
+        let pair = Pair::new(tiny);
+        let tokens = pair.tiny.prompt(140);
+        let run = stages(&pair.tiny).queries(4);
+        let read = |session: &mut Session, calls: &[Range<usize>]| {
+            session.clear();
+            let mut logits = Vec::new();
+            for call in calls {
+                prefill(session, &tokens[call.clone()]).unwrap();
+                logits.push(session.logits().to_vec());
+            }
+            for token in [3, 1, 4] {
+                session.decode(token).unwrap();
+                logits.push(session.logits().to_vec());
+            }
+            logits
+        };
+        // Prompts of the same length, shorter and longer ones, and second ones behind caches of other lengths. 60 tokens skip.
+        let series: [&[Range<usize>]; 11] = [
+            &[0..9],
+            &[0..60],
+            &[60..120],
+            &[0..9],
+            &[9..18],
+            &[0..9, 9..18],
+            &[20..29, 40..49],
+            &[0..60, 60..69],
+            &[60..120, 9..18],
+            &[0..9, 9..69],
+            &[0..60],
+        ];
+        let mut session = pair.session(|o| run.apply(o, None));
+        // With room for all that comes, memory tells nothing of a graph's age.
+        prefill(&mut session, &tokens).unwrap();
+        for calls in series {
+            let expected = read(&mut pair.session(|o| run.apply(o, None)), calls);
+            assert_eq!(read(&mut session, calls), expected, "{}, {calls:?}", pair.tiny.name);
+        }
     }
 }
 

@@ -215,24 +215,18 @@ pub fn read_bytes(tensor: Tensor<'_>, offset: usize, len: usize) -> Vec<u8> {
 }
 
 /// Reads a tensor of 32-bit floats.
-pub fn read_f32(tensor: Tensor<'_>) -> Vec<f32> {
-    let mut out = Vec::new();
-    read_f32_into(tensor, &mut out);
-    out
-}
-
-/// Reads a tensor of 32-bit floats into memory that is used again: the logits of every token go this way.
 ///
 /// # Panics
 /// If it is a tensor of another type.
-pub fn read_f32_into(tensor: Tensor<'_>, out: &mut Vec<f32>) {
-    out.resize(tensor.n_elements(), 0.0);
+pub fn read_f32(tensor: Tensor<'_>) -> Vec<f32> {
+    let mut out = vec![0.0; tensor.n_elements()];
     let len = size_of_val(out.as_slice());
     // SAFETY: the tensor's bytes fill the destination exactly; any bits are a float.
     unsafe {
         assert!(tensor.ty() == GgmlType::F32 && len == sys::ggml_nbytes(tensor.raw()), "read of another type");
         sys::ggml_backend_tensor_get(tensor.raw(), out.as_mut_ptr().cast(), 0, len);
     }
+    out
 }
 
 /// Reads a tensor of 32-bit integers.

@@ -312,6 +312,32 @@ impl Backend {
         BufferType { raw: unsafe { sys::ggml_backend_get_default_buffer_type(self.raw.as_ptr()) }, repack: false }
     }
 
+    /// Memory of the host from and to which this device copies fastest.
+    pub(super) fn host_buffer_type(&self) -> sys::ggml_backend_buffer_type_t {
+        // SAFETY: a live backend; the CPU and devices without such memory have ordinary memory.
+        unsafe {
+            let pinned = sys::ggml_backend_dev_host_buffer_type(sys::ggml_backend_get_device(self.raw.as_ptr()));
+            if pinned.is_null() { sys::ggml_backend_cpu_buffer_type() } else { pinned }
+        }
+    }
+
+    pub(super) fn raw(&mut self) -> sys::ggml_backend_t {
+        self.raw.as_ptr()
+    }
+
+    /// Writes a whole tensor behind all work queued so far, and before what comes.
+    ///
+    /// # Panics
+    /// If the sizes differ.
+    pub fn write(&mut self, t: Tensor<'_>, bytes: &[u8]) {
+        // SAFETY: the tensor is allocated (ggml asserts it), the size is checked; the bytes are copied before the call returns,
+        // since they are not in pinned memory.
+        unsafe {
+            assert_eq!(bytes.len(), sys::ggml_nbytes(t.raw()), "a write of another size");
+            sys::ggml_backend_tensor_set_async(self.raw.as_ptr(), t.raw(), bytes.as_ptr().cast(), 0, bytes.len());
+        }
+    }
+
     /// Sizes the scratch memory for this graph, the largest of a run. Returns its bytes.
     pub fn reserve(&mut self, graph: &Ops) -> Result<usize, GgmlError> {
         // SAFETY: live objects.

@@ -1,12 +1,14 @@
-//! Kernels of ours that a device may have beyond ggml's (vendor/ggml-sys/src/spts_ops.h), and the operations that use them.
+//! Operations of ours that a CUDA device computes besides ggml's (vendor/ggml-sys/src/spts_ops.h has their definitions).
 //!
-//! They are nodes of ggml with a mark in their parameters, so a graph that holds one runs only where [`Kernels`] says so.
+//! A graph holds them as nodes of an operation that ggml knows and our graphs have no other use for, so one that holds them
+//! runs only on the device that [`Kernels`] was asked about.
 
 use ggml_sys as sys;
 
-use super::Tensor;
 use super::ops::Ops;
-use crate::graph::ir::{Activation, Heads};
+use super::{Tensor, type_id};
+use crate::gguf::GgmlType;
+use crate::graph::ir::{Activation, Heads, Rope, RopeLayout};
 
 /// What a device can compute besides ggml's operations.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -27,14 +29,44 @@ impl Kernels {
         self.cuda_device.is_some_and(|device| takes_causal_attention(device, n_q, heads))
     }
 
-    /// [`Ops::gated_ffn`] of so many rows.
-    pub fn gated_ffn(&self, rows: usize, gate: Tensor<'_>, up: Tensor<'_>, down: Tensor<'_>) -> bool {
-        self.cuda_device.is_some_and(|device| takes_gated_ffn(device, rows, [gate, up, down]))
+    /// [`Ops::product`] of so many rows by a weight of this type: also [`Ops::gated_ffn`], where all its weights are such.
+    pub fn product(&self, rows: usize, weight: GgmlType) -> bool {
+        self.cuda_device.is_some_and(|device| takes_product(device, rows, weight))
     }
 
-    /// [`Ops::scatter_add`] of rows of so many features.
-    pub fn scatter_add(&self, n_feat: usize) -> bool {
-        self.cuda_device.is_some() && n_feat.is_multiple_of(4)
+    /// [`Ops::proxy_norm`] of so many rows, with this rank and so many channels.
+    pub fn proxy_norm(&self, rows: usize, rank: usize, d_low: usize) -> bool {
+        self.product(rows, GgmlType::BF16) && rank.is_multiple_of(8) && d_low.is_multiple_of(8)
+    }
+
+    /// Whether proxies are best kept in BF16.
+    pub fn proxies_in_bf16(&self) -> bool {
+        self.product(usize::MAX >> 1, GgmlType::BF16)
+    }
+
+    /// [`Ops::rms_norm_16`] and [`Ops::scatter_add`] of rows of so many features.
+    pub fn rows_of(&self, n_feat: usize) -> bool {
+        self.cuda_device.is_some() && n_feat.is_multiple_of(8)
+    }
+
+    /// [`Ops::rope_rows`] with heads of this size.
+    pub fn rope(&self, head_dim: usize, rope: &Rope) -> bool {
+        self.cuda_device.is_some() && head_dim <= 512 && rope.ext_factor == 0.0
+    }
+
+    /// [`Ops::gather`] and [`Ops::top_k`].
+    pub fn selection(&self) -> bool {
+        self.cuda_device.is_some()
+    }
+
+    /// [`Ops::store_f16`] of so many elements.
+    pub fn store_f16(&self, n: usize) -> bool {
+        self.cuda_device.is_some() && n.is_multiple_of(8)
+    }
+
+    /// [`Ops::probe_scores`] with keys of this type.
+    pub fn probe_scores(&self, key: GgmlType) -> bool {
+        self.cuda_device.is_some() && key == GgmlType::F16
     }
 }
 
@@ -53,10 +85,9 @@ fn takes_causal_attention(device: i32, n_q: usize, heads: &Heads) -> bool {
 }
 
 #[cfg(feature = "cuda")]
-fn takes_gated_ffn(device: i32, rows: usize, weights: [Tensor<'_>; 3]) -> bool {
-    let [gate, up, down] = weights.map(|w| w.ty().id() as i32);
+fn takes_product(device: i32, rows: usize, weight: GgmlType) -> bool {
     // SAFETY: plain numbers; the device exists, since its name came from ggml.
-    unsafe { sys::spts_cuda_takes_gated_ffn(device, rows as i64, gate, up, down) }
+    unsafe { sys::spts_cuda_takes_product(device, rows as i64, weight.id() as i32) }
 }
 
 #[cfg(not(feature = "cuda"))]
@@ -65,76 +96,228 @@ fn takes_causal_attention(_: i32, _: usize, _: &Heads) -> bool {
 }
 
 #[cfg(not(feature = "cuda"))]
-fn takes_gated_ffn(_: i32, _: usize, _: [Tensor<'_>; 3]) -> bool {
+fn takes_product(_: i32, _: usize, _: GgmlType) -> bool {
     false
 }
 
-/// The last slots of `op_params` (spts_ops.h).
-const MARK_SLOT: usize = 12;
-const MARK: i32 = 0x5354_5053;
+/// The operations, by their numbers in spts_ops.h.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Op {
+    CausalAttention,
+    Product,
+    GatedFfn,
+    ProxyNorm,
+    RmsNorm,
+    Rope,
+    ScatterAdd,
+    Gather,
+    Store,
+    TopK,
+    ProbeScores,
+}
+
+/// Names for [`super::profile`], by number.
+const NAMES: [&str; 11] = [
+    "causal_attention",
+    "product",
+    "gated_ffn",
+    "proxy_norm",
+    "rms_norm",
+    "rope",
+    "scatter_add",
+    "gather",
+    "store",
+    "top_k",
+    "probe_scores",
+];
+
+/// Where a product goes.
+#[derive(Clone, Copy)]
+pub enum Target<'a> {
+    /// Memory of its own, in F32.
+    F32,
+    /// Memory of its own, rounded to BF16.
+    Bf16,
+    /// Added to this (F32).
+    Added(Tensor<'a>),
+}
 
 impl Ops {
     /// Causal attention of `q [d, n_q, n_head]` over `k`, `v [d, n_kv, n_head_kv]` in F16, without a mask: query i sees the
-    /// rows up to `first + i`. `-> [d, n_head, n_q]`
+    /// rows up to `first + i`. `-> F32 or BF16 [d, n_head, n_q]`
     pub fn causal_attention<'a>(
         &'a self,
-        q: Tensor<'a>,
-        k: Tensor<'a>,
-        v: Tensor<'a>,
+        [q, k, v]: [Tensor<'a>; 3],
         first: usize,
         scale: f32,
+        bf16: bool,
     ) -> Tensor<'a> {
-        let none = std::ptr::null_mut();
-        // SAFETY: live tensors of matching shape; a null mask means none.
-        let out =
-            self.wrap(unsafe { sys::ggml_flash_attn_ext(self.c(), q.raw(), k.raw(), v.raw(), none, scale, 0.0, 0.0) });
-        mark(out, first as i32);
-        out
+        let ty = if bf16 { GgmlType::BF16 } else { GgmlType::F32 };
+        let out = self.fresh(ty, [q.ne(0), q.ne(2), q.ne(1)]);
+        self.ours(Op::CausalAttention, out, &[q, k, v], &[first as i32, bits(scale)])
     }
 
-    /// `W_down (act(W_gate x) * (W_up x))` of `x [n_embd, n]` in one operation. `-> [n_embd, n]`
+    /// `w [n_in, n_out] x [n_in, n]`, both rounded to BF16 (x may be so already), summed in F32. `-> [n_out, n]`
+    pub fn product<'a>(&'a self, w: Tensor<'a>, x: Tensor<'a>, to: Target<'a>) -> Tensor<'a> {
+        let (out, adds) = self.target(to, [w.ne(1), x.ne(1)]);
+        self.ours(Op::Product, out, &[w, x], &[adds])
+    }
+
+    /// `W_down (act(W_gate x) * (W_up x))` of `x [n_embd, n]` with the roundings of [`Ops::product`]. `-> [n_embd, n]`
     pub fn gated_ffn<'a>(
         &'a self,
         act: Activation,
-        gate: Tensor<'a>,
-        up: Tensor<'a>,
-        down: Tensor<'a>,
+        [gate, up, down]: [Tensor<'a>; 3],
         x: Tensor<'a>,
+        to: Target<'a>,
     ) -> Tensor<'a> {
-        // SAFETY: a fresh tensor of this context; its sources live as long (they borrow from the same run).
-        let out = unsafe {
-            let out = sys::ggml_new_tensor_2d(self.c(), sys::GGML_TYPE_F32, down.ne(1) as i64, x.ne(1) as i64);
-            (*out).op = sys::GGML_OP_MUL_MAT;
-            for (i, source) in [down, x, gate, up].into_iter().enumerate() {
-                (*out).src[i] = source.raw();
-            }
-            self.wrap(out)
-        };
-        mark(out, i32::from(act == Activation::Gelu));
-        out
+        let (out, adds) = self.target(to, [down.ne(1), x.ne(1)]);
+        self.ours(Op::GatedFfn, out, &[down, x, gate, up], &[adds, activation(act)])
     }
 
-    /// Adds the rows of `x [f, m]` to the rows `idx` of `h [f, n]`, in h's memory.
+    fn target<'a>(&'a self, to: Target<'a>, ne: [usize; 2]) -> (Tensor<'a>, i32) {
+        match to {
+            Target::F32 => (self.fresh(GgmlType::F32, [ne[0], ne[1], 1]), 0),
+            Target::Bf16 => (self.fresh(GgmlType::BF16, [ne[0], ne[1], 1]), 0),
+            Target::Added(h) => (self.alias(h), 1),
+        }
+    }
+
+    /// Norm of a low-rank FFN's output (before its last, orthonormal factor) of `x [n_embd, n]`. `-> [1, n]`
+    pub fn proxy_norm<'a>(
+        &'a self,
+        act: Activation,
+        u_gu: Tensor<'a>,
+        [v_gate, v_up, v_down]: [Tensor<'a>; 3],
+        x: Tensor<'a>,
+    ) -> Tensor<'a> {
+        let out = self.fresh(GgmlType::F32, [1, x.ne(1), 1]);
+        self.ours(Op::ProxyNorm, out, &[x, u_gu, v_gate, v_up, v_down], &[activation(act)])
+    }
+
+    /// `x [f, n] / rms(x) * weight [f]`, of the rows `idx` if there are any. `-> BF16 [f, n]`
+    pub fn rms_norm_16<'a>(
+        &'a self,
+        x: Tensor<'a>,
+        weight: Tensor<'a>,
+        idx: Option<Tensor<'a>>,
+        eps: f32,
+    ) -> Tensor<'a> {
+        let out = self.fresh(GgmlType::BF16, [x.ne(0), idx.map_or(x.ne(1), |idx| idx.n_elements()), 1]);
+        match idx {
+            Some(idx) => self.ours(Op::RmsNorm, out, &[x, weight, idx], &[bits(eps)]),
+            None => self.ours(Op::RmsNorm, out, &[x, weight], &[bits(eps)]),
+        }
+    }
+
+    /// Rotates the heads of `x [f, n]` by `positions [n]`, without YaRN's ramp; in `to` (F32 or F16) if that is given. `-> [f, n]`
+    pub fn rope_rows<'a>(
+        &'a self,
+        x: Tensor<'a>,
+        positions: Tensor<'a>,
+        factors: Option<Tensor<'a>>,
+        head_dim: usize,
+        rope: &Rope,
+        to: Option<Tensor<'a>>,
+    ) -> Tensor<'a> {
+        let out = self.place(to, GgmlType::F32, [x.ne(0), x.ne(1)]);
+        let halves = i32::from(rope.layout == RopeLayout::HalfSplit);
+        let scales = [rope.freq_base, rope.freq_scale, rope.attn_factor].map(bits);
+        let arguments = [head_dim as i32, rope.n_rot as i32, halves, scales[0], scales[1], scales[2]];
+        match factors {
+            Some(factors) => self.ours(Op::Rope, out, &[x, positions, factors], &arguments),
+            None => self.ours(Op::Rope, out, &[x, positions], &arguments),
+        }
+    }
+
+    /// Adds the rows of `x [f, m]` (F32 or BF16) to the rows `idx` of `h [f, n]`, in h's memory.
     pub fn scatter_add<'a>(&'a self, h: Tensor<'a>, x: Tensor<'a>, idx: Tensor<'a>) -> Tensor<'a> {
-        let out = self.set_rows(h, x, idx);
-        mark(out, 0);
+        self.ours(Op::ScatterAdd, self.alias(h), &[x, idx], &[])
+    }
+
+    /// The rows `idx [n]` of `a [f, rows]`, of any type: in `to [f, n]` of the same, if that is given. `-> [f, n]`
+    pub fn gather<'a>(&'a self, a: Tensor<'a>, idx: Tensor<'a>, to: Option<Tensor<'a>>) -> Tensor<'a> {
+        let out = self.place(to, a.ty(), [a.ne(0), idx.n_elements()]);
+        self.ours(Op::Gather, out, &[a, idx], &[])
+    }
+
+    /// Copies `a` (F32) to `to` (F16), both contiguous.
+    pub fn store_f16<'a>(&'a self, to: Tensor<'a>, a: Tensor<'a>) -> Tensor<'a> {
+        self.ours(Op::Store, self.alias(to), &[a], &[])
+    }
+
+    /// The indices of the `m` best `scores [n]` in ascending order, in `to` if that is given. The last `forced` are always in;
+    /// the lower index wins ties; NaN counts as worst. `-> I32 [1, m]`
+    pub fn top_k<'a>(&'a self, scores: Tensor<'a>, m: usize, forced: usize, to: Option<Tensor<'a>>) -> Tensor<'a> {
+        let out = self.place(to, GgmlType::I32, [1, m]);
+        self.ours(Op::TopK, out, &[scores], &[forced as i32])
+    }
+
+    /// Equation 4 of arXiv 2601.13155: mean over the last candidates' queries `q [head_dim * n_head, n_probe]` of the softmax
+    /// over keys `k [head_dim * n_head_kv, n]` in F16; in `to` if that is given. `-> [1, n]`
+    pub fn probe_scores<'a>(
+        &'a self,
+        q: Tensor<'a>,
+        k: Tensor<'a>,
+        heads: &Heads,
+        to: Option<Tensor<'a>>,
+    ) -> Tensor<'a> {
+        let out = self.place(to, GgmlType::F32, [1, k.ne(1)]);
+        self.ours(Op::ProbeScores, out, &[q, k], &[bits(heads.scale), heads.head_dim as i32])
+    }
+
+    /// Where a result goes: a given place, or one of its own.
+    fn place<'a>(&'a self, to: Option<Tensor<'a>>, ty: GgmlType, ne: [usize; 2]) -> Tensor<'a> {
+        match to {
+            Some(to) => self.alias(to),
+            None => self.fresh(ty, [ne[0], ne[1], 1]),
+        }
+    }
+
+    fn fresh(&self, ty: GgmlType, ne: [usize; 3]) -> Tensor<'_> {
+        // SAFETY: a live context with room (nodes were counted).
+        self.wrap(unsafe { sys::ggml_new_tensor_3d(self.c(), type_id(ty), ne[0] as i64, ne[1] as i64, ne[2] as i64) })
+    }
+
+    /// A node that is written in the memory of `to`.
+    fn alias<'a>(&'a self, to: Tensor<'a>) -> Tensor<'a> {
+        // SAFETY: live context and tensor.
+        self.wrap(unsafe { sys::ggml_view_tensor(self.c(), to.raw()) })
+    }
+
+    fn ours<'a>(&'a self, op: Op, out: Tensor<'a>, src: &[Tensor<'a>], arguments: &[i32]) -> Tensor<'a> {
+        // SAFETY: a fresh tensor of this context that nobody computes yet; its sources live as long (they borrow from the
+        // same run); at most five sources and six arguments, of ten and fifteen.
+        unsafe {
+            let out = out.raw();
+            (*out).op = HOST_OP;
+            for (to, from) in (*out).src.iter_mut().zip(src) {
+                *to = from.raw();
+            }
+            (*out).op_params[0] = op as i32;
+            (&mut (*out).op_params)[1..=arguments.len()].copy_from_slice(arguments);
+        }
         out
     }
 }
 
-/// Whether a node is one of these operations.
+/// The operation of ggml whose nodes carry ours.
+const HOST_OP: sys::ggml_op = sys::GGML_OP_TIMESTEP_EMBEDDING;
+
+/// The name of one of these operations; `None` for ggml's own.
 ///
 /// # Safety
 /// `node` points to a live tensor.
-pub(super) unsafe fn is_marked(node: *const sys::ggml_tensor) -> bool {
+pub(super) unsafe fn name(node: *const sys::ggml_tensor) -> Option<&'static str> {
     // SAFETY: as the caller says.
-    unsafe { (*node).op_params[MARK_SLOT] == MARK }
+    let (op, number) = unsafe { ((*node).op, (*node).op_params[0]) };
+    if op == HOST_OP { NAMES.get(number as usize).copied() } else { None }
 }
 
-fn mark(t: Tensor<'_>, argument: i32) {
-    // SAFETY: a live tensor that nobody computes yet; the slots are within op_params (16 numbers).
-    unsafe {
-        (*t.raw()).op_params[MARK_SLOT] = MARK;
-        (*t.raw()).op_params[MARK_SLOT + 1] = argument;
-    }
+fn bits(x: f32) -> i32 {
+    x.to_bits() as i32
+}
+
+fn activation(act: Activation) -> i32 {
+    i32::from(act == Activation::Gelu)
 }

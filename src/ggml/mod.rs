@@ -7,6 +7,7 @@
 
 pub mod arena;
 pub mod backend;
+pub mod host;
 pub mod kernels;
 pub mod log;
 pub mod ops;

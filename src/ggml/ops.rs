@@ -40,6 +40,13 @@ fn next_id() -> u64 {
 // SAFETY: the graph owns its context; it is used by one thread at a time.
 unsafe impl Send for Ops {}
 
+impl Default for Ops {
+    /// An empty graph of few operations, to be started.
+    fn default() -> Self {
+        Self::new(64)
+    }
+}
+
 impl Ops {
     /// An empty graph of at most `max_nodes` operations.
     pub fn new(max_nodes: usize) -> Self {
@@ -56,9 +63,18 @@ impl Ops {
         }
     }
 
-    /// Forgets the graph and keeps its memory, so that the next one's tensors have the same addresses (which lets the CUDA
-    /// backend recognise a graph that it has captured).
-    pub fn reset(&mut self) {
+    /// Begins another graph of at most `max_nodes` operations. It has the memory of the one before, if that is enough, and so
+    /// the same addresses, by which the CUDA backend recognises a graph that it has captured.
+    pub fn start(&mut self, max_nodes: usize) {
+        if max_nodes > self.max_nodes {
+            *self = Self::new(max_nodes);
+        } else {
+            self.reset();
+        }
+    }
+
+    /// Forgets the graph and keeps its memory.
+    pub(super) fn reset(&mut self) {
         self.id = next_id();
         // SAFETY: `&mut self`: no handle on a tensor of this graph is alive. The pool has room, as it had the first time.
         unsafe {
@@ -123,7 +139,7 @@ impl Ops {
         unsafe { sys::ggml_build_forward_expand(self.raw_graph(), t.raw()) }
     }
 
-    /// A tensor to be written by the host before computing; see [`Ops::set`].
+    /// A tensor to be written by the host before computing ([`super::backend::Backend::write`]).
     pub fn input(&self, ty: GgmlType, ne: [usize; 2]) -> Tensor<'_> {
         // SAFETY: live context.
         unsafe {
@@ -151,18 +167,6 @@ impl Ops {
     pub fn output(&self, t: Tensor<'_>) {
         // SAFETY: live tensor.
         unsafe { sys::ggml_set_output(t.raw()) }
-    }
-
-    /// Writes an input of an allocated graph.
-    ///
-    /// # Panics
-    /// If the sizes differ.
-    pub fn set(&self, t: Tensor<'_>, bytes: &[u8]) {
-        // SAFETY: the tensor is allocated (ggml asserts it), the size is checked.
-        unsafe {
-            assert_eq!(bytes.len(), sys::ggml_nbytes(t.raw()), "an input of another size");
-            sys::ggml_backend_tensor_set(t.raw(), bytes.as_ptr().cast(), 0, bytes.len());
-        }
     }
 
     /// `w [k, m] x [k, n] -> [m, n]`.
@@ -400,13 +404,6 @@ impl Ops {
         }
         // SAFETY: as above.
         self.wrap(unsafe { sys::ggml_pad(self.c(), a.raw(), n as i32, 0, 0, 0) })
-    }
-
-    /// Indices that sort a row.
-    pub fn argsort<'a>(&'a self, a: Tensor<'a>, descending: bool) -> Tensor<'a> {
-        let order = if descending { sys::GGML_SORT_ORDER_DESC } else { sys::GGML_SORT_ORDER_ASC };
-        // SAFETY: as above.
-        self.wrap(unsafe { sys::ggml_argsort(self.c(), a.raw(), order) })
     }
 }
 

@@ -10,7 +10,7 @@ use ggml_sys as sys;
 
 use super::GgmlError;
 use super::backend::Backend;
-use super::kernels::is_marked;
+use super::kernels;
 use super::ops::Ops;
 
 /// Seconds by kind of operation.
@@ -43,19 +43,20 @@ impl Backend {
 /// What an operation counts as; `None` for those that compute nothing.
 fn kind(node: *const sys::ggml_tensor) -> Option<String> {
     // SAFETY: a live node of a graph; descriptions are static strings.
-    let (op, marked, rows, name) = unsafe {
+    let (op, ours, rows, name) = unsafe {
         let name = std::ffi::CStr::from_ptr(sys::ggml_op_desc(node)).to_string_lossy().to_lowercase();
-        ((*node).op, is_marked(node), (*node).ne[1], name)
+        ((*node).op, kernels::name(node), (*node).ne[1], name)
     };
+    if let Some(ours) = ours {
+        return Some(ours.into());
+    }
     Some(match op {
         sys::GGML_OP_NONE
         | sys::GGML_OP_VIEW
         | sys::GGML_OP_RESHAPE
         | sys::GGML_OP_PERMUTE
         | sys::GGML_OP_TRANSPOSE => return None,
-        sys::GGML_OP_MUL_MAT if marked => "gated_ffn".into(),
         sys::GGML_OP_MUL_MAT if rows == 1 => "mul_mat_vec".into(),
-        sys::GGML_OP_SET_ROWS if marked => "scatter_add".into(),
         _ => name,
     })
 }

@@ -10,7 +10,7 @@ use std::ops::Range;
 use super::ir::*;
 use super::phases::{Phase, Program, Storage};
 use crate::ggml::Tensor;
-use crate::ggml::kernels::Kernels;
+use crate::ggml::kernels::{Kernels, Target};
 use crate::ggml::ops::{Ops, Precision};
 use crate::gguf::GgmlType;
 use crate::spts::schedule::Pool;
@@ -165,13 +165,13 @@ pub fn key_rows(first: usize, n: usize, window: Option<usize>, capacity: usize) 
 /// An upper bound on ggml operations for a phase, to size its graph. Each IR node takes a few; attention and probe scores
 /// take some for every part they are cut into.
 pub fn max_ggml_nodes(graph: &Graph, phase: &Phase, tile: usize, mask_height: usize) -> usize {
-    let parts = tile.div_ceil(mask_height.max(1)) + 64;
+    let parts = tile.div_ceil(mask_height.max(1));
     phase
         .nodes
         .iter()
         .map(|id| match graph.node(*id).op {
             Op::Attention { .. } => 40 + 12 * parts,
-            Op::ProbeScores { .. } => 24 + 16 * parts,
+            Op::ProbeScores { .. } => 24 + 16 * (parts + 64),
             _ => 16,
         })
         .sum::<usize>()
@@ -188,7 +188,12 @@ pub fn lower<'a>(
     tile: Range<usize>,
     mode: CacheMode,
 ) -> Lowered<'a> {
-    let mut l = Lowerer { ops, memory, graph, program, tile, mode, values: HashMap::new(), out: Lowered::default() };
+    let mut readers: HashMap<NodeId, Vec<NodeId>> = HashMap::new();
+    for &id in &phase.nodes {
+        graph.node(id).src.iter().for_each(|s| readers.entry(*s).or_default().push(id));
+    }
+    let (values, out) = (HashMap::new(), Lowered::default());
+    let mut l = Lowerer { ops, memory, graph, program, readers, tile, mode, values, out };
     for &id in &phase.nodes {
         l.node(id);
     }
@@ -200,6 +205,8 @@ struct Lowerer<'a, 'g> {
     memory: &'a dyn Memory,
     graph: &'g Graph,
     program: &'g Program,
+    /// Nodes of the phase by the values that they read.
+    readers: HashMap<NodeId, Vec<NodeId>>,
     tile: Range<usize>,
     mode: CacheMode,
     values: HashMap<NodeId, Tensor<'a>>,
@@ -215,8 +222,19 @@ impl<'a> Lowerer<'a, '_> {
                 let rows = self.ops.get_rows(self.memory.weight(*weight), self.index(node.src[0]));
                 if *scale == 1.0 { rows } else { self.ops.scale(rows, *scale) }
             }
+            Op::RmsNorm { weight, eps, .. } if self.is_16_bit_norm(id) => self.rms_norm_16(node, *weight, *eps),
             Op::RmsNorm { weight, eps, group } => self.rms_norm(node, *weight, *eps, *group),
-            Op::Linear { weight, bias } => self.linear(node, *weight, *bias),
+            Op::Linear { .. } | Op::GatedFfn { .. } if self.is_added(id) => return,
+            Op::Linear { weight, bias } => self.linear(id, node, *weight, *bias),
+            Op::Rope { head_dim, rope }
+                if self.mode == CacheMode::Fixed && self.memory.kernels().rope(*head_dim, rope) =>
+            {
+                let (x, to) = (self.rows(node.src[0]), self.destination(id, self.tile.clone()));
+                let to = to.filter(|to| matches!(to.ty(), GgmlType::F32 | GgmlType::F16));
+                let factors = rope.factors.map(|f| self.memory.weight(f));
+                let rotated = self.ops.rope_rows(x, self.index(node.src[1]), factors, *head_dim, rope, to);
+                return self.written(id, rotated, to);
+            }
             Op::Rope { head_dim, rope } => {
                 let x = self.rows(node.src[0]);
                 let heads = self.ops.reshape(x, [*head_dim, node.n_feat / head_dim, x.ne(1)]);
@@ -225,20 +243,21 @@ impl<'a> Lowerer<'a, '_> {
                 // A view, not a reshape: the CUDA backend writes keys straight into the cache if it sees just this.
                 self.ops.view_2d(rotated, [node.n_feat, x.ne(1)], rotated.nb(2), 0)
             }
-            Op::Attention { layer, heads, window } => self.attention(node, *layer, heads, *window),
+            Op::Attention { layer, heads, window } => self.attention(id, node, *layer, heads, *window),
             Op::Glu { act } => self.ops.glu(*act, self.rows(node.src[0]), self.rows(node.src[1])),
             Op::GatedFfn { gate, up, down, act } => {
                 let x = self.rows(node.src[0]);
                 let weights = [*gate, *up, *down].map(|w| self.memory.matrix(w, x.ne(1)));
-                self.gated_ffn(weights, *act, x)
+                self.gated_ffn(weights, *act, x, self.target(id))
             }
             Op::Add => self.residual_add(id, node),
             Op::Mul => self.ops.mul(self.rows(node.src[0]), self.rows(node.src[1])),
-            Op::GetRows | Op::Prune => self.ops.get_rows(self.memory.stored(node.src[0]), self.index(node.src[1])),
+            Op::GetRows if self.is_gathered_by_norm(id) => return,
+            Op::GetRows | Op::Prune => return self.gather(id, node),
             Op::ScatterAdd => {
                 let (h, idx) = (self.memory.stored(node.src[0]), self.index(node.src[1]));
                 let x = self.rows(node.src[2]);
-                let written = if self.memory.kernels().scatter_add(node.n_feat) {
+                let written = if self.memory.kernels().rows_of(node.n_feat) {
                     self.ops.scatter_add(h, x, idx)
                 } else {
                     self.ops.set_rows(h, self.ops.add(self.ops.get_rows(h, idx), x), idx)
@@ -247,10 +266,21 @@ impl<'a> Lowerer<'a, '_> {
                 return;
             }
             Op::LastRows { rows } => self.last_rows(node, *rows),
-            Op::ProbeScores { heads } => self.probe_scores(node, heads),
+            Op::ProbeScores { heads } => match self.probed_keys(node) {
+                k if self.memory.kernels().probe_scores(k.ty()) => {
+                    let to = self.destination(id, 0..node.n_rows);
+                    let scores = self.ops.probe_scores(self.memory.stored(node.src[0]), k, heads, to);
+                    return self.written(id, scores, to);
+                }
+                k => self.probe_scores(node, k, heads),
+            },
             Op::PoolScores { pool } => self.pool_scores(node, *pool),
             Op::ProxyNorm { layer, act } => self.proxy_norm(node, *layer, *act),
-            Op::TopK { m, forced } => self.top_k(node, *m, *forced),
+            Op::TopK { m, forced } => {
+                let to = self.destination(id, 0..*m);
+                let best = self.ops.top_k(self.memory.stored(node.src[0]), *m, *forced, to);
+                return self.written(id, best, to);
+            }
             Op::RandomScores { .. } => unreachable!("random scores are written by the host"),
             Op::Capture { layer, tap } => {
                 let x = self.rows(node.src[0]);
@@ -259,9 +289,88 @@ impl<'a> Lowerer<'a, '_> {
                 x
             }
         };
+        self.written(id, value, None);
+    }
+
+    /// A node is lowered. Its value goes where others look for it, unless it was written there (`to`) already.
+    fn written(&mut self, id: NodeId, value: Tensor<'a>, to: Option<Tensor<'a>>) {
         self.values.insert(id, value);
-        self.store(id, value);
+        if to.is_none() {
+            self.store(id, value);
+        }
         self.ops.expand(value);
+    }
+
+    /// Where rows of a value are stored, for operations that can write there.
+    fn destination(&self, id: NodeId, rows: Range<usize>) -> Option<Tensor<'a>> {
+        let (all, first) = match self.program.storage[id.index()] {
+            Storage::Slot(_) if !self.is_in_place(id) => (self.memory.stored(id), rows.start),
+            Storage::CacheK(layer) if self.mode == CacheMode::Fixed => {
+                (self.memory.cache_k(layer), self.memory.n_past(layer) + rows.start)
+            }
+            _ => return None,
+        };
+        Some(self.ops.rows(all, first, rows.len()))
+    }
+
+    fn gather(&mut self, id: NodeId, node: &Node) {
+        let (a, idx) = (self.memory.stored(node.src[0]), self.index(node.src[1]));
+        let to = self.destination(id, self.tile.clone());
+        // ggml's turns 16-bit rows into F32.
+        let (wide, alike) = (a.ty() != GgmlType::F16, to.is_some_and(|to| to.ty() == a.ty()));
+        if self.memory.kernels().selection() && (alike || (wide && to.is_none())) {
+            let rows = self.ops.gather(a, idx, to);
+            self.written(id, rows, to);
+        } else {
+            self.written(id, self.ops.get_rows(a, idx), None);
+        }
+    }
+
+    /// Whether a norm's value is made in 16 bits at once.
+    fn is_16_bit_norm(&self, id: NodeId) -> bool {
+        let node = self.graph.node(id);
+        matches!(node.op, Op::RmsNorm { group, .. } if group == node.n_feat)
+            && self.memory.kernels().rows_of(node.n_feat)
+            && self.is_read_in_16_bit(id)
+    }
+
+    /// Whether a value is read by nothing but products that want 16-bit rows.
+    fn is_read_in_16_bit(&self, id: NodeId) -> bool {
+        self.program.storage[id.index()] == Storage::Transient
+            && self.readers.get(&id).is_some_and(|r| r.iter().all(|r| self.takes_16_bit(self.graph.node(*r))))
+    }
+
+    fn takes_16_bit(&self, node: &Node) -> bool {
+        let (kernels, rows) = (self.memory.kernels(), self.tile.len());
+        let product = |w: WeightId| kernels.product(rows, self.memory.matrix(w, rows).ty());
+        match node.op {
+            Op::Linear { weight, .. } => product(weight),
+            Op::GatedFfn { gate, up, down, .. } => [gate, up, down].into_iter().all(product),
+            Op::ProxyNorm { layer, .. } => self.takes_proxy_norm(layer, rows),
+            _ => false,
+        }
+    }
+
+    fn takes_proxy_norm(&self, layer: usize, rows: usize) -> bool {
+        let v = self.memory.proxy(layer).v_gate;
+        self.memory.kernels().proxy_norm(rows, v.ne(0), v.ne(1))
+    }
+
+    /// Whether these rows are gathered for norms alone, which then pick them out themselves.
+    fn is_gathered_by_norm(&self, id: NodeId) -> bool {
+        self.graph.node(id).op == Op::GetRows
+            && self.program.storage[id.index()] == Storage::Transient
+            && self.readers.get(&id).is_some_and(|r| r.iter().all(|r| self.is_16_bit_norm(*r)))
+    }
+
+    fn rms_norm_16(&self, node: &Node, weight: WeightId, eps: f32) -> Tensor<'a> {
+        let (source, weight) = (node.src[0], self.memory.weight(weight));
+        if self.is_gathered_by_norm(source) {
+            let rows = self.graph.node(source);
+            let (all, idx) = (self.memory.stored(rows.src[0]), self.index(rows.src[1]));
+            return self.ops.rms_norm_16(all, weight, Some(idx), eps);
+        }
+        self.ops.rms_norm_16(self.rows(source), weight, None, eps)
     }
 
     /// This tile's rows of a float value.
@@ -297,7 +406,17 @@ impl<'a> Lowerer<'a, '_> {
             Storage::CacheK(layer) => return self.store_in_cache(layer, self.memory.cache_k(layer), value),
             Storage::CacheV(layer) => return self.store_in_cache(layer, self.memory.cache_v(layer), value),
         };
-        self.ops.expand(self.ops.copy(value, target));
+        self.ops.expand(self.copy(value, target));
+    }
+
+    fn copy(&self, value: Tensor<'a>, to: Tensor<'a>) -> Tensor<'a> {
+        let rows_of_f32 = value.ty() == GgmlType::F32 && value.nb(1) == 4 * value.ne(0);
+        let halves = rows_of_f32 && to.ty() == GgmlType::F16;
+        if halves && self.memory.kernels().store_f16(value.n_elements()) {
+            self.ops.store_f16(to, value)
+        } else {
+            self.ops.copy(value, to)
+        }
     }
 
     fn is_in_place(&self, id: NodeId) -> bool {
@@ -309,7 +428,7 @@ impl<'a> Lowerer<'a, '_> {
     fn store_in_cache(&mut self, layer: usize, cache: Tensor<'a>, value: Tensor<'a>) {
         let n_past = self.memory.n_past(layer);
         let write = match self.mode {
-            CacheMode::Fixed => self.ops.copy(value, self.ops.rows(cache, n_past + self.tile.start, value.ne(1))),
+            CacheMode::Fixed => self.copy(value, self.ops.rows(cache, n_past + self.tile.start, value.ne(1))),
             CacheMode::Indexed => {
                 let rows = self.input(GgmlType::I64, [value.ne(1), 1], InputKind::CacheRows { layer });
                 self.ops.set_rows(cache, value, rows)
@@ -352,16 +471,61 @@ impl<'a> Lowerer<'a, '_> {
         if group == node.n_feat { normed } else { self.flat(normed, node.n_feat) }
     }
 
-    fn linear(&self, node: &Node, weight: WeightId, bias: Option<WeightId>) -> Tensor<'a> {
+    fn linear(&self, id: NodeId, node: &Node, weight: WeightId, bias: Option<WeightId>) -> Tensor<'a> {
         let x = self.rows(node.src[0]);
-        let product = self.product(self.memory.matrix(weight, x.ne(1)), x);
-        match bias {
-            Some(b) => self.ops.add(product, self.memory.weight(b)),
-            None => product,
+        let w = self.memory.matrix(weight, x.ne(1));
+        let Some(bias) = bias else {
+            let ours = self.memory.kernels().product(x.ne(1), w.ty());
+            return if ours { self.ops.product(w, x, self.target(id)) } else { self.product(w, x) };
+        };
+        self.ops.add(self.product(w, x), self.memory.weight(bias))
+    }
+
+    /// How a product of ours is best written: 16 bits are enough for what is added to few rows.
+    fn target(&self, id: NodeId) -> Target<'a> {
+        match self.readers.get(&id).map(Vec::as_slice) {
+            Some([reader]) if self.program.storage[id.index()] == Storage::Transient => {
+                match self.graph.node(*reader).op {
+                    Op::ScatterAdd if self.memory.kernels().rows_of(self.graph.node(id).n_feat) => Target::Bf16,
+                    _ => Target::F32,
+                }
+            }
+            _ => Target::F32,
+        }
+    }
+
+    /// Whether a product is computed when the sum is that reads it, which is kept in place: it is added there at once.
+    fn is_added(&self, id: NodeId) -> bool {
+        let (node, rows) = (self.graph.node(id), self.tile.len());
+        let ours = |w: WeightId| self.memory.kernels().product(rows, self.memory.matrix(w, rows).ty());
+        let can = match node.op {
+            Op::Linear { weight, bias: None } => ours(weight),
+            Op::GatedFfn { gate, up, down, .. } => [gate, up, down].into_iter().all(ours),
+            _ => false,
+        };
+        let Some([sum]) = self.readers.get(&id).map(Vec::as_slice) else { return false };
+        can && self.program.storage[id.index()] == Storage::Transient
+            && self.program.storage[sum.index()] != Storage::Transient
+            && self.is_in_place(*sum)
+    }
+
+    /// Computes a product and adds it to `h`.
+    fn add_product(&self, h: Tensor<'a>, node: &Node) -> Tensor<'a> {
+        let x = self.rows(node.src[0]);
+        let matrix = |w: WeightId| self.memory.matrix(w, x.ne(1));
+        match node.op {
+            Op::GatedFfn { gate, up, down, act } => {
+                self.ops.gated_ffn(act, [gate, up, down].map(matrix), x, Target::Added(h))
+            }
+            Op::Linear { weight, .. } => self.ops.product(matrix(weight), x, Target::Added(h)),
+            _ => unreachable!("only products are added"),
         }
     }
 
     fn product(&self, w: Tensor<'a>, x: Tensor<'a>) -> Tensor<'a> {
+        if self.memory.kernels().product(x.ne(1), w.ty()) {
+            return self.ops.product(w, x, Target::F32);
+        }
         let w = if self.memory.widens(w.ty(), x.ne(1)) { self.ops.cast(w, GgmlType::F32) } else { w };
         let y = self.ops.mul_mat(w, x);
         if let Some(precision) = self.memory.precision(x.ne(1)) {
@@ -370,10 +534,11 @@ impl<'a> Lowerer<'a, '_> {
         y
     }
 
-    fn gated_ffn(&self, [gate, up, down]: [Tensor<'a>; 3], act: Activation, x: Tensor<'a>) -> Tensor<'a> {
-        if self.memory.kernels().gated_ffn(x.ne(1), gate, up, down) {
-            return self.ops.gated_ffn(act, gate, up, down, x);
+    fn gated_ffn(&self, weights: [Tensor<'a>; 3], act: Activation, x: Tensor<'a>, to: Target<'a>) -> Tensor<'a> {
+        if weights.iter().all(|w| self.memory.kernels().product(x.ne(1), w.ty())) {
+            return self.ops.gated_ffn(act, weights, x, to);
         }
+        let [gate, up, down] = weights;
         self.product(down, self.ops.glu(act, self.product(gate, x), self.product(up, x)))
     }
 
@@ -384,7 +549,9 @@ impl<'a> Lowerer<'a, '_> {
         if resident(b) {
             (a, b) = (b, a);
         }
-        if resident(a) {
+        if self.is_added(b) {
+            self.add_product(self.rows(a), self.graph.node(b))
+        } else if resident(a) {
             self.ops.add_in_place(self.rows(a), self.rows(b))
         } else {
             self.ops.add(self.rows(a), self.rows(b))
@@ -398,17 +565,16 @@ impl<'a> Lowerer<'a, '_> {
         }
         let all = self.memory.stored(node.src[0]);
         // Tiles of the last rows: the view starts behind the rows left out.
-        let view = self.ops.rows(all, source.n_rows - rows + self.tile.start, self.tile.len());
-        self.ops.cont(view)
+        self.ops.rows(all, source.n_rows - rows + self.tile.start, self.tile.len())
     }
 
-    fn attention(&mut self, node: &Node, layer: usize, heads: &Heads, window: Option<usize>) -> Tensor<'a> {
+    fn attention(&mut self, id: NodeId, node: &Node, layer: usize, heads: &Heads, window: Option<usize>) -> Tensor<'a> {
         let q = self.rows(node.src[0]);
         let n_keys = self.graph.node(node.src[1]).n_rows;
         let n_past = self.memory.n_past(layer);
         let first = n_past + n_keys - node.n_rows + self.tile.start;
         if self.mode == CacheMode::Fixed && window.is_none() && self.takes_causal_attention(layer, q.ne(1), heads) {
-            return self.causal_attention(layer, heads, q, first);
+            return self.causal_attention(layer, heads, q, first, self.is_read_in_16_bit(id));
         }
         let height = match self.mode {
             CacheMode::Fixed => self.memory.mask(window).height,
@@ -439,14 +605,14 @@ impl<'a> Lowerer<'a, '_> {
     }
 
     /// Attention of a whole tile, the first query of which has its own key in cache row `first`, without a mask.
-    fn causal_attention(&self, layer: usize, heads: &Heads, q: Tensor<'a>, first: usize) -> Tensor<'a> {
+    fn causal_attention(&self, layer: usize, heads: &Heads, q: Tensor<'a>, first: usize, bf16: bool) -> Tensor<'a> {
         let (d, n) = (heads.head_dim, q.ne(1));
         let per_head = |t: Tensor<'a>| {
             self.ops.view_3d(t, [d, first + n, heads.n_head_kv], [t.nb(1), t.nb(1) / heads.n_head_kv], 0)
         };
         let (k, v) = (per_head(self.memory.cache_k(layer)), per_head(self.memory.cache_v(layer)));
         let q = self.ops.permute(self.ops.reshape(q, [d, heads.n_head, n]), [0, 2, 1, 3]);
-        let out = self.ops.causal_attention(q, k, v, first, heads.scale);
+        let out = self.ops.causal_attention([q, k, v], first, heads.scale, bf16);
         self.flat(out, d * heads.n_head)
     }
 
@@ -533,14 +699,18 @@ impl<'a> Lowerer<'a, '_> {
         self.ops.cast(self.ops.log(padded), GgmlType::F16)
     }
 
-    /// Equation 4, a chunk of probing queries at a time.
-    fn probe_scores(&mut self, node: &Node, heads: &Heads) -> Tensor<'a> {
-        let (q_node, k_node) = (self.graph.node(node.src[0]), self.graph.node(node.src[1]));
-        let (n, n_probe, d) = (k_node.n_rows, q_node.n_rows, heads.head_dim);
-        let k = match self.program.storage[node.src[1].index()] {
+    /// Keys of all candidates `[n_head_kv * head_dim, n]`.
+    fn probed_keys(&self, node: &Node) -> Tensor<'a> {
+        let all = match self.program.storage[node.src[1].index()] {
             Storage::CacheK(layer) => self.memory.cache_k(layer),
             _ => self.memory.stored(node.src[1]),
         };
+        self.ops.rows(all, 0, self.graph.node(node.src[1]).n_rows)
+    }
+
+    /// Equation 4, a chunk of probing queries at a time.
+    fn probe_scores(&mut self, node: &Node, k: Tensor<'a>, heads: &Heads) -> Tensor<'a> {
+        let (n, n_probe, d) = (k.ne(1), self.graph.node(node.src[0]).n_rows, heads.head_dim);
         let k = self.ops.view_3d(k, [d, n, heads.n_head_kv], [k.nb(1), k.nb(1) / heads.n_head_kv], 0);
         let q = self.memory.stored(node.src[0]);
         const CHUNK_BYTES: usize = 128 << 20;
@@ -590,33 +760,15 @@ impl<'a> Lowerer<'a, '_> {
     fn proxy_norm(&self, node: &Node, layer: usize, act: Activation) -> Tensor<'a> {
         let y = self.rows(node.src[0]);
         let p = self.memory.proxy(layer);
-        let rank = p.v_gate.ne(0);
-        let n = y.ne(1);
+        let (rank, n) = (p.v_gate.ne(0), y.ne(1));
+        if self.takes_proxy_norm(layer, n) {
+            return self.ops.proxy_norm(act, p.u_gu, [p.v_gate, p.v_up, p.v_down], y);
+        }
         let both = self.product(p.u_gu, y);
         let half = |i: usize| self.ops.cont(self.ops.view_2d(both, [rank, n], both.nb(1), i * rank * 4));
         let gate = self.product(p.v_gate, half(0));
         let up = self.product(p.v_up, half(1));
         let out = self.product(p.v_down, self.ops.glu(act, gate, up));
         self.ops.sqrt(self.ops.sum_rows(self.ops.sqr(out)))
-    }
-
-    /// On a device: the last `forced` scores are lifted above all others, a stable descending sort gives the best m (the
-    /// lower index wins ties), and a second sort puts them in ascending order.
-    fn top_k(&self, node: &Node, m: usize, forced: usize) -> Tensor<'a> {
-        let n = self.graph.node(node.src[0]).n_rows;
-        const LIFT: f32 = 1e30;
-        // ggml sorts rows of up to 1024 by a network that is not stable: pad them (with zeros, behind all real ones).
-        const STABLE_FROM: usize = 1025;
-        let scores = self.ops.cont(self.ops.reshape(self.memory.stored(node.src[0]), [n, 1, 1]));
-        self.ops.expand(scores);
-        let tail = self.ops.view_2d(scores, [forced, 1], forced * 4, (n - forced) * 4);
-        self.ops.expand(self.ops.copy(self.ops.scale_bias(tail, 1.0, LIFT), tail));
-        let stable = |t: Tensor<'a>, len: usize| if len < STABLE_FROM { self.ops.pad(t, STABLE_FROM - len) } else { t };
-        let order = self.ops.argsort(stable(scores, n), true);
-        let best = self.ops.cont(self.ops.view_2d(order, [m, 1], m * 4, 0));
-        let as_float = self.ops.cast(best, GgmlType::F32);
-        let sorted = self.ops.argsort(as_float, false);
-        let best = self.ops.reshape(best, [1, m, 1]);
-        self.ops.get_rows(best, sorted)
     }
 }

@@ -11,7 +11,7 @@ use crate::ggml::ops::{Kept, Ops, Precision};
 use crate::ggml::profile::OpTimes;
 use crate::ggml::{GgmlError, Tensor};
 use crate::gguf::GgmlType;
-use crate::graph::ir::{Graph, NodeId, Op, Tap, WeightId};
+use crate::graph::ir::{Graph, Node, NodeId, Op, Tap, WeightId};
 use crate::graph::lower::{self, CacheMode, InputKind, MaskBuffer, Memory, ProxyTensors};
 use crate::graph::phases::{Phase, PhaseKind, Program};
 use crate::model::loaded::Model;
@@ -29,71 +29,108 @@ pub struct Device {
     /// Attention masks.
     pub masks: Masks,
     ops: Ops,
-    ops_capacity: usize,
-    repeat: Option<Repeat>,
     /// Bytes of 16-bit copies that there was room for.
     copies: usize,
     /// Times by kind of operation, if they are recorded.
     pub op_times: Option<OpTimes>,
 }
 
-/// The allocated graph of a token, for the next one: as long as attention reads the same rows of the same memory, only host
-/// inputs differ, and there is nothing to build.
-struct Repeat {
-    /// First node of the phase.
-    phase: NodeId,
-    reads: Vec<CacheReads>,
-    inputs: Vec<(Kept, InputKind)>,
+/// Allocated graphs of a program's tiles, for the next time that it runs: as long as they read and write the same rows of the
+/// same memory, only inputs differ, there is nothing to build, and a GPU starts what it captured of them. That is so for the
+/// tokens of an answer, and for one prompt after another of the same length.
+#[derive(Default)]
+pub struct KeptGraphs {
+    /// By number of the phase and first row.
+    graphs: HashMap<(usize, usize), KeptGraph>,
 }
 
-/// What one attention node reads: rows of its cache, and the cache's capacity, which tells one memory from another.
-#[derive(PartialEq)]
-struct CacheReads {
-    rows: Range<usize>,
-    capacity: usize,
+struct KeptGraph {
+    ops: Ops,
+    inputs: Vec<(Kept, InputKind)>,
+    relies_on: Memories,
 }
+
+/// What a graph's addresses, offsets and inputs follow from, besides its program. Sizes tell one memory from another, since
+/// memory is only ever replaced by more.
+#[derive(PartialEq)]
+struct Memories {
+    caches: Vec<CacheState>,
+    /// Cache rows that attention reads, where the rest is left to inputs.
+    reads: Vec<Range<usize>>,
+    scratch: usize,
+    masks: usize,
+}
+
+#[derive(PartialEq)]
+struct CacheState {
+    capacity: usize,
+    /// Entries; with indexed caches beyond those of the first layer: layers of the same length share inputs.
+    len: isize,
+    has_gaps: bool,
+}
+
+impl Memories {
+    fn of(run: &Run, d: &Device, phase: &Phase, rows: &Range<usize>) -> Self {
+        let indexed = run.mode == CacheMode::Indexed;
+        let base = if indexed { run.caches[0].len as isize } else { 0 };
+        let state = |c: &LayerCache| CacheState {
+            capacity: c.k().ne(1),
+            len: c.len as isize - base,
+            has_gaps: c.positions.is_some(),
+        };
+        let read = |id: &NodeId| {
+            let node = run.graph.node(*id);
+            let Op::Attention { layer, window, .. } = node.op else { return None };
+            let (cache, n_keys) = (&run.caches[layer], run.graph.node(node.src[1]).n_rows);
+            let first = cache.len + n_keys - node.n_rows + rows.start;
+            Some(lower::key_rows(first, rows.len(), window, cache.k().ne(1)))
+        };
+        Self {
+            caches: run.caches.iter().map(state).collect(),
+            reads: if indexed { phase.nodes.iter().filter_map(read).collect() } else { Vec::new() },
+            scratch: d.backend.scratch_bytes(),
+            masks: d.masks.n_bytes(),
+        }
+    }
+}
+
+/// Bytes of logits that probing on a GPU holds at a time (vendor/ggml-sys/src/selection.cu).
+const PROBE_LOGITS: usize = 128 << 20;
+
+/// Programs of more tiles keep no graphs: computing them takes much longer than building them.
+const KEPT_TILES: usize = 16;
 
 impl Device {
     /// A started device.
     pub fn new(backend: Backend) -> Self {
-        Self {
-            backend,
-            masks: Masks::default(),
-            ops: Ops::new(64),
-            ops_capacity: 64,
-            repeat: None,
-            copies: 0,
-            op_times: None,
-        }
+        Self { backend, masks: Masks::default(), ops: Ops::default(), copies: 0, op_times: None }
     }
 
-    /// A GPU's products make 16-bit copies of weights and rows in memory that ggml takes when it needs it, and aborts if it
-    /// gets none.
+    /// A GPU's products make 16-bit copies of weights and rows, and its probes logits, in memory that ggml takes when it needs
+    /// it, and aborts if it gets none.
     fn check_room_for_copies(&mut self, run: &Run) -> Result<()> {
         let hp = run.model.hparams();
         let rows = run.tile.min(run.graph.n_tokens);
-        let bytes = 2 * (rows * (hp.n_embd + 2 * hp.n_ff) + 2 * hp.n_embd * hp.n_ff);
+        let copies = 2 * (rows * (hp.n_embd + 2 * hp.n_ff) + 2 * hp.n_embd * hp.n_ff);
+        let logits = |node: &Node| match node.op {
+            Op::ProbeScores { heads } => {
+                let of_a_query = 4 * node.n_rows * heads.n_head;
+                (of_a_query * run.graph.node(node.src[0]).n_rows).min(PROBE_LOGITS.max(of_a_query))
+            }
+            _ => 0,
+        };
+        let bytes = run.graph.nodes.iter().map(logits).max().unwrap_or(0).max(copies);
         // What was found room for before is ggml's already.
         let (more, free) = (bytes.saturating_sub(self.copies), self.backend.buffer_type().free_bytes());
         if more > free {
-            let (device, what) =
-                (self.backend.name().to_owned(), "16-bit copies of a tile's rows and weights".to_owned());
+            let (device, what) = (
+                self.backend.name().to_owned(),
+                "16-bit copies of a tile's rows and weights, or logits of probes".to_owned(),
+            );
             return Err(GgmlError::OutOfMemory { device, what, bytes: more, free }.into());
         }
         self.copies = self.copies.max(bytes);
         Ok(())
-    }
-
-    /// An empty graph with room for so many operations; its memory is reused.
-    fn fresh_ops(&mut self, nodes: usize) -> &mut Ops {
-        self.repeat = None;
-        if nodes > self.ops_capacity {
-            self.ops = Ops::new(nodes);
-            self.ops_capacity = nodes;
-        } else {
-            self.ops.reset();
-        }
-        &mut self.ops
     }
 }
 
@@ -213,35 +250,39 @@ impl Memory for DeviceMemory<'_> {
     }
 }
 
-/// Runs all phases.
+/// Runs all phases, and queues the last work of a GPU: whoever reads results waits for it.
 ///
 /// # Errors
 /// Out of memory, a failed computation, a missing kernel, or the observer's.
-pub fn run(run: &Run, devices: &mut [Device], observer: &mut dyn Observer) -> Result<()> {
+pub fn run(run: &Run, devices: &mut [Device], kept: &mut KeptGraphs, observer: &mut dyn Observer) -> Result<()> {
     let mut homes = Homes::new(run, devices.len());
-    for phase in &run.program.phases {
+    let keeps = run.program.phases.iter().map(|p| tiles(run, p).len()).sum::<usize>() <= KEPT_TILES;
+    for (number, phase) in run.program.phases.iter().enumerate() {
         observer.phase(phase)?;
         let device = device_of(run, phase);
         homes.fetch(run, devices, phase, device);
-        match phase.kind {
-            PhaseKind::Select => select_phase(run, &mut devices[device], device, phase, observer)?,
-            PhaseKind::Whole => {
-                tile(run, &mut devices[device], device, phase, 0..phase.rows, observer)?;
-            }
-            PhaseKind::Tiled => {
-                let size = tile_rows(phase.rows, run.tile);
-                for start in (0..phase.rows).step_by(size) {
-                    let rows = start..(start + size).min(phase.rows);
-                    tile(run, &mut devices[device], device, phase, rows, observer)?;
+        for rows in tiles(run, phase) {
+            let kept = keeps.then(|| (&mut *kept, (number, rows.start)));
+            match phase.kind {
+                PhaseKind::Select => select_phase(run, &mut devices[device], device, phase, kept, observer)?,
+                PhaseKind::Whole | PhaseKind::Tiled => {
+                    tile(run, &mut devices[device], device, phase, rows, kept, observer)?;
                 }
             }
         }
         homes.written(phase, device);
     }
-    for d in devices {
-        d.backend.synchronize();
+    // Results are read on one of them.
+    if let [_, _, ..] = devices {
+        devices.iter_mut().for_each(|d| d.backend.synchronize());
     }
     Ok(())
+}
+
+/// The rows of a phase's tiles.
+fn tiles(run: &Run, phase: &Phase) -> Vec<Range<usize>> {
+    let size = if phase.kind == PhaseKind::Tiled { tile_rows(phase.rows, run.tile) } else { phase.rows };
+    (0..phase.rows).step_by(size.max(1)).map(|start| start..(start + size).min(phase.rows)).collect()
 }
 
 /// Sizes every device's scratch for the largest tile, so that nothing is allocated while work is queued.
@@ -259,7 +300,7 @@ pub fn reserve(run: &Run, devices: &mut [Device]) -> Result<()> {
         }
         let tile = if phase.kind == PhaseKind::Tiled { tile_rows(phase.rows, run.tile) } else { phase.rows };
         let last = (phase.rows - tile)..phase.rows;
-        d.fresh_ops(lower::max_ggml_nodes(run.graph, phase, tile, MASK_HEIGHT));
+        d.ops.start(lower::max_ggml_nodes(run.graph, phase, tile, MASK_HEIGHT));
         let memory = DeviceMemory::new(run, device, &d.backend, &d.masks);
         lower::lower(&d.ops, &memory, run.graph, run.program, phase, last, run.mode);
         d.backend.check_support(&d.ops)?;
@@ -293,77 +334,79 @@ fn device_of(run: &Run, phase: &Phase) -> usize {
     run.model.placement().of(first.layer, is_input)
 }
 
+/// Where a tile's graph is kept, if it is.
+type Place<'k> = Option<(&'k mut KeptGraphs, (usize, usize))>;
+
 fn tile(
     run: &Run,
     d: &mut Device,
     device: usize,
     phase: &Phase,
     rows: Range<usize>,
+    kept: Place<'_>,
     observer: &mut dyn Observer,
 ) -> Result<()> {
-    let reads = (run.mode == CacheMode::Indexed).then(|| cache_reads(run, phase, &rows));
-    if let (Some(reads), Some(r)) = (&reads, &d.repeat)
-        && r.phase == phase.nodes[0]
-        && r.reads == *reads
+    let nodes = lower::max_ggml_nodes(run.graph, phase, rows.len(), MASK_HEIGHT);
+    let Some((kept, place)) = kept else {
+        let mut ops = std::mem::take(&mut d.ops);
+        ops.start(nodes);
+        let done = compute_tile(run, d, &ops, device, phase, rows, observer);
+        d.ops = ops;
+        return done.map(|_| ());
+    };
+    if let Some(graph) = kept.graphs.get(&place)
+        && graph.relies_on == Memories::of(run, d, phase, &rows)
     {
-        return compute_again(run, d);
-    }
-    d.fresh_ops(lower::max_ggml_nodes(run.graph, phase, rows.len(), MASK_HEIGHT));
-    let memory = DeviceMemory::new(run, device, &d.backend, &d.masks);
-    let lowered = lower::lower(&d.ops, &memory, run.graph, run.program, phase, rows.clone(), run.mode);
-    d.backend.allocate(&d.ops)?;
-    if !lowered.inputs.is_empty() {
-        // Inputs lie in scratch memory that queued work may still be using.
-        d.backend.synchronize();
-        for input in &lowered.inputs {
-            d.ops.set(input.tensor, &host_input(run, input.what, input.tensor));
+        for (input, what) in &graph.inputs {
+            let tensor = graph.ops.kept(*input);
+            d.backend.write(tensor, &host_input(run, *what, tensor));
         }
+        return compute(d, &graph.ops);
     }
-    let inputs = lowered.inputs.iter().map(|i| (d.ops.keep(i.tensor), i.what)).collect();
-    if reads.is_some() {
-        d.ops.will_repeat();
-    }
-    compute(&mut d.backend, &mut d.op_times, &d.ops)?;
-    if !lowered.captures.is_empty() {
-        d.backend.synchronize();
-        for &(layer, tap, tensor) in &lowered.captures {
-            observer.captured(Captured { layer, tap, rows: rows.clone(), values: &read_f32(tensor) });
-        }
-    } else if let Some(reads) = reads {
-        d.repeat = Some(Repeat { phase: phase.nodes[0], reads, inputs });
+    // In the memory of the one before, if there was one.
+    let mut ops = kept.graphs.remove(&place).map(|old| old.ops).unwrap_or_default();
+    ops.start(nodes);
+    ops.will_repeat();
+    if let Some(inputs) = compute_tile(run, d, &ops, device, phase, rows.clone(), observer)? {
+        let relies_on = Memories::of(run, d, phase, &rows);
+        kept.graphs.insert(place, KeptGraph { ops, inputs, relies_on });
     }
     Ok(())
 }
 
-/// What the attention nodes of a phase read from the caches in this tile.
-fn cache_reads(run: &Run, phase: &Phase, rows: &Range<usize>) -> Vec<CacheReads> {
-    let reads = phase.nodes.iter().filter_map(|id| {
-        let node = run.graph.node(*id);
-        let Op::Attention { layer, window, .. } = node.op else { return None };
-        let (cache, n_keys) = (&run.caches[layer], run.graph.node(node.src[1]).n_rows);
-        let (first, capacity) = (cache.len + n_keys - node.n_rows + rows.start, cache.k().ne(1));
-        Some(CacheReads { rows: lower::key_rows(first, rows.len(), window, capacity), capacity })
-    });
-    reads.collect()
+/// Builds a tile's graph in `ops` and computes it. Returns its inputs, unless the host has to look into each computation.
+fn compute_tile(
+    run: &Run,
+    d: &mut Device,
+    ops: &Ops,
+    device: usize,
+    phase: &Phase,
+    rows: Range<usize>,
+    observer: &mut dyn Observer,
+) -> Result<Option<Vec<(Kept, InputKind)>>> {
+    let memory = DeviceMemory::new(run, device, &d.backend, &d.masks);
+    let lowered = lower::lower(ops, &memory, run.graph, run.program, phase, rows.clone(), run.mode);
+    d.backend.allocate(ops)?;
+    for input in &lowered.inputs {
+        d.backend.write(input.tensor, &host_input(run, input.what, input.tensor));
+    }
+    let inputs = lowered.inputs.iter().map(|i| (ops.keep(i.tensor), i.what)).collect();
+    let captures: Vec<(usize, Tap, Kept)> = lowered.captures.iter().map(|(l, t, x)| (*l, *t, ops.keep(*x))).collect();
+    compute(d, ops)?;
+    if captures.is_empty() {
+        return Ok(Some(inputs));
+    }
+    d.backend.synchronize();
+    for (layer, tap, tensor) in captures {
+        observer.captured(Captured { layer, tap, rows: rows.clone(), values: &read_f32(ops.kept(tensor)) });
+    }
+    Ok(None)
 }
 
-/// Computes the graph that the device holds, with new inputs.
-fn compute_again(run: &Run, d: &mut Device) -> Result<()> {
-    let Some(repeat) = &d.repeat else { return Ok(()) };
-    if !repeat.inputs.is_empty() {
-        d.backend.synchronize();
-    }
-    for (kept, what) in &repeat.inputs {
-        let tensor = d.ops.kept(*kept);
-        d.ops.set(tensor, &host_input(run, *what, tensor));
-    }
-    compute(&mut d.backend, &mut d.op_times, &d.ops)
-}
-
-fn compute(backend: &mut Backend, times: &mut Option<OpTimes>, ops: &Ops) -> Result<()> {
-    match times {
-        Some(times) => backend.compute_timed(ops, times),
-        None => backend.compute(ops),
+fn compute(d: &mut Device, ops: &Ops) -> Result<()> {
+    match &mut d.op_times {
+        Some(times) => d.backend.compute_timed(ops, times),
+        None => d.backend.compute(ops),
     }
     .map_err(stopped)
 }
@@ -375,7 +418,14 @@ fn stopped(e: GgmlError) -> crate::Error {
     }
 }
 
-fn select_phase(run: &Run, d: &mut Device, device: usize, phase: &Phase, observer: &mut dyn Observer) -> Result<()> {
+fn select_phase(
+    run: &Run,
+    d: &mut Device,
+    device: usize,
+    phase: &Phase,
+    kept: Place<'_>,
+    observer: &mut dyn Observer,
+) -> Result<()> {
     let id = phase.nodes[0];
     let node = run.graph.node(id);
     let slots = &run.slots[device];
@@ -393,7 +443,7 @@ fn select_phase(run: &Run, d: &mut Device, device: usize, phase: &Phase, observe
             }
         }
         _ => {
-            tile(run, d, device, phase, 0..phase.rows, observer)?;
+            tile(run, d, device, phase, 0..phase.rows, kept, observer)?;
             if observer.wants_selections() {
                 d.backend.synchronize();
                 observer.selected(id, &read_i32(slots.get(id)));

@@ -15,8 +15,8 @@ pub mod slots;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::ggml::arena::read_f32_into;
 use crate::ggml::backend::Backend;
+use crate::ggml::host::HostF32;
 use crate::ggml::profile::OpTimes;
 use crate::graph::lower::CacheMode;
 use crate::graph::phases::{self, Program};
@@ -26,7 +26,7 @@ use crate::spts::schedule::Schedule;
 use crate::spts::sidecar::{ProxyMemory, Sidecar};
 use crate::{Error, Result};
 
-use executor::{Device, Run};
+use executor::{Device, KeptGraphs, Run};
 use kv_cache::{CacheType, LayerCache};
 use prefill::Quiet;
 use slots::SlotMemory;
@@ -84,7 +84,7 @@ pub struct Session {
     caches: Vec<LayerCache>,
     proxies: Vec<Option<ProxyMemory>>,
     n_past: usize,
-    logits: Vec<f32>,
+    logits: HostF32,
     decode: Option<DecodeGraph>,
     prepared: Option<prefill::Prepared>,
     interrupt: Arc<AtomicBool>,
@@ -95,6 +95,7 @@ struct DecodeGraph {
     graph: Graph,
     program: Program,
     slots: Vec<SlotMemory>,
+    kept: KeptGraphs,
 }
 
 impl Session {
@@ -117,7 +118,7 @@ impl Session {
             proxies.push(match &options.sidecar {
                 Some(sidecar) => {
                     model.check_sidecar(sidecar)?;
-                    Some(sidecar.load(device.backend.buffer_type())?)
+                    Some(sidecar.load(device.backend.buffer_type(), device.backend.kernels().proxies_in_bf16())?)
                 }
                 None => None,
             });
@@ -137,7 +138,7 @@ impl Session {
             caches,
             proxies,
             n_past: 0,
-            logits: Vec::new(),
+            logits: HostF32::default(),
             decode: None,
             prepared: None,
             interrupt,
@@ -173,7 +174,7 @@ impl Session {
 
     /// Logits `[n_vocab]` of the last token read.
     pub fn logits(&self) -> &[f32] {
-        &self.logits
+        self.logits.as_slice()
     }
 
     /// A flag that another thread (or a signal handler) sets to stop the computation; the call under way returns
@@ -239,8 +240,8 @@ impl Session {
         if self.decode.is_none() {
             self.decode = Some(self.decode_graph()?);
         }
-        let Some(d) = &self.decode else { unreachable!("made above") };
-        write_inputs(&d.graph, &d.slots, &[token], self.n_past);
+        let Some(d) = &mut self.decode else { unreachable!("made above") };
+        write_inputs(&d.graph, &d.slots, &mut self.devices, &[token], self.n_past);
         let run = Run {
             model: &self.model,
             graph: &d.graph,
@@ -252,8 +253,9 @@ impl Session {
             mode: CacheMode::Indexed,
             first_position: self.n_past,
         };
-        executor::run(&run, &mut self.devices, &mut Quiet)?;
-        read_f32_into(d.slots[self.model.placement().output].get(d.graph.logits), &mut self.logits);
+        executor::run(&run, &mut self.devices, &mut d.kept, &mut Quiet)?;
+        let output = self.model.placement().output;
+        self.logits.read(&mut self.devices[output].backend, d.slots[output].get(d.graph.logits));
         for cache in &mut self.caches {
             cache.advance(1, self.n_past);
         }
@@ -267,7 +269,7 @@ impl Session {
         let placement = self.model.placement();
         let program = phases::plan(&graph, 1, &|l| l > 0 && placement.layer[l] != placement.layer[l - 1]);
         let slots = self.slot_memory(&graph, &program)?;
-        Ok(DecodeGraph { graph, program, slots })
+        Ok(DecodeGraph { graph, program, slots, kept: KeptGraphs::default() })
     }
 
     fn slot_memory(&self, graph: &Graph, program: &Program) -> Result<Vec<SlotMemory>> {
@@ -278,16 +280,16 @@ impl Session {
 }
 
 /// Writes token ids and positions `first ..` on every device.
-fn write_inputs(graph: &Graph, slots: &[SlotMemory], tokens: &[u32], first: usize) {
+fn write_inputs(graph: &Graph, slots: &[SlotMemory], devices: &mut [Device], tokens: &[u32], first: usize) {
     let ids: Vec<u8> = tokens.iter().flat_map(|t| (*t as i32).to_le_bytes()).collect();
     let positions: Vec<u8> = (first..first + tokens.len()).flat_map(|p| (p as i32).to_le_bytes()).collect();
     let tokens =
         graph.nodes.iter().position(|n| n.op == crate::graph::Op::Tokens).map(|i| crate::graph::NodeId(i as u32));
-    for s in slots {
+    for (slots, device) in slots.iter().zip(devices) {
         if let Some(t) = tokens {
-            s.set(t, &ids);
+            device.backend.write(slots.get(t), &ids);
         }
-        s.set(graph.positions, &positions);
+        device.backend.write(slots.get(graph.positions), &positions);
     }
 }
 

@@ -7,7 +7,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use crate::ggml::GgmlError;
-use crate::ggml::arena::read_f32;
 use crate::graph::fuse_ffn::fuse_gated_ffn;
 use crate::graph::ir::{Graph, NodeId, Tap};
 use crate::graph::last_row::{CPU_QUERIES, keep_last_row};
@@ -19,7 +18,7 @@ use crate::spts::passes;
 use crate::spts::schedule::{LayerBudget, Resolved};
 use crate::{Error, Result};
 
-use super::executor::{self, Captured, Observer, Run};
+use super::executor::{self, Captured, KeptGraphs, Observer, Run};
 use super::slots::SlotMemory;
 use super::{DECODE_RESERVE, Session, write_inputs};
 
@@ -93,13 +92,25 @@ impl Session {
         progress: &mut dyn FnMut(PrefillProgress) -> ControlFlow<()>,
     ) -> Result<PrefillReport> {
         let start = Instant::now();
+        self.check_prompt(tokens)?;
         let resolved = self.resolve(tokens.len())?;
-        let graph = self.model.graph(tokens.len().max(1), self.n_ctx());
-        let graph = match &resolved {
-            Some(r) => passes::skip_and_prune(&graph, r, self.schedule_in_use())?,
-            None => graph,
+        // Whatever else a graph follows from is the same for the whole session. One that does not fit is let go first: two
+        // would take twice the memory.
+        let prepared = match self.prepared.take() {
+            Some(p) if p.graph.n_tokens == tokens.len() && p.n_past == self.n_past => p,
+            other => {
+                drop(other);
+                let dense = self.model.graph(tokens.len(), self.n_ctx());
+                let graph = match &resolved {
+                    Some(r) => passes::skip_and_prune(&dense, r, self.schedule_in_use())?,
+                    None => dense,
+                };
+                let on_gpu = self.devices.iter().any(|d| !d.backend.is_cpu());
+                let graph = keep_last_row(&graph, if on_gpu { 1 } else { CPU_QUERIES });
+                self.prepare(if on_gpu { fuse_gated_ffn(&graph) } else { graph })?
+            }
         };
-        self.run_prefill(start, tokens, graph, resolved, progress, None)
+        self.run_prefill(start, tokens, prepared, resolved, progress, None)
     }
 
     /// A dense prefill that hands the values of `capture` to `sink`.
@@ -117,9 +128,22 @@ impl Session {
             return Err(Error::ProxiesMissing);
         }
         let start = Instant::now();
-        let dense = self.model.graph(tokens.len().max(1), self.n_ctx());
-        let graph = insert_captures(&dense, capture);
-        self.run_prefill(start, tokens, graph, None, progress, Some(sink))
+        self.check_prompt(tokens)?;
+        self.prepared = None;
+        // As the layers are written down: calibration looks into them.
+        let graph = insert_captures(&self.model.graph(tokens.len(), self.n_ctx()), capture);
+        let prepared = self.prepare(graph)?;
+        let report = self.run_prefill(start, tokens, prepared, None, progress, Some(sink));
+        self.prepared = None;
+        report
+    }
+
+    fn check_prompt(&self, tokens: &[u32]) -> Result<()> {
+        if tokens.is_empty() {
+            return Err(Error::EmptyPrompt);
+        }
+        self.check_tokens(tokens)?;
+        self.check_interrupt()
     }
 
     fn schedule_in_use(&self) -> &crate::spts::schedule::Schedule {
@@ -169,47 +193,15 @@ impl Session {
         &mut self,
         start: Instant,
         tokens: &[u32],
-        graph: Graph,
+        mut prepared: Prepared,
         resolved: Option<Resolved>,
         progress: &mut dyn FnMut(PrefillProgress) -> ControlFlow<()>,
         sink: Option<&mut CaptureSink>,
     ) -> Result<PrefillReport> {
-        if tokens.is_empty() {
-            return Err(Error::EmptyPrompt);
-        }
-        self.check_tokens(tokens)?;
-        self.check_interrupt()?;
-        let on_gpu = self.devices.iter().any(|d| !d.backend.is_cpu());
-        let graph = match sink {
-            // Calibration looks into the layers as they are written down.
-            Some(_) => graph,
-            None if on_gpu => fuse_gated_ffn(&keep_last_row(&graph, 1)),
-            None => keep_last_row(&graph, CPU_QUERIES),
-        };
-        verify(&graph)?;
         let n = tokens.len();
-        let kept: Vec<usize> = graph.layers.iter().map(|a| graph.node(graph.node(a.attn).src[1]).n_rows).collect();
-        for (cache, rows) in self.caches.iter_mut().zip(&kept) {
-            cache.reserve(
-                cache.len
-                    + rows
-                    + DECODE_RESERVE.min(self.options.n_ctx.map_or(DECODE_RESERVE, |c| c.saturating_sub(n))),
-            )?;
-        }
-        let max_rows = self.caches.iter().zip(&kept).map(|(c, k)| c.len + k).max().unwrap_or(n);
-        let window = self.model.hparams().swa.map(|s| s.window);
-        for d in &mut self.devices {
-            let buft = d.backend.buffer_type();
-            d.masks.prepare(max_rows, window, buft)?;
-        }
-        // One that does not fit is let go first: two would take twice the memory.
-        let fitting = self.prepared.take().filter(|p| p.n_past == self.n_past && p.graph == graph);
-        let prepared = match fitting {
-            Some(prepared) => prepared,
-            None => self.prepare(graph)?,
-        };
-        let Prepared { graph, program, slots, tile, .. } = &prepared;
-        write_inputs(graph, slots, tokens, self.n_past);
+        let Prepared { graph, program, slots, tile, kept: graphs, .. } = &mut prepared;
+        let kept = kept_rows(graph);
+        write_inputs(graph, slots, &mut self.devices, tokens, self.n_past);
         let run = Run {
             model: &self.model,
             graph,
@@ -221,6 +213,7 @@ impl Session {
             mode: CacheMode::Fixed,
             first_position: self.n_past,
         };
+        let window = self.model.hparams().swa.map(|s| s.window);
         let prunes_windows = window.is_some() && graph.layers.iter().any(|a| a.kept.is_some());
         let mut watch = Watch {
             graph,
@@ -233,9 +226,10 @@ impl Session {
             work_all: work(&program.phases),
             n_tokens: n,
         };
-        executor::run(&run, &mut self.devices, &mut watch)?;
+        executor::run(&run, &mut self.devices, graphs, &mut watch)?;
 
-        self.logits = read_f32(slots[self.model.placement().output].get(graph.logits));
+        let output = self.model.placement().output;
+        self.logits.read(&mut self.devices[output].backend, slots[output].get(graph.logits));
         let selection = if watch.records { selections(graph, &watch.selected, self.n_past) } else { Vec::new() };
         for (layer, cache) in self.caches.iter_mut().enumerate() {
             // With a sliding window decode masks by position, so gaps have to be known.
@@ -263,9 +257,26 @@ impl Session {
         Ok(report)
     }
 
+    /// Makes room for what a graph will keep in the caches, and for its masks.
+    fn reserve_caches(&mut self, graph: &Graph) -> Result<()> {
+        let (n, kept) = (graph.n_tokens, kept_rows(graph));
+        let answer = DECODE_RESERVE.min(self.options.n_ctx.map_or(DECODE_RESERVE, |c| c.saturating_sub(n)));
+        for (cache, rows) in self.caches.iter_mut().zip(&kept) {
+            cache.reserve(cache.len + rows + answer)?;
+        }
+        let max_rows = self.caches.iter().zip(&kept).map(|(c, k)| c.len + k).max().unwrap_or(n);
+        let window = self.model.hparams().swa.map(|s| s.window);
+        for d in &mut self.devices {
+            d.masks.prepare(max_rows, window, d.backend.buffer_type())?;
+        }
+        Ok(())
+    }
+
     /// Plans a graph and gives it memory. Where a device has too little for tiles of the usual size, they are made smaller,
     /// unless their size was asked for.
     fn prepare(&mut self, graph: Graph) -> Result<Prepared> {
+        verify(&graph)?;
+        self.reserve_caches(&graph)?;
         let placement = self.model.placement().clone();
         let mut tile = self.tile();
         loop {
@@ -283,7 +294,10 @@ impl Session {
                 first_position: self.n_past,
             };
             match executor::reserve(&run, &mut self.devices) {
-                Ok(()) => return Ok(Prepared { graph, program, slots, tile, n_past: self.n_past }),
+                Ok(()) => {
+                    let (n_past, kept) = (self.n_past, KeptGraphs::default());
+                    return Ok(Prepared { graph, program, slots, tile, n_past, kept });
+                }
                 Err(Error::Ggml(GgmlError::OutOfMemory { .. }))
                     if self.options.n_ubatch.is_none() && tile > SMALLEST_TILE =>
                 {
@@ -315,8 +329,14 @@ pub(super) struct Prepared {
     program: Program,
     slots: Vec<SlotMemory>,
     tile: usize,
-    /// Rows in the caches when it was made.
+    /// Tokens read before, when it was made.
     n_past: usize,
+    kept: KeptGraphs,
+}
+
+/// Entries that each layer adds to its cache.
+fn kept_rows(graph: &Graph) -> Vec<usize> {
+    graph.layers.iter().map(|a| graph.node(graph.node(a.attn).src[1]).n_rows).collect()
 }
 
 /// A measure of a program's work for the progress bar: rows times nodes.

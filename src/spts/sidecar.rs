@@ -264,18 +264,18 @@ impl Sidecar {
         &self.gguf
     }
 
-    /// Copies the proxies into a device's memory.
+    /// Copies the proxies into a device's memory: as they are in the file (F16), or in BF16, if that is what its products take.
     ///
     /// # Errors
     /// Out of memory.
-    pub fn load(&self, buft: BufferType) -> Result<ProxyMemory, GgmlError> {
+    pub fn load(&self, buft: BufferType, bf16: bool) -> Result<ProxyMemory, GgmlError> {
+        let ty = if bf16 { GgmlType::BF16 } else { GgmlType::F16 };
         let mut arena = Arena::new(4 * self.layers.len() + 1);
         let mut by_layer: Vec<Option<[TensorId; 4]>> = vec![None; self.layers.iter().max().map_or(0, |l| l + 1)];
         let mut all = Vec::new();
         for &layer in &self.layers {
             let shapes = shapes(self.n_embd, self.size);
-            let ids =
-                std::array::from_fn(|i| arena.declare(&tensor_name(layer, TENSORS[i]), GgmlType::F16, &shapes[i]));
+            let ids = std::array::from_fn(|i| arena.declare(&tensor_name(layer, TENSORS[i]), ty, &shapes[i]));
             by_layer[layer] = Some(ids);
             all.extend(ids);
         }
@@ -283,12 +283,18 @@ impl Sidecar {
         for &layer in &self.layers {
             for (i, id) in by_layer[layer].into_iter().flatten().enumerate() {
                 if let Some(info) = self.gguf.tensor(&tensor_name(layer, TENSORS[i])) {
-                    arena.set(id, 0, self.gguf.tensor_data(info));
+                    let data = self.gguf.tensor_data(info);
+                    if bf16 { arena.set(id, 0, &bf16_of_f16(data)) } else { arena.set(id, 0, data) }
                 }
             }
         }
         Ok(ProxyMemory { arena, by_layer })
     }
+}
+
+fn bf16_of_f16(bytes: &[u8]) -> Vec<u8> {
+    let values = bytes.chunks_exact(2).map(|b| half::f16::from_le_bytes([b[0], b[1]]));
+    values.flat_map(|x| half::bf16::from_f32(x.to_f32()).to_le_bytes()).collect()
 }
 
 /// Name of a proxy's tensor.

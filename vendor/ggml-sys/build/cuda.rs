@@ -1,4 +1,4 @@
-//! ggml's CUDA backend: the files and flags of upstream's default build, and our choice of product kernels.
+//! ggml's CUDA backend: the files and flags of upstream's default build, and our own operations.
 
 use std::env;
 use std::ffi::OsString;
@@ -22,22 +22,22 @@ const FA_PAIRS: &[(&str, &str)] = &[("f16", "f16"), ("q4_0", "q4_0"), ("q8_0", "
 
 /// Our own files, in `src`.
 const OWN: &[&str] = &[
-    "attention_choice.cu",
+    "attention.cu",
+    "dequantize.cu",
     "hopper_attention.cu",
     "product_choice.cu",
     "products.cu",
-    "scatter_add.cu",
+    "rope.cu",
+    "rows.cu",
+    "selection.cu",
+    "spts_ops.cu",
     "cuda_libraries.cpp",
     "graph_uid.cpp",
 ];
 
-/// Functions of ggml that our files stand in for: compiled under another name (`..._upstream`), which ours call.
-const REPLACED: &[(&str, &str)] = &[
-    ("mmq.cu", "ggml_cuda_should_use_mmq"),
-    ("mmq.cu", "ggml_cuda_mul_mat_q"),
-    ("fattn.cu", "ggml_cuda_flash_attn_ext"),
-    ("set-rows.cu", "ggml_cuda_op_set_rows"),
-];
+/// The function of ggml that our files stand in for, and the file that defines it: compiled under another name
+/// (`..._upstream`). It computes an operation that our graphs do not hold, and so becomes the door to ours (spts_ops.h).
+const REPLACED: (&str, &str) = ("tsembd.cu", "ggml_cuda_op_timestep_embedding");
 
 /// Memory that one nvcc takes for the largest files, in KiB.
 const KIB_PER_JOB: u64 = 3 << 20;
@@ -236,7 +236,8 @@ fn flags(source: &Source, toolkit: &Toolkit, archs: &str) -> Result<Vec<String>>
 
 fn job(toolkit: &Toolkit, file: &Path, flags: &[String]) -> Job {
     let mut args: Vec<OsString> = flags.iter().map(OsString::from).collect();
-    for (_, function) in REPLACED.iter().filter(|(name, _)| file.ends_with(name)) {
+    let (replaced, function) = REPLACED;
+    if file.ends_with(replaced) {
         args.push(format!("-D{function}={function}_upstream").into());
     }
     args.push("-c".into());
@@ -251,9 +252,7 @@ fn fingerprint(source: &Source, toolkit: &Toolkit, files: &[PathBuf], flags: &[S
     for (program, arg) in [(toolkit.nvcc.as_os_str(), "--version"), (&host, "-dumpfullversion")] {
         fingerprint.add(&archive::output_of(Command::new(program).arg(arg)).unwrap_or_default());
     }
-    for (file, function) in REPLACED {
-        fingerprint.add(file.as_bytes()).add(function.as_bytes());
-    }
+    fingerprint.add(REPLACED.0.as_bytes()).add(REPLACED.1.as_bytes());
     // Folders say where the text is, not what it is.
     for flag in flags.iter().filter(|flag| !flag.starts_with("-I") && !flag.contains("-prefix-map")) {
         fingerprint.add(flag.as_bytes());

@@ -15,6 +15,7 @@
 #include "hopper_attention.h"
 
 #include <cuda.h> // types only: libcuda is not linked
+#include <cuda_bf16.h>
 
 #include <algorithm>
 #include <cstdint>
@@ -75,7 +76,7 @@ using shape_128 = shape<128, 2, 128>;
 using shape_64  = shape<64, 3, 96>;
 
 struct problem {
-    float * out;
+    void *  out;
     size_t  out_row_stride;
     size_t  out_head_stride;
     int     n_q;
@@ -86,6 +87,7 @@ struct problem {
     int     n_tiles;   // of each head
     int     n_items;   // tiles of all heads
     float   q_scale;   // in base 2
+    bool    out_is_bf16;
 };
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
@@ -503,10 +505,20 @@ template <class S> __device__ __forceinline__ void store(
         sum += __shfl_xor_sync(~0u, sum, 2);
         const float scale = __fdividef(1.0f, sum);
         if (row + 8 * r < p.n_q) {
-            float * to = p.out + (row + 8 * r) * p.out_row_stride + it.head * p.out_head_stride + threadIdx.x % 4 * 2;
+            const size_t at = (row + 8 * r) * p.out_row_stride + it.head * p.out_head_stride + threadIdx.x % 4 * 2;
+            if (p.out_is_bf16) {
+                auto * to = static_cast<__nv_bfloat16 *>(p.out) + at;
 #pragma unroll
-            for (int i = 0; i < S::OUTPUT; i += 4) {
-                *reinterpret_cast<float2 *>(to + 2 * i) = make_float2(o[i + 2 * r] * scale, o[i + 2 * r + 1] * scale);
+                for (int i = 0; i < S::OUTPUT; i += 4) {
+                    *reinterpret_cast<__nv_bfloat162 *>(to + 2 * i) =
+                        __floats2bfloat162_rn(o[i + 2 * r] * scale, o[i + 2 * r + 1] * scale);
+                }
+            } else {
+                auto * to = static_cast<float *>(p.out) + at;
+#pragma unroll
+                for (int i = 0; i < S::OUTPUT; i += 4) {
+                    *reinterpret_cast<float2 *>(to + 2 * i) = make_float2(o[i + 2 * r] * scale, o[i + 2 * r + 1] * scale);
+                }
             }
         }
     }
@@ -749,6 +761,7 @@ bool encode(CUtensorMap & map, const tensor & t, const CUtensorMapDataType type,
 template <class S> cudaError_t launch(const hopper_attention_args & a, const cudaStream_t stream) {
     problem p;
     p.out             = a.out;
+    p.out_is_bf16     = a.out_is_bf16;
     p.out_row_stride  = a.out_row_stride;
     p.out_head_stride = a.out_head_stride;
     p.n_q             = a.n_q;

@@ -13,7 +13,7 @@ struct hopper_attention_args {
     const float * q;
     const half  * k;
     const half  * v;
-    float       * out;
+    void        * out; // F32, or BF16 if out_is_bf16
 
     int n_q;
     int n_kv;
@@ -28,6 +28,8 @@ struct hopper_attention_args {
 
     int   first; // keys before the first query's own
     float scale; // of the products q*k, before the softmax
+
+    bool out_is_bf16;
 };
 
 // Whether hopper_attention takes these arguments on a device of compute capability `cc` (900 for 9.0),

@@ -26,13 +26,12 @@ unsafe extern "C" {
     /// any thread, from the next product on.
     pub fn spts_cuda_set_mmq_max_rows(rows: i64);
 
-    /// Whether CUDA device `device` takes attention marked as causal (src/spts_ops.h) of so many queries over heads of this
-    /// shape, keys and values in F16.
+    /// Whether CUDA device `device` takes `SPTS_CAUSAL_ATTENTION` (src/spts_ops.h) of so many queries over heads of this shape,
+    /// keys and values in F16.
     pub fn spts_cuda_takes_causal_attention(device: i32, n_q: i32, head_dim: i32, n_head: i32, n_head_kv: i32) -> bool;
 
-    /// Whether CUDA device `device` computes a gated FFN in one marked node (src/spts_ops.h), for weights of these types and
-    /// so many rows.
-    pub fn spts_cuda_takes_gated_ffn(device: i32, rows: i64, gate: i32, up: i32, down: i32) -> bool;
+    /// Whether CUDA device `device` takes `SPTS_PRODUCT` (src/spts_ops.h) of so many rows by weights of this type.
+    pub fn spts_cuda_takes_product(device: i32, rows: i64, type_: i32) -> bool;
 
     /// Lets every kernel end before the next one begins, for the whole process. Call it before anything is computed.
     pub fn spts_cuda_launch_in_turn();

@@ -1,25 +1,15 @@
-// Which kernel multiplies by a quantized matrix: our answer in place of ggml's.
+// Which products of many rows leave ggml's kernels for cuBLAS.
 //
-// ggml has integer kernels (MMQ) for products of many rows by a quantized matrix. The build script compiles mmq.cu with
-// ggml_cuda_should_use_mmq and ggml_cuda_mul_mat_q changed to ..._upstream, and this file defines the names that the rest
-// calls: all such products come here, and are sent on by their rows.
-//
-// Few rows want MMQ. Where 16-bit tensor cores reach their peak only through cuBLAS (the data-centre chips), many rows are
-// 3-4 times faster there, on weights dequantized to bf16 for the occasion. On the other chips, whose INT8 rate is twice or
-// four times that of F16 with F32 sums, MMQ takes them all unless a limit is set.
+// ggml has integer kernels (MMQ) for products of many rows by a quantized matrix. Few rows want them. Where 16-bit tensor
+// cores reach their peak only through cuBLAS (the data-centre chips), many rows are 3-4 times faster there, on weights
+// dequantized to BF16 for the occasion. On the other chips, whose INT8 rate is twice or four times that of F16 with F32 sums,
+// MMQ takes them all unless a limit is set.
 
 #include "common.cuh"
-#include "mmq.cuh"
-#include "products.h"
-#include "spts_ops.h"
+#include "convert.cuh"
 
 #include <atomic>
 #include <cstdint>
-
-bool ggml_cuda_should_use_mmq_upstream(enum ggml_type type, int cc, int64_t ne11, int64_t n_experts);
-
-void ggml_cuda_mul_mat_q_upstream(ggml_backend_cuda_context & ctx, const ggml_tensor * src0, const ggml_tensor * src1,
-                                  const ggml_tensor * ids, ggml_tensor * dst);
 
 namespace {
 
@@ -55,36 +45,10 @@ extern "C" int64_t spts_cuda_mmq_max_rows(const int32_t cc) {
     return limit < 0 ? default_limit(cc) : limit;
 }
 
-// Whether a marked FFN (spts_ops.h) with weights of these types and so many rows can run on this device: its products
-// would go to cuBLAS one by one.
-extern "C" bool spts_cuda_takes_gated_ffn(const int32_t device, const int64_t rows, const int32_t gate, const int32_t up, const int32_t down) {
-    const int cc = ggml_cuda_info().devices[device].cc;
-    for (const int32_t type : {gate, up, down}) {
-        if (!ggml_is_quantized((ggml_type) type) || !ggml_cuda_should_use_mmq_upstream((ggml_type) type, cc, rows, 0) ||
-            ggml_get_to_bf16_cuda((ggml_type) type) == nullptr) {
-            return false;
-        }
-    }
-    return fast_bf16_hardware_available(cc) && rows > spts_cuda_mmq_max_rows(cc);
-}
-
-bool ggml_cuda_should_use_mmq(enum ggml_type type, int cc, int64_t ne11, int64_t n_experts) {
-    return ggml_cuda_should_use_mmq_upstream(type, cc, ne11, n_experts);
-}
-
-void ggml_cuda_mul_mat_q(ggml_backend_cuda_context & ctx, const ggml_tensor * src0, const ggml_tensor * src1,
-                         const ggml_tensor * ids, ggml_tensor * dst) {
-    if (spts_marked(dst)) {
-        gated_ffn(ctx, dst);
-        return;
-    }
-    const int  cc     = ggml_cuda_info().devices[ctx.device].cc;
-    const bool matrix = ids == nullptr && ggml_nrows(src1) == src1->ne[1] && ggml_is_contiguous(src0) &&
-                        ggml_is_contiguous(src1) && ggml_is_contiguous(dst);
-    if (matrix && src1->ne[1] > spts_cuda_mmq_max_rows(cc) && fast_bf16_hardware_available(cc) &&
-        ggml_get_to_bf16_cuda(src0->type) != nullptr) {
-        product(ctx, src0, src1, dst);
-        return;
-    }
-    ggml_cuda_mul_mat_q_upstream(ctx, src0, src1, ids, dst);
+// Whether a product of so many rows by a matrix of this type runs as SPTS_PRODUCT on this device. Weights in F16 and F32 stay
+// with ggml, which multiplies them as they are.
+extern "C" bool spts_cuda_takes_product(const int32_t device, const int64_t rows, const int32_t type) {
+    const int  cc    = ggml_cuda_info().devices[device].cc;
+    const bool known = type == GGML_TYPE_BF16 || (ggml_is_quantized((ggml_type) type) && ggml_get_to_bf16_cuda((ggml_type) type) != nullptr);
+    return known && fast_bf16_hardware_available(cc) && rows > spts_cuda_mmq_max_rows(cc);
 }

@@ -1,4 +1,5 @@
 #include "products.h"
+#include "dequantize.h"
 #include "spts_ops.h"
 #include "unary.cuh"
 
@@ -6,25 +7,46 @@ namespace {
 
 using bf16 = nv_bfloat16;
 
-// A 16-bit copy of a tensor, in the pool until the end of the scope. The stream orders its reuse.
+constexpr int THREADS = 256;
+
+// A tensor as BF16: itself, or a copy in the pool until the end of the scope. The stream orders the copy's reuse.
 class Bf16 {
   public:
-    Bf16(ggml_backend_cuda_context & ctx, const ggml_tensor * t) : copy(ctx.pool(), ggml_nelements(t)) {
-        ggml_get_to_bf16_cuda(t->type)(t->data, copy.get(), ggml_nelements(t), ctx.stream());
+    Bf16(ggml_backend_cuda_context & ctx, const ggml_tensor * t) : copy(ctx.pool()), values((const bf16 *) t->data) {
+        GGML_ASSERT(ggml_is_contiguous(t));
+        if (t->type != GGML_TYPE_BF16) {
+            values = copy.alloc(ggml_nelements(t));
+            dequantize_16(t->type, t->data, copy.get(), ggml_nelements(t), ctx.stream());
+        }
     }
 
-    const bf16 * get() { return copy.get(); }
+    const bf16 * get() const { return values; }
 
   private:
     ggml_cuda_pool_alloc<bf16> copy;
+    const bf16 *               values;
 };
 
-// y [n_out, rows] = w [n_in, n_out] x [n_in, rows], summed in F32.
-void multiply(ggml_backend_cuda_context & ctx, const bf16 * w, const bf16 * x, void * y, const cudaDataType_t y_type,
+// Where a product goes, and whether it is added to what is there.
+struct Target {
+    void *         data;
+    cudaDataType_t type;
+    bool           adds;
+
+    Target(bf16 * data) : data(data), type(CUDA_R_16BF), adds(false) {}
+    Target(float * data) : data(data), type(CUDA_R_32F), adds(false) {}
+    Target(const ggml_tensor * dst, const bool adds)
+        : data(dst->data), type(dst->type == GGML_TYPE_BF16 ? CUDA_R_16BF : CUDA_R_32F), adds(adds) {
+        GGML_ASSERT(ggml_is_contiguous(dst) && (dst->type == GGML_TYPE_F32 || (dst->type == GGML_TYPE_BF16 && !adds)));
+    }
+};
+
+// y [n_out, rows] = w [n_in, n_out] x [n_in, rows], summed in F32. Rows of x lie `x_stride` apart.
+void multiply(ggml_backend_cuda_context & ctx, const bf16 * w, const bf16 * x, const int64_t x_stride, const Target y,
               const int64_t n_in, const int64_t n_out, const int64_t rows) {
-    const float one = 1.0f, zero = 0.0f;
+    const float one = 1.0f, before = y.adds ? 1.0f : 0.0f;
     CUBLAS_CHECK(cublasGemmEx(ctx.cublas_handle(), CUBLAS_OP_T, CUBLAS_OP_N, n_out, rows, n_in,
-        &one, w, CUDA_R_16BF, n_in, x, CUDA_R_16BF, n_in, &zero, y, y_type, n_out,
+        &one, w, CUDA_R_16BF, n_in, x, CUDA_R_16BF, x_stride, &before, y.data, y.type, n_out,
         CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT_TENSOR_OP));
 }
 
@@ -54,38 +76,84 @@ template <bool gelu> __global__ void multiply_gate(Bf16x8 * gate, const Bf16x8 *
     gate[i] = g;
 }
 
+void activate_gate(ggml_backend_cuda_context & ctx, const bool gelu, bf16 * gate, const bf16 * up, const int64_t n) {
+    GGML_ASSERT(n % 8 == 0);
+    const auto kernel = gelu ? multiply_gate<true> : multiply_gate<false>;
+    kernel<<<(n/8 + THREADS - 1)/THREADS, THREADS, 0, ctx.stream()>>>((Bf16x8 *) gate, (const Bf16x8 *) up, n/8);
+    CUDA_CHECK(cudaGetLastError());
+}
+
+// norms[i] = || x[i] ||, one warp a row.
+__global__ void row_norms(const float * x, float * norms, const int width, const int n) {
+    const int row = blockIdx.x*(THREADS/WARP_SIZE) + threadIdx.x/WARP_SIZE;
+    if (row >= n) {
+        return;
+    }
+    float sum = 0.0f;
+    for (int i = threadIdx.x % WARP_SIZE; i < width; i += WARP_SIZE) {
+        const float value = x[int64_t(row)*width + i];
+        sum += value*value;
+    }
+    sum = warp_reduce_sum(sum);
+    if (threadIdx.x % WARP_SIZE == 0) {
+        norms[row] = sqrtf(sum);
+    }
+}
+
 } // namespace
 
-void product(ggml_backend_cuda_context & ctx, const ggml_tensor * w, const ggml_tensor * x, ggml_tensor * dst) {
-    Bf16 weights(ctx, w);
-    Bf16 rows(ctx, x);
-    multiply(ctx, weights.get(), rows.get(), dst->data, CUDA_R_32F, w->ne[0], w->ne[1], x->ne[1]);
+void product(ggml_backend_cuda_context & ctx, ggml_tensor * dst) {
+    const ggml_tensor * w = dst->src[0];
+    const ggml_tensor * x = dst->src[1];
+    const Bf16 weights(ctx, w);
+    const Bf16 rows(ctx, x);
+    multiply(ctx, weights.get(), rows.get(), w->ne[0], Target(dst, spts_argument(dst, 1) == 1), w->ne[0], w->ne[1], x->ne[1]);
 }
 
 // Gate and up stay 16 bits wide, as the product behind them wants them: a third of the bytes of F32 in between.
 void gated_ffn(ggml_backend_cuda_context & ctx, ggml_tensor * dst) {
-    const ggml_tensor * w_down = dst->src[0]; // [n_ff, n_embd]
-    const ggml_tensor * x      = dst->src[1]; // F32 [n_embd, rows]
-    const ggml_tensor * w_gate = dst->src[2]; // [n_embd, n_ff]
+    const ggml_tensor * w_down = dst->src[0];
+    const ggml_tensor * x      = dst->src[1];
+    const ggml_tensor * w_gate = dst->src[2];
     const ggml_tensor * w_up   = dst->src[3];
     const int64_t n_embd = x->ne[0], n_ff = w_gate->ne[1], rows = x->ne[1];
-    GGML_ASSERT(ggml_is_contiguous(x) && ggml_is_contiguous(dst) && n_ff % 8 == 0);
 
     ggml_cuda_pool_alloc<bf16> gate(ctx.pool(), n_ff*rows);
     ggml_cuda_pool_alloc<bf16> up(ctx.pool(), n_ff*rows);
     {
-        Bf16 input(ctx, x);
+        const Bf16 input(ctx, x);
         for (const auto & [w, y] : {std::pair(w_gate, gate.get()), std::pair(w_up, up.get())}) {
-            Bf16 weights(ctx, w);
-            multiply(ctx, weights.get(), input.get(), y, CUDA_R_16BF, n_embd, n_ff, rows);
+            const Bf16 weights(ctx, w);
+            multiply(ctx, weights.get(), input.get(), n_embd, y, n_embd, n_ff, rows);
         }
     }
-    const int64_t n = n_ff*rows/8;
-    constexpr int threads = 256;
-    const auto kernel = spts_argument(dst) == 1 ? multiply_gate<true> : multiply_gate<false>;
-    kernel<<<(n + threads - 1)/threads, threads, 0, ctx.stream()>>>((Bf16x8 *) gate.get(), (const Bf16x8 *) up.get(), n);
-    CUDA_CHECK(cudaGetLastError());
+    activate_gate(ctx, spts_argument(dst, 2) == 1, gate.get(), up.get(), n_ff*rows);
 
-    Bf16 weights(ctx, w_down);
-    multiply(ctx, weights.get(), gate.get(), dst->data, CUDA_R_32F, n_ff, n_embd, rows);
+    const Bf16 weights(ctx, w_down);
+    multiply(ctx, weights.get(), gate.get(), n_ff, Target(dst, spts_argument(dst, 1) == 1), n_ff, n_embd, rows);
+}
+
+void proxy_norm(ggml_backend_cuda_context & ctx, ggml_tensor * dst) {
+    const ggml_tensor * x = dst->src[0];
+    const int64_t n_embd = x->ne[0], rows = x->ne[1], rank = dst->src[2]->ne[0], d_low = dst->src[2]->ne[1];
+    GGML_ASSERT(ggml_is_contiguous(dst));
+
+    ggml_cuda_pool_alloc<bf16> low(ctx.pool(), 2*rank*rows); // y_g over y_u
+    {
+        const Bf16 input(ctx, x);
+        const Bf16 u(ctx, dst->src[1]);
+        multiply(ctx, u.get(), input.get(), n_embd, low.get(), n_embd, 2*rank, rows);
+    }
+    ggml_cuda_pool_alloc<bf16> gate(ctx.pool(), d_low*rows);
+    ggml_cuda_pool_alloc<bf16> up(ctx.pool(), d_low*rows);
+    const Bf16 v_gate(ctx, dst->src[2]), v_up(ctx, dst->src[3]), v_down(ctx, dst->src[4]);
+    multiply(ctx, v_gate.get(), low.get(), 2*rank, gate.get(), rank, d_low, rows);
+    multiply(ctx, v_up.get(), low.get() + rank, 2*rank, up.get(), rank, d_low, rows);
+    activate_gate(ctx, spts_argument(dst, 1) == 1, gate.get(), up.get(), d_low*rows);
+
+    ggml_cuda_pool_alloc<float> out(ctx.pool(), rank*rows);
+    multiply(ctx, v_down.get(), gate.get(), d_low, out.get(), d_low, rank, rows);
+    constexpr int each = THREADS/WARP_SIZE;
+    row_norms<<<(rows + each - 1)/each, THREADS, 0, ctx.stream()>>>(out.get(), (float *) dst->data, rank, rows);
+    CUDA_CHECK(cudaGetLastError());
 }

@@ -1,26 +1,18 @@
-// Which kernel computes attention: our answer in place of ggml's.
-//
-// The build script compiles fattn.cu with ggml_cuda_flash_attn_ext changed to ggml_cuda_flash_attn_ext_upstream, and this
-// file defines the name that the rest calls. Causal attention of a prefill (spts_ops.h) goes to our Hopper kernel.
-
-#include "common.cuh"
+#include "attention.h"
 #include "hopper_attention.h"
 #include "spts_ops.h"
-
-void ggml_cuda_flash_attn_ext_upstream(ggml_backend_cuda_context & ctx, ggml_tensor * dst);
 
 namespace {
 
 hopper_attention_args arguments(const ggml_tensor * dst) {
-    const ggml_tensor * q = dst->src[0]; // F32 [d, n_q, n_head], a permuted view
-    const ggml_tensor * k = dst->src[1]; // F16 [d, n_kv, n_head_kv]
+    const ggml_tensor * q = dst->src[0];
+    const ggml_tensor * k = dst->src[1];
     const ggml_tensor * v = dst->src[2];
-
     hopper_attention_args args = {};
     args.q             = (const float *) q->data;
     args.k             = (const half *) k->data;
     args.v             = (const half *) v->data;
-    args.out           = (float *) dst->data; // [d, n_head, n_q]
+    args.out           = dst->data;
     args.n_q           = q->ne[1];
     args.n_kv          = k->ne[1];
     args.n_head        = q->ne[2];
@@ -32,17 +24,19 @@ hopper_attention_args arguments(const ggml_tensor * dst) {
     args.k_head_stride = k->nb[2] / sizeof(half);
     args.v_row_stride  = v->nb[1] / sizeof(half);
     args.v_head_stride = v->nb[2] / sizeof(half);
-    args.out_row_stride  = dst->nb[2] / sizeof(float);
-    args.out_head_stride = dst->nb[1] / sizeof(float);
-    args.first = spts_argument(dst);
-    memcpy(&args.scale, dst->op_params, sizeof(float));
+    args.out_row_stride  = dst->nb[2] / dst->nb[0];
+    args.out_head_stride = dst->nb[1] / dst->nb[0];
+    args.out_is_bf16     = dst->type == GGML_TYPE_BF16;
+    args.first = spts_argument(dst, 1);
+    args.scale = spts_float_argument(dst, 2);
     return args;
 }
 
 } // namespace
 
-// Whether marked attention of so many queries over heads of this size in an F16 cache should run on this device. Our kernel
-// gives 128 queries of a head to a multiprocessor: with few of them most would idle, and ggml's kernel divides the keys, too.
+// Whether attention of so many queries over heads of this size in an F16 cache should run on this device as
+// SPTS_CAUSAL_ATTENTION. Our kernel gives 128 queries of a head to a multiprocessor: with few of them most would idle, and
+// ggml's kernel divides the keys, too.
 extern "C" bool spts_cuda_takes_causal_attention(const int32_t device, const int32_t n_q, const int32_t head_dim, const int32_t n_head, const int32_t n_head_kv) {
     const auto & info = ggml_cuda_info().devices[device];
     if ((int64_t) n_q*n_head < (int64_t) 64*info.nsm) {
@@ -59,11 +53,7 @@ extern "C" bool spts_cuda_takes_causal_attention(const int32_t device, const int
     return hopper_attention_supported(args, info.cc);
 }
 
-void ggml_cuda_flash_attn_ext(ggml_backend_cuda_context & ctx, ggml_tensor * dst) {
-    if (!spts_marked(dst)) {
-        ggml_cuda_flash_attn_ext_upstream(ctx, dst);
-        return;
-    }
+void causal_attention(ggml_backend_cuda_context & ctx, ggml_tensor * dst) {
     ggml_cuda_set_device(ctx.device);
     CUDA_CHECK(hopper_attention(arguments(dst), ctx.stream()));
 }
