@@ -9,7 +9,7 @@ use spts::bench::synthetic::Synthetic;
 use spts::ggml::backend::Backend;
 use spts::gguf::GgmlType;
 use spts::graph::Graph;
-use spts::graph::last_row::keep_last_row;
+use spts::graph::last_row::{CPU_QUERIES, keep_last_row};
 use spts::graph::lower::CacheMode;
 use spts::graph::phases::{self, Program};
 use spts::graph::verify::verify;
@@ -48,7 +48,7 @@ fn graph(c: &mut Criterion) {
     let resolved = schedule.resolve(shape.n_layer, N_TOKENS, &|_| false).expect("budgets");
     let dense = model.graph(N_TOKENS, N_TOKENS);
     let rewritten = passes::skip_and_prune(&dense, &resolved, &schedule).expect("a rewritten graph");
-    let rewritten = keep_last_row(&rewritten);
+    let rewritten = keep_last_row(&rewritten, CPU_QUERIES);
     let plan = program(&rewritten);
 
     let mut group = c.benchmark_group("graph");

@@ -30,13 +30,19 @@ fn model_path(name: &str) -> Option<PathBuf> {
 }
 
 /// The greedy runs of a committed file.
-fn golden(name: &str) -> Vec<Case> {
+struct Golden {
+    /// Rows of llama.cpp's tiles.
+    n_ubatch: usize,
+    cases: Vec<Case>,
+}
+
+fn golden(name: &str) -> Golden {
     let path = format!("{}/tests/data/golden/{name}.json", env!("CARGO_MANIFEST_DIR"));
     let json: Value =
         serde_json::from_str(&std::fs::read_to_string(&path).expect("a committed file")).expect("valid JSON");
     let cases: Vec<Case> = json["greedy"].as_array().expect("cases").iter().map(Case::new).collect();
-    assert!(cases.len() >= 4 && cases.iter().all(|c| !c.steps.is_empty()), "{name} has too few cases");
-    cases
+    assert!(!cases.is_empty() && cases.iter().all(|c| !c.steps.is_empty()), "{name} has an empty case or none");
+    Golden { n_ubatch: json["n_ubatch"].as_u64().unwrap_or(512) as usize, cases }
 }
 
 /// A prompt and its continuation.
@@ -80,11 +86,11 @@ struct Distance {
     tie: f32,
 }
 
-/// Where the kernels are the reference's, the same sums are rounded the same way: measured on the short prompts, 24 steps agree to
-/// 0.00001 (AVX-512 VNNI, weights as the file has them). Longer prompts do not: needle_1k is off by 0.05 to 0.22 in its top 5. Why
-/// is not known; in F32 it agrees to 0.0002 (smollm2). Nor does Gemma, whose queries llama.cpp scales before it rounds them to
-/// F16, this runtime after: scaled before, ours agreed to 0.00001 too.
-const SAME_KERNELS: Distance = Distance { first: 0.02, top5: 0.05, all: f32::INFINITY, tie: 0.1 };
+/// Where the kernels are the reference's, the same sums are rounded the same way. Measured, all ten of every step: 0.00001 with
+/// AVX-512 VNNI and weights as the file has them, 0.0009 with AVX2 and repacked weights (another compiler made that reference);
+/// also behind 900 and 2600 tokens, where both take the same kernels for every row ([`same_tiles`]). Gemma does not: llama.cpp
+/// scales its queries before it rounds them to F16, this runtime after; scaled before, ours agreed to 0.00001 too.
+const SAME_KERNELS: Distance = Distance { first: 0.02, top5: 0.05, all: 0.05, tie: 0.1 };
 
 /// GELU is looked up in a table of F16 here and there, and an input near the middle of two entries takes either: llama.cpp
 /// with and without flash attention is this far from itself.
@@ -126,9 +132,20 @@ enum Longest {
 }
 
 fn check(model: &Arc<Model>, file: &str, options: &SessionOptions, longest: Longest, allowed: &Distance) {
+    check_cases(model, file, golden(file).cases, options, longest, allowed);
+}
+
+fn check_cases(
+    model: &Arc<Model>,
+    file: &str,
+    cases: Vec<Case>,
+    options: &SessionOptions,
+    longest: Longest,
+    allowed: &Distance,
+) {
     let mut beyond = Vec::new();
     let has_time = std::env::var_os("SPTS_LONG_TESTS").is_some();
-    for case in golden(file) {
+    for case in cases {
         if !has_time && case.prompt.len() > longest as usize {
             eprintln!("SKIPPED: {file}/{} of {} tokens; set SPTS_LONG_TESTS to run it", case.name, case.prompt.len());
             continue;
@@ -181,8 +198,10 @@ fn all_cores() -> MutexGuard<'static, ()> {
 #[derive(Clone, Copy, PartialEq)]
 enum CpuKernels {
     /// `NAME.json`: llama.cpp 0.7.0. Compiled for AVX2 with flash attention, 0.3.36's library gives the same numbers.
+    /// `GGML_CPU_VARIANT=haswell cargo test --features portable --test golden` takes these kernels on newer processors.
     Avx2,
-    /// `NAME-avx512vnni.json`: llama.cpp of llama-cpp-python 0.3.36 with flash attention.
+    /// `NAME-avx512vnni.json`: llama.cpp of llama-cpp-python 0.3.36 with flash attention; `NAME-avx512vnni-ubatchN.json`: that
+    /// with ggml 0.26.0, made by scripts/golden-reference.py with tiles of N rows.
     Avx512Vnni,
     Other,
 }
@@ -223,9 +242,27 @@ fn quantized(name: &str, longest: Longest, spread: &Distance) {
     check(&open_on_cpu(&path, true), &nearest_reference(name), &SessionOptions::default(), longest, spread);
 }
 
-/// The arrangement of weights that the reference had, on the kernels that it had.
-fn same_kernels(name: &str) {
-    let Some(path) = model_path(name) else { return };
+/// From so many rows on ggml's attention is another one on the CPU (in F32, in tiles), and this runtime multiplies by Q4_1
+/// weights in F32, which is faster, where llama.cpp quantizes the activations.
+const MANY_ROWS: usize = 64;
+
+/// Whether both give a prompt's rows to the same attention kernels: llama.cpp leaves the last rows to a tile of their own,
+/// this runtime makes tiles of about one size.
+fn same_tiles(n_tokens: usize, n_ubatch: usize) -> bool {
+    let rest = n_tokens % n_ubatch;
+    n_tokens.min(n_ubatch) < MANY_ROWS || rest == 0 || rest >= MANY_ROWS
+}
+
+/// Rows whose products are the reference's.
+#[derive(Clone, Copy, PartialEq)]
+enum EqualFor {
+    AnyRows,
+    /// The model has weights in Q4_1.
+    FewRows,
+}
+
+/// The arrangement of weights that the reference had, on the kernels that it had, where the tiles are the same too.
+fn same_kernels(name: &str, rows: EqualFor, longest: Longest) {
     let repack = match cpu_kernels() {
         CpuKernels::Avx512Vnni => false,
         CpuKernels::Avx2 => true,
@@ -234,24 +271,61 @@ fn same_kernels(name: &str) {
             return;
         }
     };
+    same_arrangement(name, &nearest_reference(name), repack, rows, longest);
+}
+
+/// Prompts of some pages in tiles that both have, with a reference for AVX-512 alone.
+fn same_kernels_and_tiles(name: &str, n_ubatch: usize, longest: Longest) {
+    if cpu_kernels() != CpuKernels::Avx512Vnni {
+        eprintln!("SKIPPED: {name} on equal kernels in tiles of {n_ubatch}; the reference needs AVX-512 VNNI");
+        return;
+    }
+    let file = format!("{name}-avx512vnni-ubatch{n_ubatch}");
+    same_arrangement(name, &file, false, EqualFor::AnyRows, longest);
+}
+
+fn same_arrangement(name: &str, file: &str, repack: bool, rows: EqualFor, longest: Longest) {
+    let Some(path) = model_path(name) else { return };
     let _cores = all_cores();
-    let file = nearest_reference(name);
-    check(&open_on_cpu(&path, repack), &file, &SessionOptions::default(), Longest::Sentence, &SAME_KERNELS);
+    let Golden { n_ubatch, mut cases } = golden(file);
+    cases.retain(|c| {
+        let n = c.prompt.len();
+        same_tiles(n, n_ubatch) && (rows == EqualFor::AnyRows || n.min(n_ubatch) < MANY_ROWS)
+    });
+    assert!(!cases.is_empty(), "{file} has no case in equal tiles");
+    // Decode adds its threads' sums up: two, as the reference had.
+    let options = SessionOptions { n_ubatch: Some(n_ubatch), n_threads: Some(2), ..SessionOptions::default() };
+    check_cases(&open_on_cpu(&path, repack), file, cases, &options, longest, &SAME_KERNELS);
 }
 
 #[test]
 fn smollm2_135m_on_equal_kernels_agrees_to_a_fiftieth() {
-    same_kernels("smollm2-135m");
+    same_kernels("smollm2-135m", EqualFor::FewRows, Longest::Sentence);
+}
+
+#[test]
+fn smollm2_135m_in_equal_tiles_agrees_to_a_fiftieth() {
+    same_kernels_and_tiles("smollm2-135m", 32, Longest::Pages);
 }
 
 #[test]
 fn qwen2_5_coder_0_5b_on_equal_kernels_agrees_to_a_fiftieth() {
-    same_kernels("qwen2.5-coder-0.5b");
+    same_kernels("qwen2.5-coder-0.5b", EqualFor::AnyRows, Longest::Pages);
+}
+
+#[test]
+fn qwen2_5_coder_0_5b_in_equal_tiles_agrees_to_a_fiftieth() {
+    same_kernels_and_tiles("qwen2.5-coder-0.5b", 448, Longest::Sentence);
 }
 
 #[test]
 fn qwen2_5_coder_1_5b_on_equal_kernels_agrees_to_a_fiftieth() {
-    same_kernels("qwen2.5-coder-1.5b");
+    same_kernels("qwen2.5-coder-1.5b", EqualFor::AnyRows, Longest::Sentence);
+}
+
+#[test]
+fn qwen2_5_coder_1_5b_in_equal_tiles_agrees_to_a_fiftieth() {
+    same_kernels_and_tiles("qwen2.5-coder-1.5b", 448, Longest::Sentence);
 }
 
 #[test]

@@ -18,29 +18,16 @@ use spts::graph::print::print;
 use spts::graph::verify::verify;
 use spts::spts::capture::{Capture, insert_captures};
 use spts::spts::passes::skip_and_prune;
-use spts::spts::schedule::{Budget, Pool, Probe, ProxySize, Schedule, Selection, Stage};
+use spts::spts::schedule::{Pool, Probe, Schedule};
 use support::tiny::Tiny;
 
 const N: usize = 40;
 
-fn stage(last_layer: usize, budget: usize, cut: usize) -> Stage {
-    Stage { last_layer, budget: Budget::Tokens(budget), cut: Budget::Tokens(cut) }
-}
+const PROBE: Probe = Probe { queries: 4, pool: Pool::Max(3) };
 
 /// Layer 0 dense, one stage with a prune, one that ends before the last layer.
 fn schedule(n_layer: usize) -> Schedule {
-    Schedule {
-        name: "snapshot".into(),
-        skip_from: 1,
-        stages: vec![stage(1, 24, 4), stage(n_layer - 2, 12, 2)],
-        probe: Probe { queries: 4, pool: Pool::Max(3) },
-        proxy: ProxySize { d_low: 8, rank: 4 },
-        skip_attn: true,
-        skip_ffn: true,
-        use_proxy: true,
-        prune: true,
-        selection: Selection::Probe,
-    }
+    runtime::schedule(&[(1, 24, 4), (n_layer - 2, 12, 2)], PROBE)
 }
 
 /// Compares with, or writes, `tests/data/graphs/NAME.txt`.
@@ -65,13 +52,13 @@ fn snapshots(name: &str, schedule: &Schedule) {
     let pair = Pair::new(Tiny::named(name));
     let dense = pair.model.graph(N, pair.n_ctx);
     check(&pair, &dense, &format!("{name}-dense"));
-    check(&pair, &keep_last_row(&dense), &format!("{name}-prefill"));
+    check(&pair, &keep_last_row(&dense, 1), &format!("{name}-prefill"));
     let hp = pair.model.hparams();
     let budgets = schedule.resolve(hp.n_layer, N, &|l| hp.window(l).is_some()).expect("a schedule that fits");
     let skipping = skip_and_prune(&dense, &budgets, schedule).expect("passes that keep the invariants");
-    check(&pair, &keep_last_row(&skipping), &format!("{name}-spts"));
+    check(&pair, &keep_last_row(&skipping, 1), &format!("{name}-spts"));
     for graph in [&dense, &skipping] {
-        fuses_every_ffn(&keep_last_row(graph));
+        fuses_every_ffn(&keep_last_row(graph, 1));
     }
 }
 
@@ -105,8 +92,15 @@ fn qwen2_scored_without_proxies_or_pool() {
 /// Only the sixth layer is global: there the stage skips and prunes; the last one has a window over what is left.
 #[test]
 fn gemma3() {
-    let one_stage = Schedule { stages: vec![stage(5, 24, 4)], ..schedule(7) };
+    let one_stage = runtime::schedule(&[(5, 24, 4)], PROBE);
     snapshots("gemma3", &one_stage);
+}
+
+/// The last layer's attention keeps a tile of queries there.
+#[test]
+fn qwen2_prefill_on_the_cpu() {
+    let pair = Pair::new(Tiny::named("qwen2"));
+    check(&pair, &keep_last_row(&pair.model.graph(N, pair.n_ctx), 16), "qwen2-prefill-cpu");
 }
 
 #[test]

@@ -9,7 +9,7 @@ use spts::graph::ir::{DType, Node};
 use spts::graph::verify::{VerifyError, verify};
 use spts::graph::{Graph, NodeId, Op};
 use spts::spts::passes::skip_and_prune;
-use spts::spts::schedule::{Budget, Pool, Probe, ProxySize, Schedule, Selection, Stage};
+use spts::spts::schedule::{Pool, Probe};
 use support::tiny::Tiny;
 
 const N: usize = 40;
@@ -17,18 +17,7 @@ const N: usize = 40;
 /// A graph with every operation of SPTS but the random scores.
 fn graph() -> Graph {
     let pair = Pair::new(Tiny::named("qwen2"));
-    let schedule = Schedule {
-        name: "verify".into(),
-        skip_from: 1,
-        stages: vec![Stage { last_layer: 2, budget: Budget::Tokens(20), cut: Budget::Tokens(5) }],
-        probe: Probe { queries: 3, pool: Pool::Max(3) },
-        proxy: ProxySize { d_low: 8, rank: 4 },
-        skip_attn: true,
-        skip_ffn: true,
-        use_proxy: true,
-        prune: true,
-        selection: Selection::Probe,
-    };
+    let schedule = runtime::schedule(&[(2, 20, 5)], Probe { queries: 3, pool: Pool::Max(3) });
     let budgets = schedule.resolve(4, N, &|_| false).expect("a schedule that fits");
     let graph = skip_and_prune(&pair.model.graph(N, pair.n_ctx), &budgets, &schedule).expect("an intact graph");
     verify(&graph).expect("an intact graph");

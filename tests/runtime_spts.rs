@@ -15,7 +15,7 @@ use runtime::{Pair, assert_close, distance, logits, prefill};
 use spts::session::kv_cache::CacheType;
 use spts::session::prefill::PrefillReport;
 use spts::session::select::random_scores;
-use spts::spts::schedule::{Budget, Pool, Probe, ProxySize, Schedule, Selection, Stage};
+use spts::spts::schedule::{Pool, Probe, Schedule, Selection};
 use spts::{Error, Session, SessionOptions};
 use support::tiny::{Arch, NAMES, Tiny};
 
@@ -49,22 +49,15 @@ impl Run {
     }
 
     fn schedule(&self) -> Schedule {
-        let stage = |&(last_layer, budget, cut): &(usize, usize, usize)| Stage {
-            last_layer,
-            budget: Budget::Tokens(budget),
-            cut: Budget::Tokens(cut),
-        };
+        let probe = Probe { queries: self.layout.queries, pool: self.pool };
         Schedule {
-            name: "test".into(),
             skip_from: self.layout.skip_from,
-            stages: self.layout.stages.iter().map(stage).collect(),
-            probe: Probe { queries: self.layout.queries, pool: self.pool },
-            proxy: ProxySize { d_low: 8, rank: 4 },
             skip_attn: self.layout.skip_attn,
             skip_ffn: self.layout.skip_ffn,
             use_proxy: self.use_proxy,
             prune: self.layout.prune,
             selection: self.selection,
+            ..runtime::schedule(&self.layout.stages, probe)
         }
     }
 

@@ -12,7 +12,7 @@ use runtime::proxies::SidecarFile;
 use spts::gguf::Gguf;
 use spts::session::prefill::PrefillReport;
 use spts::spts::preset::ModelKey;
-use spts::spts::schedule::{Budget, Pool, Probe, ProxySize, Schedule, Selection, Stage};
+use spts::spts::schedule::{Budget, Pool, Probe, Schedule, Stage};
 use spts::spts::schedule_file::parse_schedule_arg;
 use spts::spts::sidecar::Sidecar;
 use spts::{Error, Session, SessionOptions};
@@ -24,19 +24,7 @@ fn pair() -> Pair {
 
 /// Layers 1 to 3 of 5 skip and score their FFNs by proxies.
 fn schedule() -> Schedule {
-    let stage = |last_layer, budget| Stage { last_layer, budget: Budget::Tokens(budget), cut: Budget::Tokens(2) };
-    Schedule {
-        name: "test".into(),
-        skip_from: 1,
-        stages: vec![stage(2, 20), stage(3, 12)],
-        probe: Probe { queries: 2, pool: Pool::None },
-        proxy: ProxySize { d_low: 8, rank: 4 },
-        skip_attn: true,
-        skip_ffn: true,
-        use_proxy: true,
-        prune: true,
-        selection: Selection::Probe,
-    }
+    runtime::schedule(&[(2, 20, 2), (3, 12, 2)], Probe { queries: 2, pool: Pool::None })
 }
 
 fn sidecar(file: &SidecarFile) -> Result<Arc<Sidecar>, Error> {

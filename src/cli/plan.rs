@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use spts::gguf::{Gguf, OpenOptions};
-use spts::graph::last_row::keep_last_row;
+use spts::graph::last_row::{CPU_QUERIES, keep_last_row};
 use spts::graph::print::print;
 use spts::model::hparams::HParams;
 use spts::spts::passes;
@@ -93,5 +93,5 @@ fn graph(args: &PlanArgs, path: &Path) -> Result<String, Failure> {
             if resolved.is_dense() { dense } else { passes::skip_and_prune(&dense, &resolved, &schedule)? }
         }
     };
-    Ok(print(&keep_last_row(&rewritten), |w| model.weight(w).name.clone()))
+    Ok(print(&keep_last_row(&rewritten, CPU_QUERIES), |w| model.weight(w).name.clone()))
 }

@@ -161,8 +161,11 @@ fn place(graph: &Graph, phases: &[Phase]) -> (Vec<Storage>, Vec<Slot>) {
             let s = s.index();
             last_node[s] = i;
             last_phase[s] = last_phase[s].max(phase_of[i]);
-            stored[s] |=
-                phase_of[s] != phase_of[i] || (reads_whole(graph, node, k) && kind(&node.op) == PhaseKind::Tiled);
+            // A window behind a prune reads the positions of its tile and of those before it.
+            let from_tiles_before = k == 4 && matches!(node.op, Op::Attention { window: Some(_), .. });
+            stored[s] |= phase_of[s] != phase_of[i]
+                || from_tiles_before
+                || (reads_whole(graph, node, k) && kind(&node.op) == PhaseKind::Tiled);
         }
     }
     for (stored, node) in stored.iter_mut().zip(&graph.nodes) {

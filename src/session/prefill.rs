@@ -9,7 +9,7 @@ use std::time::Instant;
 use crate::ggml::GgmlError;
 use crate::graph::fuse_ffn::fuse_gated_ffn;
 use crate::graph::ir::{Graph, NodeId, Tap};
-use crate::graph::last_row::keep_last_row;
+use crate::graph::last_row::{CPU_QUERIES, keep_last_row};
 use crate::graph::lower::CacheMode;
 use crate::graph::phases::{self, Phase, Program};
 use crate::graph::verify::verify;
@@ -106,7 +106,7 @@ impl Session {
                     None => dense,
                 };
                 let on_gpu = self.devices.iter().any(|d| !d.backend.is_cpu());
-                let graph = keep_last_row(&graph);
+                let graph = keep_last_row(&graph, if on_gpu { 1 } else { CPU_QUERIES });
                 self.prepare(if on_gpu { fuse_gated_ffn(&graph) } else { graph })?
             }
         };

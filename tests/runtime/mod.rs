@@ -11,6 +11,7 @@ use std::sync::Arc;
 use spts::gguf::Gguf;
 use spts::session::kv_cache::CacheType;
 use spts::session::prefill::PrefillReport;
+use spts::spts::schedule::{Budget, Probe, ProxySize, Schedule, Selection, Stage};
 use spts::{Error, Model, ModelOptions, Session, SessionOptions};
 
 use crate::reference;
@@ -54,6 +55,27 @@ impl Pair {
     /// rounds to f16, and a value near the middle of two f16 numbers falls on either side.
     pub fn tolerance(&self) -> f32 {
         if self.tiny.arch == Arch::Gemma3 { 1e-3 } else { 1e-5 }
+    }
+}
+
+/// Skips in attention and FFN from layer 1 on, and prunes; `stages` are their last layers, budgets and cuts in tokens.
+pub fn schedule(stages: &[(usize, usize, usize)], probe: Probe) -> Schedule {
+    let stage = |&(last_layer, budget, cut): &(usize, usize, usize)| Stage {
+        last_layer,
+        budget: Budget::Tokens(budget),
+        cut: Budget::Tokens(cut),
+    };
+    Schedule {
+        name: "test".into(),
+        skip_from: 1,
+        stages: stages.iter().map(stage).collect(),
+        probe,
+        proxy: ProxySize { d_low: 8, rank: 4 },
+        skip_attn: true,
+        skip_ffn: true,
+        use_proxy: true,
+        prune: true,
+        selection: Selection::Probe,
     }
 }
 
