@@ -409,6 +409,7 @@ fn a_session_can_be_cleared_and_used_again() {
 
 /// A session keeps graphs and memory from call to call: what it computes with them is what a fresh one does.
 #[test]
+#[allow(clippy::single_range_in_vec_init)] // one call of that range
 fn nothing_is_left_of_what_was_read_before() {
     for tiny in [Tiny::named("llama"), two_globals()] {
         let pair = Pair::new(tiny);
