@@ -17,6 +17,7 @@ use crate::graph::phases::{Phase, PhaseKind, Program};
 use crate::model::loaded::Model;
 use crate::spts::sidecar::ProxyMemory;
 
+use super::kept::{KEPT_TILES, KeptGraph, KeptGraphs, Memories};
 use super::kv_cache::LayerCache;
 use super::masks::{MASK_HEIGHT, Masks};
 use super::select;
@@ -35,70 +36,8 @@ pub struct Device {
     pub op_times: Option<OpTimes>,
 }
 
-/// Allocated graphs of a program's tiles, for the next time that it runs: as long as they read and write the same rows of the
-/// same memory, only inputs differ, there is nothing to build, and a GPU starts what it captured of them. That is so for the
-/// tokens of an answer, and for one prompt after another of the same length.
-#[derive(Default)]
-pub struct KeptGraphs {
-    /// By number of the phase and first row.
-    graphs: HashMap<(usize, usize), KeptGraph>,
-}
-
-struct KeptGraph {
-    ops: Ops,
-    inputs: Vec<(Kept, InputKind)>,
-    relies_on: Memories,
-}
-
-/// What a graph's addresses, offsets and inputs follow from, besides its program. Sizes tell one memory from another, since
-/// memory is only ever replaced by more.
-#[derive(PartialEq)]
-struct Memories {
-    caches: Vec<CacheState>,
-    /// Cache rows that attention reads, where the rest is left to inputs.
-    reads: Vec<Range<usize>>,
-    scratch: usize,
-    masks: usize,
-}
-
-#[derive(PartialEq)]
-struct CacheState {
-    capacity: usize,
-    /// Entries; with indexed caches beyond those of the first layer: layers of the same length share inputs.
-    len: isize,
-    has_gaps: bool,
-}
-
-impl Memories {
-    fn of(run: &Run, d: &Device, phase: &Phase, rows: &Range<usize>) -> Self {
-        let indexed = run.mode == CacheMode::Indexed;
-        let base = if indexed { run.caches[0].len as isize } else { 0 };
-        let state = |c: &LayerCache| CacheState {
-            capacity: c.k().ne(1),
-            len: c.len as isize - base,
-            has_gaps: c.positions.is_some(),
-        };
-        let read = |id: &NodeId| {
-            let node = run.graph.node(*id);
-            let Op::Attention { layer, window, .. } = node.op else { return None };
-            let (cache, n_keys) = (&run.caches[layer], run.graph.node(node.src[1]).n_rows);
-            let first = cache.len + n_keys - node.n_rows + rows.start;
-            Some(lower::key_rows(first, rows.len(), window, cache.k().ne(1)))
-        };
-        Self {
-            caches: run.caches.iter().map(state).collect(),
-            reads: if indexed { phase.nodes.iter().filter_map(read).collect() } else { Vec::new() },
-            scratch: d.backend.scratch_bytes(),
-            masks: d.masks.n_bytes(),
-        }
-    }
-}
-
 /// Bytes of logits that probing on a GPU holds at a time (vendor/ggml-sys/src/selection.cu).
 const PROBE_LOGITS: usize = 128 << 20;
-
-/// Programs of more tiles keep no graphs: computing them takes much longer than building them.
-const KEPT_TILES: usize = 16;
 
 impl Device {
     /// A started device.

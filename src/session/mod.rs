@@ -1,10 +1,12 @@
 //! A session: KV caches over a model, prefill, decode.
 //!
-//! [`executor`] runs graphs, [`kv_cache`] holds what they append to, [`slots`] what lives between phases, [`masks`] the attention masks,
-//! [`select`] selects on the host, [`prefill`] builds and runs the graph of a prompt, [`generate`] streams tokens, [`sampler`] picks them.
+//! [`executor`] runs graphs, [`kept`] keeps some of them, [`kv_cache`] holds what they append to, [`slots`] what lives between
+//! phases, [`masks`] the attention masks, [`select`] selects on the host, [`prefill`] builds and runs the graph of a prompt,
+//! [`generate`] streams tokens, [`sampler`] picks them.
 
 pub mod executor;
 pub mod generate;
+pub mod kept;
 pub mod kv_cache;
 pub mod masks;
 pub mod prefill;
@@ -26,7 +28,8 @@ use crate::spts::schedule::Schedule;
 use crate::spts::sidecar::{ProxyMemory, Sidecar};
 use crate::{Error, Result};
 
-use executor::{Device, KeptGraphs, Run};
+use executor::{Device, Run};
+use kept::KeptGraphs;
 use kv_cache::{CacheType, LayerCache};
 use prefill::Quiet;
 use slots::SlotMemory;

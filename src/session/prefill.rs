@@ -18,7 +18,8 @@ use crate::spts::passes;
 use crate::spts::schedule::{LayerBudget, Resolved};
 use crate::{Error, Result};
 
-use super::executor::{self, Captured, KeptGraphs, Observer, Run};
+use super::executor::{self, Captured, Observer, Run};
+use super::kept::KeptGraphs;
 use super::slots::SlotMemory;
 use super::{DECODE_RESERVE, Session, write_inputs};
 
