@@ -88,8 +88,7 @@ struct Distance {
 
 /// Where the kernels are the reference's, the same sums are rounded the same way. Measured, all ten of every step: 0.00001 with
 /// AVX-512 VNNI and weights as the file has them, 0.0009 with AVX2 and repacked weights (another compiler made that reference);
-/// also behind 900 and 2600 tokens, where both take the same kernels for every row ([`same_tiles`]). Gemma does not: llama.cpp
-/// scales its queries before it rounds them to F16, this runtime after; scaled before, ours agreed to 0.00001 too.
+/// also behind 900 and 2600 tokens, where both take the same kernels for every row ([`same_tiles`]).
 const SAME_KERNELS: Distance = Distance { first: 0.02, top5: 0.05, all: 0.05, tie: 0.1 };
 
 /// GELU is looked up in a table of F16 here and there, and an input near the middle of two entries takes either: llama.cpp
@@ -306,6 +305,12 @@ fn smollm2_135m_on_equal_kernels_agrees_to_a_fiftieth() {
 #[test]
 fn smollm2_135m_in_equal_tiles_agrees_to_a_fiftieth() {
     same_kernels_and_tiles("smollm2-135m", 32, Longest::Pages);
+}
+
+/// Behind needle_1k, too, the first and the top 5 agree to 0.00001, but one step's tail of the top 10 does not (0.54): not held.
+#[test]
+fn gemma_3_270m_on_equal_kernels_agrees_to_a_fiftieth() {
+    same_kernels("gemma-3-270m", EqualFor::AnyRows, Longest::Sentence);
 }
 
 #[test]

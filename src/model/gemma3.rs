@@ -52,6 +52,16 @@ impl Gemma3 {
     }
 }
 
+/// Queries are scaled as they are rotated, before kernels round them, as in llama.cpp; where a part of a head is not rotated,
+/// scores are scaled instead.
+fn scale_queries(rope: Rope, heads: Heads) -> (Rope, Heads) {
+    if rope.n_rot == heads.head_dim {
+        (Rope { attn_factor: rope.attn_factor * heads.scale, ..rope }, Heads { scale: 1.0, ..heads })
+    } else {
+        (rope, heads)
+    }
+}
+
 impl Dense for Gemma3 {
     fn graph(&self, n_tokens: usize, _n_ctx: usize) -> Graph {
         let hp = &self.hp;
@@ -69,8 +79,9 @@ impl Dense for Gemma3 {
             let v = b.linear(layer.v, x, "Vcur");
             let q = b.linear(layer.q, x, "Qcur");
             let q = b.head_norm(layer.q_norm, hp.rms_eps, hp.head_dim, q, "Qcur_normed");
+            let (rope, heads) = scale_queries(rope, hp.heads());
             let q = b.push(Op::Rope { head_dim: hp.head_dim, rope }, &[q, pos], "Qcur_rope");
-            let attn = b.push(Op::Attention { layer: il, heads: hp.heads(), window }, &[q, k, v, pos, pos], "kqv_out");
+            let attn = b.push(Op::Attention { layer: il, heads, window }, &[q, k, v, pos, pos], "kqv_out");
             let attn_out = b.linear(layer.o, attn, "attn_out");
             let attn_out = b.rms_norm(layer.post_attn_norm, hp.rms_eps, attn_out, "attn_post_norm");
             let attended = Attended { inp, q, k, v, attn, attn_out, window };
