@@ -1,4 +1,4 @@
-//! Random numbers that are the same everywhere: sampling, and the weights and prompts of benchmarks.
+//! Random numbers that are the same everywhere: sampling, random selection as a control, the weights and prompts of benchmarks.
 
 /// Steele, Lea and Flood's SplitMix64: tiny, seedable with any number, and good enough to draw tokens.
 #[derive(Clone, Debug)]
