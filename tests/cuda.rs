@@ -1,7 +1,9 @@
 //! A CUDA build against its own CPU backend: the same models, prompts and schedules on both. `make test-cuda`.
 //!
-//! The bounds are normalised mean squared errors (NMSE) of logits. Products of F32 weights run in TF32 on a GPU, products of
-//! quantized weights in bf16, while the CPU's kernels quantize the activations to 8 bits.
+//! The bounds are normalised mean squared errors (NMSE) of logits less their mean: a shift of all alike changes no probability,
+//! and is most of what two arrangements of the CPU differ by (smollm2 behind 2400 tokens, tiles of 512 against tiles of 32, 61
+//! tokens: up to 0.020 with the shift, 0.0025 without). Products of F32 weights run in TF32 on a GPU, products of quantized
+//! weights in bf16, while the CPU's kernels quantize the activations to 8 bits.
 #![cfg(feature = "cuda")]
 
 mod support;
@@ -58,8 +60,12 @@ fn open(path: &Path, device: &str) -> Arc<Model> {
 fn nmse(got: &[f32], expected: &[f32]) -> f64 {
     assert_eq!(got.len(), expected.len());
     assert!(got.iter().all(|x| x.is_finite()));
-    let error: f64 = got.iter().zip(expected).map(|(a, b)| f64::from(a - b).powi(2)).sum();
-    error / expected.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>()
+    let mean = |x: &[f32]| x.iter().map(|x| f64::from(*x)).sum::<f64>() / x.len() as f64;
+    let (got_mean, expected_mean) = (mean(got), mean(expected));
+    let centred = got.iter().zip(expected).map(|(a, b)| (f64::from(*a) - got_mean, f64::from(*b) - expected_mean));
+    let (error, size) =
+        centred.fold((0.0, 0.0), |(error, size), (a, b): (f64, f64)| (error + (a - b).powi(2), size + b * b));
+    error / size
 }
 
 /// Logits after the prompt and after each of more tokens, and what was selected.
