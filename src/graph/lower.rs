@@ -4,6 +4,10 @@
 //! gather or a scatter addresses the whole of it. Writes (cache, slots) are put into the graph before anything that reads
 //! them, and ggml computes in that order.
 
+mod attention;
+mod fusions;
+mod probes;
+
 use std::collections::HashMap;
 use std::ops::Range;
 
@@ -13,7 +17,6 @@ use crate::ggml::Tensor;
 use crate::ggml::kernels::{Kernels, Target};
 use crate::ggml::ops::{Ops, Precision};
 use crate::gguf::GgmlType;
-use crate::spts::schedule::Pool;
 
 /// Key and value rows that attention reads come in multiples of this (ggml's fast paths); caches have room for it.
 pub const KV_PAD: usize = 256;
@@ -326,53 +329,6 @@ impl<'a> Lowerer<'a, '_> {
         }
     }
 
-    /// Whether a norm's value is made in 16 bits at once.
-    fn is_16_bit_norm(&self, id: NodeId) -> bool {
-        let node = self.graph.node(id);
-        matches!(node.op, Op::RmsNorm { group, .. } if group == node.n_feat)
-            && self.memory.kernels().rows_of(node.n_feat)
-            && self.is_read_in_16_bit(id)
-    }
-
-    /// Whether a value is read by nothing but products that want 16-bit rows.
-    fn is_read_in_16_bit(&self, id: NodeId) -> bool {
-        self.program.storage[id.index()] == Storage::Transient
-            && self.readers.get(&id).is_some_and(|r| r.iter().all(|r| self.takes_16_bit(self.graph.node(*r))))
-    }
-
-    fn takes_16_bit(&self, node: &Node) -> bool {
-        let (kernels, rows) = (self.memory.kernels(), self.tile.len());
-        let product = |w: WeightId| kernels.product(rows, self.memory.matrix(w, rows).ty());
-        match node.op {
-            Op::Linear { weight, .. } => product(weight),
-            Op::GatedFfn { gate, up, down, .. } => [gate, up, down].into_iter().all(product),
-            Op::ProxyNorm { layer, .. } => self.takes_proxy_norm(layer, rows),
-            _ => false,
-        }
-    }
-
-    fn takes_proxy_norm(&self, layer: usize, rows: usize) -> bool {
-        let v = self.memory.proxy(layer).v_gate;
-        self.memory.kernels().proxy_norm(rows, v.ne(0), v.ne(1))
-    }
-
-    /// Whether these rows are gathered for norms alone, which then pick them out themselves.
-    fn is_gathered_by_norm(&self, id: NodeId) -> bool {
-        self.graph.node(id).op == Op::GetRows
-            && self.program.storage[id.index()] == Storage::Transient
-            && self.readers.get(&id).is_some_and(|r| r.iter().all(|r| self.is_16_bit_norm(*r)))
-    }
-
-    fn rms_norm_16(&self, node: &Node, weight: WeightId, eps: f32) -> Tensor<'a> {
-        let (source, weight) = (node.src[0], self.memory.weight(weight));
-        if self.is_gathered_by_norm(source) {
-            let rows = self.graph.node(source);
-            let (all, idx) = (self.memory.stored(rows.src[0]), self.index(rows.src[1]));
-            return self.ops.rms_norm_16(all, weight, Some(idx), eps);
-        }
-        self.ops.rms_norm_16(self.rows(source), weight, None, eps)
-    }
-
     /// This tile's rows of a float value.
     fn rows(&self, id: NodeId) -> Tensor<'a> {
         match self.values.get(&id) {
@@ -481,47 +437,6 @@ impl<'a> Lowerer<'a, '_> {
         self.ops.add(self.product(w, x), self.memory.weight(bias))
     }
 
-    /// How a product of ours is best written: 16 bits are enough for what is added to few rows.
-    fn target(&self, id: NodeId) -> Target<'a> {
-        match self.readers.get(&id).map(Vec::as_slice) {
-            Some([reader]) if self.program.storage[id.index()] == Storage::Transient => {
-                match self.graph.node(*reader).op {
-                    Op::ScatterAdd if self.memory.kernels().rows_of(self.graph.node(id).n_feat) => Target::Bf16,
-                    _ => Target::F32,
-                }
-            }
-            _ => Target::F32,
-        }
-    }
-
-    /// Whether a product is computed when the sum is that reads it, which is kept in place: it is added there at once.
-    fn is_added(&self, id: NodeId) -> bool {
-        let (node, rows) = (self.graph.node(id), self.tile.len());
-        let ours = |w: WeightId| self.memory.kernels().product(rows, self.memory.matrix(w, rows).ty());
-        let can = match node.op {
-            Op::Linear { weight, bias: None } => ours(weight),
-            Op::GatedFfn { gate, up, down, .. } => [gate, up, down].into_iter().all(ours),
-            _ => false,
-        };
-        let Some([sum]) = self.readers.get(&id).map(Vec::as_slice) else { return false };
-        can && self.program.storage[id.index()] == Storage::Transient
-            && self.program.storage[sum.index()] != Storage::Transient
-            && self.is_in_place(*sum)
-    }
-
-    /// Computes a product and adds it to `h`.
-    fn add_product(&self, h: Tensor<'a>, node: &Node) -> Tensor<'a> {
-        let x = self.rows(node.src[0]);
-        let matrix = |w: WeightId| self.memory.matrix(w, x.ne(1));
-        match node.op {
-            Op::GatedFfn { gate, up, down, act } => {
-                self.ops.gated_ffn(act, [gate, up, down].map(matrix), x, Target::Added(h))
-            }
-            Op::Linear { weight, .. } => self.ops.product(matrix(weight), x, Target::Added(h)),
-            _ => unreachable!("only products are added"),
-        }
-    }
-
     fn product(&self, w: Tensor<'a>, x: Tensor<'a>) -> Tensor<'a> {
         if self.memory.kernels().product(x.ne(1), w.ty()) {
             return self.ops.product(w, x, Target::F32);
@@ -566,209 +481,5 @@ impl<'a> Lowerer<'a, '_> {
         let all = self.memory.stored(node.src[0]);
         // Tiles of the last rows: the view starts behind the rows left out.
         self.ops.rows(all, source.n_rows - rows + self.tile.start, self.tile.len())
-    }
-
-    fn attention(&mut self, id: NodeId, node: &Node, layer: usize, heads: &Heads, window: Option<usize>) -> Tensor<'a> {
-        let q = self.rows(node.src[0]);
-        let n_keys = self.graph.node(node.src[1]).n_rows;
-        let n_past = self.memory.n_past(layer);
-        let first = n_past + n_keys - node.n_rows + self.tile.start;
-        if self.mode == CacheMode::Fixed && window.is_none() && self.takes_causal_attention(layer, q.ne(1), heads) {
-            return self.causal_attention(layer, heads, q, first, self.is_read_in_16_bit(id));
-        }
-        let height = match self.mode {
-            CacheMode::Fixed => self.memory.mask(window).height,
-            CacheMode::Indexed => q.ne(1),
-        };
-        let n = q.ne(1);
-        let mut parts = Vec::new();
-        for start in (0..n).step_by(height) {
-            let len = height.min(n - start);
-            let part = if n == len { q } else { self.ops.rows(q, start, len) };
-            parts.push((start, self.attention_part(node, layer, heads, window, part, first + start)));
-        }
-        if let [(_, only)] = parts[..] {
-            return only;
-        }
-        // Parts are gathered in one matrix; the first one's memory is too small, so a copy it is.
-        let whole = self.ops.input(GgmlType::F32, [node.n_feat, n]);
-        for (start, part) in parts {
-            let target = self.ops.rows(whole, start, part.ne(1));
-            self.ops.expand(self.ops.copy(part, target));
-        }
-        whole
-    }
-
-    fn takes_causal_attention(&self, layer: usize, n_q: usize, heads: &Heads) -> bool {
-        let in_f16 = [self.memory.cache_k(layer), self.memory.cache_v(layer)].iter().all(|t| t.ty() == GgmlType::F16);
-        in_f16 && self.memory.kernels().causal_attention(n_q, heads)
-    }
-
-    /// Attention of a whole tile, the first query of which has its own key in cache row `first`, without a mask.
-    fn causal_attention(&self, layer: usize, heads: &Heads, q: Tensor<'a>, first: usize, bf16: bool) -> Tensor<'a> {
-        let (d, n) = (heads.head_dim, q.ne(1));
-        let per_head = |t: Tensor<'a>| {
-            self.ops.view_3d(t, [d, first + n, heads.n_head_kv], [t.nb(1), t.nb(1) / heads.n_head_kv], 0)
-        };
-        let (k, v) = (per_head(self.memory.cache_k(layer)), per_head(self.memory.cache_v(layer)));
-        let q = self.ops.permute(self.ops.reshape(q, [d, heads.n_head, n]), [0, 2, 1, 3]);
-        let out = self.ops.causal_attention([q, k, v], first, heads.scale, bf16);
-        self.flat(out, d * heads.n_head)
-    }
-
-    /// Attention of some queries, the first of which has its own key in cache row `first`.
-    fn attention_part(
-        &mut self,
-        node: &Node,
-        layer: usize,
-        heads: &Heads,
-        window: Option<usize>,
-        q: Tensor<'a>,
-        first: usize,
-    ) -> Tensor<'a> {
-        let (d, n) = (heads.head_dim, q.ne(1));
-        let (k, v) = (self.memory.cache_k(layer), self.memory.cache_v(layer));
-        let read = key_rows(first, n, window, k.ne(1));
-        let (from, n_kv) = (read.start, read.len());
-        let per_head = |t: Tensor<'a>| {
-            self.ops.view_3d(t, [d, n_kv, heads.n_head_kv], [t.nb(1), t.nb(1) / heads.n_head_kv], from * t.nb(1))
-        };
-        let (k, v) = (per_head(k), per_head(v));
-        let mask = self.attention_mask(node, layer, window, first, from, n_kv, n);
-        let q = self.ops.permute(self.ops.reshape(q, [d, heads.n_head, n]), [0, 2, 1, 3]);
-        let out = self.ops.flash_attn(q, k, v, mask, heads.scale);
-        self.ops.accumulate_in(out, Precision::F32);
-        self.flat(out, d * heads.n_head)
-    }
-
-    #[allow(clippy::too_many_arguments)]
-    fn attention_mask(
-        &mut self,
-        node: &Node,
-        layer: usize,
-        window: Option<usize>,
-        first: usize,
-        from: usize,
-        n_kv: usize,
-        n: usize,
-    ) -> Tensor<'a> {
-        if let (CacheMode::Fixed, Some(window)) = (self.mode, window)
-            && !matches!(self.graph.node(node.src[4]).op, Op::Positions)
-        {
-            return self.window_mask(node, window, first, from, n_kv, n);
-        }
-        if self.mode == CacheMode::Fixed && (window.is_none() || !self.memory.has_gaps(layer)) {
-            let buffer = self.memory.mask(window);
-            if let Some((row, column)) = buffer.start(first - from) {
-                let width = buffer.tensor.ne(0);
-                return self.ops.view_2d(buffer.tensor, [width, n], width * 2, (row * width + column) * 2);
-            }
-        }
-        let ahead = first - self.memory.n_past(layer);
-        self.input(GgmlType::F16, [n_kv, n], InputKind::Mask { layer, ahead, from, window })
-    }
-
-    /// Mask of a sliding window over rows whose positions have gaps (behind a prune): made on the device from the positions.
-    /// Only in a prefill that starts with an empty cache, where cache rows and rows are the same.
-    fn window_mask(
-        &mut self,
-        node: &Node,
-        window: usize,
-        first: usize,
-        from: usize,
-        n_kv: usize,
-        n: usize,
-    ) -> Tensor<'a> {
-        let n_keys = self.graph.node(node.src[4]).n_rows - from;
-        let positions = |id: NodeId, start: usize, len: usize| {
-            let all = self.memory.stored(id);
-            let view = self.ops.view_2d(all, [len, 1], len * 4, start * 4);
-            self.ops.cast(view, GgmlType::F32)
-        };
-        let n_real = n_keys.min(n_kv);
-        let key = positions(node.src[4], from, n_real);
-        let query = self.ops.reshape(positions(node.src[4], first, n), [1, n, 1]);
-        // distance = pos_k - pos_q, visible in (-window, 0]
-        let zero = self.ops.scale(self.ops.repeat(key, [n_real, n]), 1.0);
-        let distance = self.ops.sub(zero, query);
-        let not_later = self.ops.step(self.ops.scale_bias(distance, -1.0, 0.5));
-        let not_too_early = self.ops.step(self.ops.scale_bias(distance, 1.0, window as f32 - 0.5));
-        let visible = self.ops.mul(not_later, not_too_early);
-        // Rows behind the last key are padding: not visible.
-        let padded = self.ops.pad(visible, n_kv - n_real);
-        self.ops.cast(self.ops.log(padded), GgmlType::F16)
-    }
-
-    /// Keys of all candidates `[n_head_kv * head_dim, n]`.
-    fn probed_keys(&self, node: &Node) -> Tensor<'a> {
-        let all = match self.program.storage[node.src[1].index()] {
-            Storage::CacheK(layer) => self.memory.cache_k(layer),
-            _ => self.memory.stored(node.src[1]),
-        };
-        self.ops.rows(all, 0, self.graph.node(node.src[1]).n_rows)
-    }
-
-    /// Equation 4, a chunk of probing queries at a time.
-    fn probe_scores(&mut self, node: &Node, k: Tensor<'a>, heads: &Heads) -> Tensor<'a> {
-        let (n, n_probe, d) = (k.ne(1), self.graph.node(node.src[0]).n_rows, heads.head_dim);
-        let k = self.ops.view_3d(k, [d, n, heads.n_head_kv], [k.nb(1), k.nb(1) / heads.n_head_kv], 0);
-        let q = self.memory.stored(node.src[0]);
-        const CHUNK_BYTES: usize = 128 << 20;
-        let chunk = (CHUNK_BYTES / (4 * n * heads.n_head)).clamp(n_probe.div_ceil(64), n_probe);
-        // The mask has no more rows.
-        let chunk = chunk.min(self.memory.mask(None).height);
-        let mut total: Option<Tensor<'a>> = None;
-        for start in (0..n_probe).step_by(chunk) {
-            let len = chunk.min(n_probe - start);
-            let part = self.ops.reshape(self.ops.rows(q, start, len), [d, heads.n_head, len]);
-            let part = self.ops.cont(self.ops.permute(part, [0, 2, 1, 3]));
-            let logits = self.ops.mul_mat(k, part);
-            self.ops.accumulate_in(logits, Precision::F32);
-            let mask = (n_probe > 1).then(|| {
-                let buffer = self.memory.mask(None);
-                let width = buffer.tensor.ne(0);
-                let first = n - n_probe + start;
-                self.ops.cont(self.ops.view_2d(buffer.tensor, [n, len], width * 2, (buffer.corner - first) * 2))
-            });
-            let weights = self.ops.soft_max(logits, mask, heads.scale);
-            let flat = self.ops.reshape(weights, [n, len * heads.n_head, 1]);
-            let sum = self.ops.sum_rows(self.ops.cont(self.ops.permute(flat, [1, 0, 2, 3])));
-            total = Some(match total {
-                None => sum,
-                Some(t) => self.ops.add(t, sum),
-            });
-        }
-        let total = total.expect("at least one probing query");
-        self.ops.scale(total, 1.0 / (n_probe * heads.n_head) as f32)
-    }
-
-    fn pool_scores(&self, node: &Node, pool: Pool) -> Tensor<'a> {
-        let n = node.n_rows;
-        let row = self.ops.reshape(self.whole(node.src[0]), [n, 1, 1]);
-        let pooled = match pool {
-            Pool::None => row,
-            Pool::Avg(width) => self.ops.pool_1d(row, false, width),
-            Pool::Max(width) => self.ops.pool_1d(row, true, width),
-        };
-        self.ops.reshape(pooled, [1, n, 1])
-    }
-
-    fn whole(&self, id: NodeId) -> Tensor<'a> {
-        self.values.get(&id).copied().unwrap_or_else(|| self.memory.stored(id))
-    }
-
-    fn proxy_norm(&self, node: &Node, layer: usize, act: Activation) -> Tensor<'a> {
-        let y = self.rows(node.src[0]);
-        let p = self.memory.proxy(layer);
-        let (rank, n) = (p.v_gate.ne(0), y.ne(1));
-        if self.takes_proxy_norm(layer, n) {
-            return self.ops.proxy_norm(act, p.u_gu, [p.v_gate, p.v_up, p.v_down], y);
-        }
-        let both = self.product(p.u_gu, y);
-        let half = |i: usize| self.ops.cont(self.ops.view_2d(both, [rank, n], both.nb(1), i * rank * 4));
-        let gate = self.product(p.v_gate, half(0));
-        let up = self.product(p.v_up, half(1));
-        let out = self.product(p.v_down, self.ops.glu(act, gate, up));
-        self.ops.sqrt(self.ops.sum_rows(self.ops.sqr(out)))
     }
 }

@@ -1,0 +1,100 @@
+//! What a device with kernels of ours computes in one step with its neighbours: who may read 16 bits, who gathers, who adds.
+
+use super::Lowerer;
+use crate::ggml::Tensor;
+use crate::ggml::kernels::Target;
+use crate::graph::ir::*;
+use crate::graph::phases::Storage;
+
+impl<'a> Lowerer<'a, '_> {
+    /// Whether a norm's value is made in 16 bits at once.
+    pub(super) fn is_16_bit_norm(&self, id: NodeId) -> bool {
+        let node = self.graph.node(id);
+        matches!(node.op, Op::RmsNorm { group, .. } if group == node.n_feat)
+            && self.memory.kernels().rows_of(node.n_feat)
+            && self.is_read_in_16_bit(id)
+    }
+
+    /// Whether a value is read by nothing but products that want 16-bit rows.
+    pub(super) fn is_read_in_16_bit(&self, id: NodeId) -> bool {
+        self.program.storage[id.index()] == Storage::Transient
+            && self.readers.get(&id).is_some_and(|r| r.iter().all(|r| self.takes_16_bit(self.graph.node(*r))))
+    }
+
+    fn takes_16_bit(&self, node: &Node) -> bool {
+        match node.op {
+            Op::ProxyNorm { layer, .. } => self.takes_proxy_norm(layer, self.tile.len()),
+            _ => self.is_our_product(node),
+        }
+    }
+
+    /// Whether a node is a product that the device computes in BF16 (`Ops::product`, `Ops::gated_ffn`).
+    fn is_our_product(&self, node: &Node) -> bool {
+        let rows = self.tile.len();
+        let ours = |w: WeightId| self.memory.kernels().product(rows, self.memory.matrix(w, rows).ty());
+        match node.op {
+            Op::Linear { weight, .. } => ours(weight),
+            Op::GatedFfn { gate, up, down, .. } => [gate, up, down].into_iter().all(ours),
+            _ => false,
+        }
+    }
+
+    pub(super) fn takes_proxy_norm(&self, layer: usize, rows: usize) -> bool {
+        let v = self.memory.proxy(layer).v_gate;
+        self.memory.kernels().proxy_norm(rows, v.ne(0), v.ne(1))
+    }
+
+    /// Whether these rows are gathered for norms alone, which then pick them out themselves.
+    pub(super) fn is_gathered_by_norm(&self, id: NodeId) -> bool {
+        self.graph.node(id).op == Op::GetRows
+            && self.program.storage[id.index()] == Storage::Transient
+            && self.readers.get(&id).is_some_and(|r| r.iter().all(|r| self.is_16_bit_norm(*r)))
+    }
+
+    pub(super) fn rms_norm_16(&self, node: &Node, weight: WeightId, eps: f32) -> Tensor<'a> {
+        let (source, weight) = (node.src[0], self.memory.weight(weight));
+        if self.is_gathered_by_norm(source) {
+            let rows = self.graph.node(source);
+            let (all, idx) = (self.memory.stored(rows.src[0]), self.index(rows.src[1]));
+            return self.ops.rms_norm_16(all, weight, Some(idx), eps);
+        }
+        self.ops.rms_norm_16(self.rows(source), weight, None, eps)
+    }
+
+    /// How a product of ours is best written: rounded to 16 bits where a scatter-add alone reads it, and adds it in F32.
+    pub(super) fn target(&self, id: NodeId) -> Target<'a> {
+        match self.readers.get(&id).map(Vec::as_slice) {
+            Some([reader]) if self.program.storage[id.index()] == Storage::Transient => {
+                match self.graph.node(*reader).op {
+                    Op::ScatterAdd if self.memory.kernels().rows_of(self.graph.node(id).n_feat) => Target::Bf16,
+                    _ => Target::F32,
+                }
+            }
+            _ => Target::F32,
+        }
+    }
+
+    /// Whether a product is computed when the sum is that reads it, which is kept in place: it is added there at once.
+    pub(super) fn is_added(&self, id: NodeId) -> bool {
+        let node = self.graph.node(id);
+        let Some([sum]) = self.readers.get(&id).map(Vec::as_slice) else { return false };
+        !matches!(node.op, Op::Linear { bias: Some(_), .. })
+            && self.is_our_product(node)
+            && self.program.storage[id.index()] == Storage::Transient
+            && self.program.storage[sum.index()] != Storage::Transient
+            && self.is_in_place(*sum)
+    }
+
+    /// Computes a product and adds it to `h`.
+    pub(super) fn add_product(&self, h: Tensor<'a>, node: &Node) -> Tensor<'a> {
+        let x = self.rows(node.src[0]);
+        let matrix = |w: WeightId| self.memory.matrix(w, x.ne(1));
+        match node.op {
+            Op::GatedFfn { gate, up, down, act } => {
+                self.ops.gated_ffn(act, [gate, up, down].map(matrix), x, Target::Added(h))
+            }
+            Op::Linear { weight, .. } => self.ops.product(matrix(weight), x, Target::Added(h)),
+            _ => unreachable!("only products are added"),
+        }
+    }
+}
