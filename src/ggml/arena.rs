@@ -7,7 +7,7 @@ use std::sync::Arc;
 use ggml_sys as sys;
 
 use super::backend::BufferType;
-use super::{GgmlError, Tensor, type_id};
+use super::{GgmlError, Tensor, huge_pages, type_id};
 use crate::gguf::GgmlType;
 
 /// A tensor of an [`Arena`].
@@ -116,6 +116,10 @@ impl Arena {
             bytes: size,
             free: buft.free_bytes(),
         })?;
+        if buft.is_cpu() {
+            // SAFETY: the buffer was just made, and the CPU's are ggml's own allocations.
+            unsafe { huge_pages::advise(sys::ggml_backend_buffer_get_base(buffer.as_ptr()).cast(), size) };
+        }
         if buft.clears() {
             // SAFETY: the buffer was just made.
             unsafe { sys::ggml_backend_buffer_clear(buffer.as_ptr(), 0) };

@@ -112,7 +112,7 @@ fn text(p: *const std::ffi::c_char) -> String {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BufferType {
     raw: sys::ggml_backend_buffer_type_t,
-    repack: bool,
+    clears: bool,
 }
 
 // SAFETY: buffer types are static objects of ggml without interior state that we touch.
@@ -156,12 +156,27 @@ impl BufferType {
         unsafe { sys::ggml_backend_buft_get_alloc_size(self.raw, t.raw()) }
     }
 
-    /// Whether a fresh buffer is cleared. Repacked weights are all written anyway.
+    /// Whether a fresh buffer is cleared.
     pub(super) fn clears(self) -> bool {
-        !self.repack
+        self.clears
     }
 
-    /// ggml's buffer of weights rearranged for the CPU's blocked kernels, if this CPU has any.
+    /// Whether its memory is the CPU's own.
+    pub(super) fn is_cpu(self) -> bool {
+        // SAFETY: a static object; a type without a device is the CPU's own.
+        unsafe {
+            let dev = sys::ggml_backend_buft_get_device(self.raw);
+            dev.is_null() || sys::ggml_backend_dev_type(dev) == sys::GGML_BACKEND_DEVICE_TYPE_CPU
+        }
+    }
+
+    /// The CPU's ordinary memory, for weights: all of it is written anyway, so it is not cleared.
+    pub fn cpu_weights() -> BufferType {
+        // SAFETY: no preconditions; a static object.
+        BufferType { raw: unsafe { sys::ggml_backend_cpu_buffer_type() }, clears: false }
+    }
+
+    /// ggml's buffer of weights rearranged for the CPU's blocked kernels, if this CPU has any; not cleared either.
     pub fn cpu_repack() -> Option<BufferType> {
         type GetExtra = unsafe extern "C" fn(sys::ggml_backend_dev_t) -> *mut sys::ggml_backend_buffer_type_t;
         super::log::install();
@@ -176,7 +191,7 @@ impl BufferType {
             let f: GetExtra = std::mem::transmute::<*mut c_void, GetExtra>(f);
             let mut list = f(dev);
             while !list.is_null() && !(*list).is_null() {
-                let found = BufferType { raw: *list, repack: true };
+                let found = BufferType { raw: *list, clears: false };
                 if found.name() == "CPU_REPACK" {
                     return Some(found);
                 }
@@ -216,7 +231,7 @@ impl BufferType {
 pub fn buffer_type(name: &str) -> Result<BufferType, GgmlError> {
     let (_, dev) = find(name)?;
     // SAFETY: a live device.
-    Ok(BufferType { raw: unsafe { sys::ggml_backend_dev_buffer_type(dev) }, repack: false })
+    Ok(BufferType { raw: unsafe { sys::ggml_backend_dev_buffer_type(dev) }, clears: true })
 }
 
 /// The name of a device as ggml writes it.
@@ -309,7 +324,7 @@ impl Backend {
     /// The device's ordinary memory.
     pub fn buffer_type(&self) -> BufferType {
         // SAFETY: live backend.
-        BufferType { raw: unsafe { sys::ggml_backend_get_default_buffer_type(self.raw.as_ptr()) }, repack: false }
+        BufferType { raw: unsafe { sys::ggml_backend_get_default_buffer_type(self.raw.as_ptr()) }, clears: true }
     }
 
     /// Memory of the host from and to which this device copies fastest.

@@ -32,6 +32,9 @@ impl Map {
     /// Reads `len` bytes of `file` into memory.
     pub fn read_file(file: &mut File, len: usize) -> io::Result<Map> {
         let mut bytes = MmapMut::map_anon(len)?;
+        // Only a hint.
+        #[cfg(target_os = "linux")]
+        let _ = bytes.advise(memmap2::Advice::HugePage);
         file.read_exact(&mut bytes)?;
         Ok(Map { bytes: bytes.make_read_only()?, is_file: false })
     }

@@ -4,10 +4,13 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 
+use rayon::prelude::*;
+
 use crate::Result;
 use crate::ggml::Tensor;
 use crate::ggml::arena::{Arena, TensorId};
 use crate::ggml::backend::{self, BufferType};
+use crate::ggml::huge_pages;
 use crate::gguf::{GgmlType, Gguf, OpenOptions};
 use crate::graph::Graph;
 use crate::graph::ir::{RopeLayout, WeightId};
@@ -27,7 +30,8 @@ pub struct ModelOptions {
     pub mmap: bool,
     /// Keep the mapped file from being paged out.
     pub mlock: bool,
-    /// Rearrange weights for the CPU's blocked kernels: faster prompts, a copy of those weights in memory.
+    /// Copy the CPU's matrices into huge pages, rearranged for its blocked kernels where it has some: faster, and more to do
+    /// at the start. Otherwise they stay mapped.
     pub repack: bool,
     /// Device for the layers: `None` takes the first GPU, or the CPU.
     pub device: Option<String>,
@@ -101,6 +105,9 @@ pub struct Model {
 /// Rows from which ggml takes its tiled kernels for a product.
 const TILED_FROM: usize = 8;
 
+/// Weights that are copied between two calls of a progress function.
+const UPLOADED_AT_A_TIME: usize = 32;
+
 /// Whether many rows are multiplied faster by a weight as the file has it than by a repacked one. With VNNI ggml's tiled
 /// kernels for K-quants are (1.4 times, Q4_K on Zen 4), while a single row wants the repacked weight (1.2 times).
 fn many_rows_want_unpacked(ty: GgmlType) -> bool {
@@ -155,6 +162,8 @@ impl Model {
 
     fn place_weights(&mut self, options: &mut ModelOptions) -> Result<()> {
         let repack = options.repack.then(BufferType::cpu_repack).flatten();
+        // A file read into memory lies in huge pages already, and one that is locked in memory is meant to be used there.
+        let copies = options.repack && !options.mlock && self.gguf.map().is_file() && huge_pages::are_given();
         for device in 0..self.placement.devices.len() {
             let mine: Vec<WeightId> =
                 (0..self.weights.len() as u32).map(WeightId).filter(|&w| self.is_needed_on(device, w)).collect();
@@ -165,8 +174,10 @@ impl Model {
                 .collect();
             self.tensors.extend(ids.iter().map(|&(w, t)| ((device, w), t)));
             let upload = if self.placement.devices[device] == "CPU" {
-                let (moved, mapped): (Vec<_>, Vec<_>) =
+                let (mut moved, rest): (Vec<_>, Vec<_>) =
                     ids.into_iter().partition(|&(w, _)| self.pays_to_repack(repack, w));
+                let (copied, mapped): (Vec<_>, Vec<_>) =
+                    rest.into_iter().partition(|&(w, _)| copies && self.is_matrix_of(device, w));
                 let mut at: Vec<(TensorId, usize)> = mapped.iter().map(|&(w, t)| (t, self.file_offset(w))).collect();
                 for &(w, _) in &moved {
                     let weight = &self.weights[w.0 as usize];
@@ -181,13 +192,26 @@ impl Model {
                     let tensors: Vec<TensorId> = moved.iter().map(|&(_, t)| t).collect();
                     self.repacked_bytes = arena.allocate(&tensors, buft, "repacked weights")?;
                 }
+                let tensors: Vec<TensorId> = copied.iter().map(|&(_, t)| t).collect();
+                arena.allocate(&tensors, BufferType::cpu_weights(), "weights in huge pages")?;
+                moved.extend(copied);
                 moved
             } else {
                 let tensors: Vec<TensorId> = ids.iter().map(|&(_, t)| t).collect();
                 arena.allocate(&tensors, backend::buffer_type(&self.placement.devices[device])?, "weights")?;
                 ids
             };
-            for (i, &(w, t)) in upload.iter().enumerate() {
+            self.upload(&arena, device, &upload, &mut options.progress);
+            self.arenas.push(arena);
+        }
+        Ok(())
+    }
+
+    /// Copies weights into tensors that have memory of their own, several at a time.
+    fn upload(&self, arena: &Arena, device: usize, what: &[(WeightId, TensorId)], progress: &mut Option<LoadProgress>) {
+        let mut done = 0;
+        for some in what.chunks(UPLOADED_AT_A_TIME) {
+            some.par_iter().for_each(|&(w, t)| {
                 let start = self.file_offset(w);
                 let len = self.weight(w).bytes.len();
                 arena.set(t, 0, &self.gguf.bytes()[start..start + len]);
@@ -195,13 +219,12 @@ impl Model {
                     // The copy is what is used: let go of the file's pages.
                     self.gguf.map().release(start..start + len);
                 }
-                if let Some(progress) = &mut options.progress {
-                    progress((i + 1) as f32 / upload.len() as f32);
-                }
+            });
+            done += some.len();
+            if let Some(progress) = progress {
+                progress(done as f32 / what.len() as f32);
             }
-            self.arenas.push(arena);
         }
-        Ok(())
     }
 
     fn is_needed_on(&self, device: usize, w: WeightId) -> bool {
@@ -219,6 +242,15 @@ impl Model {
 
     fn is_tied(&self) -> bool {
         !self.weights.iter().any(|w| w.name == "output.weight")
+    }
+
+    /// Whether a weight is read as a whole for every token.
+    fn is_matrix_of(&self, device: usize, w: WeightId) -> bool {
+        match self.weight(w).role {
+            Role::Matrix => true,
+            Role::Embedding => self.is_tied() && device == self.placement.output,
+            _ => false,
+        }
     }
 
     fn pays_to_repack(&self, repack: Option<BufferType>, w: WeightId) -> bool {
