@@ -263,6 +263,10 @@ pub struct BenchArgs {
     /// Runs that count, after a warm-up; 0 only makes the model of --write
     #[arg(short, long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(0..=1000))]
     pub repetitions: u32,
+    /// Pause before each run, in milliseconds: without one a GPU soon computes at its power limit, unlike for a prompt that
+    /// comes alone
+    #[arg(long, value_name = "MS", default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=60_000))]
+    pub rest: u32,
     /// Go through the schedule's stages even if a prompt is not longer than the first budget, as the paper does at 8K
     #[arg(long, conflicts_with = "no_spts")]
     pub at_any_length: bool,

@@ -355,6 +355,7 @@ fn json_of_a_bench() {
             "proxies",
             "repetitions",
             "n_decode",
+            "rest_s",
             "seed",
             "load_s",
             "ubatch",

@@ -114,6 +114,7 @@ fn dense_and_spts_take_turns() {
     let sidecar = synthetic::open_sidecar(model.gguf(), &made.shape, &schedule).expect("proxies");
     let sidecar = Sidecar::from_gguf(sidecar).expect("a sidecar");
     let options = BenchOptions {
+        rest: std::time::Duration::ZERO,
         prompts: vec![200, 64],
         n_decode: 3,
         op_times: true,

@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
@@ -37,6 +37,9 @@ pub struct BenchOptions {
     pub repetitions: usize,
     /// Also record which kinds of operation take which share of the prefill's time.
     pub op_times: bool,
+    /// Pause before each run. A GPU that computes all the time runs at its power limit, slower than for a prompt that comes
+    /// alone.
+    pub rest: Duration,
     /// Seed of the random token ids.
     pub seed: u64,
     /// How sessions run. The schedule and the sidecar are those of SPTS; without a schedule only dense runs are made. The
@@ -166,6 +169,7 @@ pub fn measure(
         let mut lane = Lane::new(model, options, SHORTEST_PROMPT, Mode::Dense, device_bytes_before, observer)?;
         for repetition in 0..options.repetitions {
             observer.run(SHORTEST_PROMPT, Mode::Dense, Some(repetition));
+            std::thread::sleep(options.rest);
             lane.run(&mut || {})?;
         }
         out.decode_empty_tps = Samples::new(lane.decode_tps);
@@ -187,6 +191,7 @@ pub fn measure(
             let turn = |i: usize| if repetition % 2 == 0 { i } else { modes.len() - 1 - i };
             for i in 0..modes.len() {
                 observer.run(n_prompt, modes[turn(i)], Some(repetition));
+                std::thread::sleep(options.rest);
                 lanes[turn(i)].run(&mut || {})?;
             }
         }

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
 use spts::bench::measure::{self, BenchOptions, Measurements, Mode, ModeResult, Observer, Samples};
@@ -49,6 +49,8 @@ struct BenchReport {
     proxies: bool,
     repetitions: usize,
     n_decode: usize,
+    /// Pause before each run.
+    rest_s: f64,
     seed: u64,
     /// Opening the model, in seconds; making it not included.
     load_s: f64,
@@ -100,6 +102,7 @@ pub fn bench(args: &BenchArgs) -> Result<String, Failure> {
         n_decode: args.n_gen as usize,
         repetitions: args.repetitions as usize,
         op_times: args.ops,
+        rest: Duration::from_millis(args.rest.into()),
         seed: SEED,
         session,
     };
@@ -234,6 +237,7 @@ fn describe(
         proxies: schedule.is_some_and(|s| s.use_proxy && s.skip_ffn),
         repetitions: options.repetitions,
         n_decode: options.n_decode,
+        rest_s: options.rest.as_secs_f64(),
         seed: options.seed,
         load_s,
         measured,
@@ -310,8 +314,10 @@ fn markdown(r: &BenchReport) -> String {
     );
     let _ = writeln!(
         out,
-        "median (least to most) of {} runs each, in turns, after a warm-up; {} tokens decoded\n",
-        r.repetitions, r.n_decode
+        "median (least to most) of {} runs each, in turns, after a warm-up{}; {} tokens decoded\n",
+        r.repetitions,
+        if r.rest_s > 0.0 { format!(", {} s of rest before each", r.rest_s) } else { String::new() },
+        r.n_decode
     );
     let _ = writeln!(out, "| prompt | | TTFT, ms | prefill, t/s | decode, t/s | cache kept | session | on devices |");
     let _ = writeln!(out, "|---:|---|---:|---:|---:|---:|---:|---:|");

@@ -20,6 +20,8 @@ pub struct Arena {
     tensors: Vec<NonNull<sys::ggml_tensor>>,
     buffers: Vec<NonNull<sys::ggml_backend_buffer>>,
     capacity: usize,
+    /// Weights on a device that keeps copies of them by their addresses.
+    holds_gpu_weights: bool,
     /// Memory of others that tensors point into.
     _owners: Vec<Arc<dyn AsRef<[u8]> + Send + Sync>>,
 }
@@ -43,7 +45,7 @@ impl Arena {
             })
         };
         let ctx = NonNull::new(ctx).expect("ggml_init has memory for headers");
-        Self { ctx, tensors: Vec::new(), buffers: Vec::new(), capacity, _owners: Vec::new() }
+        Self { ctx, tensors: Vec::new(), buffers: Vec::new(), capacity, holds_gpu_weights: false, _owners: Vec::new() }
     }
 
     /// Declares a tensor without memory. `ne`: up to four dimensions, fastest first.
@@ -85,6 +87,15 @@ impl Arena {
             self.place_in(buffer, *id, offset);
         }
         Ok(size)
+    }
+
+    /// Says that the tensors allocated so far, on a GPU, are weights: once written they stay as they are until the arena goes.
+    pub fn mark_as_weights(&mut self) {
+        for b in &self.buffers {
+            // SAFETY: live buffers.
+            unsafe { sys::ggml_backend_buffer_set_usage(b.as_ptr(), sys::GGML_BACKEND_BUFFER_USAGE_WEIGHTS) };
+        }
+        self.holds_gpu_weights = true;
     }
 
     /// A raw buffer in which [`Arena::place`] puts tensors at chosen offsets. Cleared to zero.
@@ -243,6 +254,10 @@ impl Drop for Arena {
     fn drop(&mut self) {
         // SAFETY: made by this arena, freed once; no handle outlives the borrow of the arena.
         unsafe {
+            #[cfg(feature = "cuda")]
+            if self.holds_gpu_weights {
+                sys::spts_cuda_forget_weights();
+            }
             for b in &self.buffers {
                 sys::ggml_backend_buffer_free(b.as_ptr());
             }

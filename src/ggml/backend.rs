@@ -288,6 +288,10 @@ impl Backend {
         unsafe {
             let raw = NonNull::new(sys::ggml_backend_dev_init(dev, std::ptr::null())).ok_or_else(failed)?;
             let is_cpu = sys::ggml_backend_is_cpu(raw.as_ptr());
+            #[cfg(feature = "cuda")]
+            if Kernels::of(&name).is_cuda() {
+                sys::spts_cuda_put_first(raw.as_ptr());
+            }
             let galloc = NonNull::new(sys::ggml_gallocr_new(sys::ggml_backend_get_default_buffer_type(raw.as_ptr())))
                 .ok_or_else(failed)?;
             let stop = Arc::new(AtomicBool::new(false));

@@ -24,6 +24,12 @@ impl Kernels {
         Self { cuda_device: if cfg!(feature = "cuda") { number } else { None } }
     }
 
+    /// Whether it is a CUDA device.
+    #[cfg(feature = "cuda")]
+    pub(super) fn is_cuda(&self) -> bool {
+        self.cuda_device.is_some()
+    }
+
     /// [`Ops::causal_attention`] of so many queries over heads of this shape, with keys and values in F16.
     pub fn causal_attention(&self, n_q: usize, heads: &Heads) -> bool {
         self.cuda_device.is_some_and(|device| takes_causal_attention(device, n_q, heads))

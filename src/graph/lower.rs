@@ -430,11 +430,12 @@ impl<'a> Lowerer<'a, '_> {
     fn linear(&self, id: NodeId, node: &Node, weight: WeightId, bias: Option<WeightId>) -> Tensor<'a> {
         let x = self.rows(node.src[0]);
         let w = self.memory.matrix(weight, x.ne(1));
-        let Some(bias) = bias else {
-            let ours = self.memory.kernels().product(x.ne(1), w.ty());
-            return if ours { self.ops.product(w, x, self.target(id)) } else { self.product(w, x) };
+        let y = match (self.is_our_product(node), bias) {
+            (true, None) => self.ops.product(w, x, self.target(id)),
+            (true, Some(_)) => self.ops.product(w, x, Target::F32),
+            (false, _) => self.product(w, x),
         };
-        self.ops.add(self.product(w, x), self.memory.weight(bias))
+        bias.map_or(y, |bias| self.ops.add(y, self.memory.weight(bias)))
     }
 
     fn product(&self, w: Tensor<'a>, x: Tensor<'a>) -> Tensor<'a> {
@@ -461,7 +462,7 @@ impl<'a> Lowerer<'a, '_> {
         let (mut a, mut b) = (node.src[0], node.src[1]);
         let storage = self.program.storage[id.index()];
         let resident = |s: NodeId| storage != Storage::Transient && self.program.storage[s.index()] == storage;
-        if resident(b) {
+        if resident(b) || self.is_added(a) {
             (a, b) = (b, a);
         }
         if self.is_added(b) {

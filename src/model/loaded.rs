@@ -199,6 +199,7 @@ impl Model {
             } else {
                 let tensors: Vec<TensorId> = ids.iter().map(|&(_, t)| t).collect();
                 arena.allocate(&tensors, backend::buffer_type(&self.placement.devices[device])?, "weights")?;
+                arena.mark_as_weights();
                 ids
             };
             self.upload(&arena, device, &upload, &mut options.progress);

@@ -39,6 +39,9 @@ pub struct Device {
 /// Bytes of logits that probing on a GPU holds at a time (vendor/ggml-sys/src/selection.cu).
 const PROBE_LOGITS: usize = 128 << 20;
 
+/// Weights of which a GPU holds 16-bit copies at a time (vendor/ggml-sys/src/wide_weights.cu), the largest at worst.
+const WIDE_WEIGHTS: usize = 3;
+
 impl Device {
     /// A started device.
     pub fn new(backend: Backend) -> Self {
@@ -50,7 +53,7 @@ impl Device {
     fn check_room_for_copies(&mut self, run: &Run) -> Result<()> {
         let hp = run.model.hparams();
         let rows = run.tile.min(run.graph.n_tokens);
-        let copies = 2 * (rows * (hp.n_embd + 2 * hp.n_ff) + 2 * hp.n_embd * hp.n_ff);
+        let copies = 2 * (rows * (hp.n_embd + 2 * hp.n_ff) + WIDE_WEIGHTS * hp.n_embd * hp.n_ff);
         let logits = |node: &Node| match node.op {
             Op::ProbeScores { heads } => {
                 let of_a_query = 4 * node.n_rows * heads.n_head;

@@ -29,14 +29,28 @@ impl<'a> Lowerer<'a, '_> {
     }
 
     /// Whether a node is a product that the device computes in BF16 (`Ops::product`, `Ops::gated_ffn`).
-    fn is_our_product(&self, node: &Node) -> bool {
-        let rows = self.tile.len();
+    pub(super) fn is_our_product(&self, node: &Node) -> bool {
+        let rows = match node.op {
+            Op::Linear { weight, .. } => self.rows_by(node, weight),
+            _ => self.tile.len(),
+        };
         let ours = |w: WeightId| self.memory.kernels().product(rows, self.memory.matrix(w, rows).ty());
         match node.op {
             Op::Linear { weight, .. } => ours(weight),
             Op::GatedFfn { gate, up, down, .. } => [gate, up, down].into_iter().all(ours),
             _ => false,
         }
+    }
+
+    /// Rows by which a product's kernel is chosen: those of a few probing queries are computed as those of all active tokens,
+    /// which the same weight is widened for.
+    fn rows_by(&self, node: &Node, weight: WeightId) -> usize {
+        let rows = self.tile.len();
+        if rows == 1 || rows < node.n_rows {
+            return rows;
+        }
+        let same = |n: &&Node| matches!(n.op, Op::Linear { weight: w, .. } if w == weight);
+        self.graph.nodes.iter().filter(same).map(|n| n.n_rows).fold(rows, usize::max)
     }
 
     pub(super) fn takes_proxy_norm(&self, layer: usize, rows: usize) -> bool {
@@ -74,15 +88,33 @@ impl<'a> Lowerer<'a, '_> {
         }
     }
 
-    /// Whether a product is computed when the sum is that reads it, which is kept in place: it is added there at once.
+    /// Whether a product is computed when the sum is that reads it: it is added at once to the other addend, whose memory the
+    /// sum takes over.
     pub(super) fn is_added(&self, id: NodeId) -> bool {
         let node = self.graph.node(id);
         let Some([sum]) = self.readers.get(&id).map(Vec::as_slice) else { return false };
         !matches!(node.op, Op::Linear { bias: Some(_), .. })
             && self.is_our_product(node)
             && self.program.storage[id.index()] == Storage::Transient
-            && self.program.storage[sum.index()] != Storage::Transient
-            && self.is_in_place(*sum)
+            && if self.program.storage[sum.index()] == Storage::Transient {
+                self.is_last_reader_of_addend(*sum, id)
+            } else {
+                self.is_in_place(*sum)
+            }
+    }
+
+    /// Whether nothing reads a sum's other addend, a value of this tile alone, when the sum is done.
+    fn is_last_reader_of_addend(&self, sum: NodeId, product: NodeId) -> bool {
+        let node = self.graph.node(sum);
+        let Some(&other) = node.src.iter().find(|&&s| s != product) else { return false };
+        let Some(readers) = self.readers.get(&other) else { return false };
+        node.op == Op::Add
+            && self.program.storage[other.index()] == Storage::Transient
+            // Of its own memory: views of others' rows are left alone.
+            && matches!(self.graph.node(other).op, Op::Add | Op::Embed { .. })
+            && readers.last() == Some(&sum)
+            // A capture is read when all is computed.
+            && !readers.iter().any(|r| matches!(self.graph.node(*r).op, Op::Capture { .. }))
     }
 
     /// Computes a product and adds it to `h`.

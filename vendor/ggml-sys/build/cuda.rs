@@ -31,6 +31,7 @@ const OWN: &[&str] = &[
     "rows.cu",
     "selection.cu",
     "spts_ops.cu",
+    "wide_weights.cu",
     "cuda_libraries.cpp",
     "graph_uid.cpp",
 ];

@@ -33,6 +33,12 @@ unsafe extern "C" {
     /// Whether CUDA device `device` takes `SPTS_PRODUCT` (src/spts_ops.h) of so many rows by weights of this type.
     pub fn spts_cuda_takes_product(device: i32, rows: i64, type_: i32) -> bool;
 
+    /// Lets a new CUDA backend's kernels go before those that only prepare for them. Call it before anything is computed there.
+    pub fn spts_cuda_put_first(backend: ggml_backend_t);
+
+    /// To be called when weights on a CUDA device were freed.
+    pub fn spts_cuda_forget_weights();
+
     /// Lets every kernel end before the next one begins, for the whole process. Call it before anything is computed.
     pub fn spts_cuda_launch_in_turn();
 

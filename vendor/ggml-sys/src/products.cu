@@ -2,6 +2,7 @@
 #include "dequantize.h"
 #include "spts_ops.h"
 #include "unary.cuh"
+#include "wide_weights.h"
 
 namespace {
 
@@ -9,7 +10,7 @@ using bf16 = nv_bfloat16;
 
 constexpr int THREADS = 256;
 
-// A tensor as BF16: itself, or a copy in the pool until the end of the scope. The stream orders the copy's reuse.
+// Rows as BF16: themselves, or a copy in the pool until the end of the scope. The stream orders the copy's reuse.
 class Bf16 {
   public:
     Bf16(ggml_backend_cuda_context & ctx, const ggml_tensor * t) : copy(ctx.pool()), values((const bf16 *) t->data) {
@@ -105,7 +106,7 @@ __global__ void row_norms(const float * x, float * norms, const int width, const
 void product(ggml_backend_cuda_context & ctx, ggml_tensor * dst) {
     const ggml_tensor * w = dst->src[0];
     const ggml_tensor * x = dst->src[1];
-    const Bf16 weights(ctx, w);
+    const WideWeight weights(ctx, w);
     const Bf16 rows(ctx, x);
     multiply(ctx, weights.get(), rows.get(), w->ne[0], Target(dst, spts_argument(dst, 1) == 1), w->ne[0], w->ne[1], x->ne[1]);
 }
@@ -123,13 +124,13 @@ void gated_ffn(ggml_backend_cuda_context & ctx, ggml_tensor * dst) {
     {
         const Bf16 input(ctx, x);
         for (const auto & [w, y] : {std::pair(w_gate, gate.get()), std::pair(w_up, up.get())}) {
-            const Bf16 weights(ctx, w);
+            const WideWeight weights(ctx, w);
             multiply(ctx, weights.get(), input.get(), n_embd, y, n_embd, n_ff, rows);
         }
     }
     activate_gate(ctx, spts_argument(dst, 2) == 1, gate.get(), up.get(), n_ff*rows);
 
-    const Bf16 weights(ctx, w_down);
+    const WideWeight weights(ctx, w_down);
     multiply(ctx, weights.get(), gate.get(), n_ff, Target(dst, spts_argument(dst, 1) == 1), n_ff, n_embd, rows);
 }
 

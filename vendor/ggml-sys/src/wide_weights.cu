@@ -1,0 +1,147 @@
+#include "wide_weights.h"
+#include "dequantize.h"
+#include "ggml-backend-impl.h"
+
+#include <algorithm>
+
+struct WideWeights {
+    // src/session/executor.rs counts them when it looks for room.
+    static constexpr int BUFFERS = 3;
+
+    struct Buffer {
+        nv_bfloat16 * data = nullptr;
+        int64_t       size = 0;
+        const void *  source = nullptr; // the weight that it holds
+        cudaEvent_t   ready, read;      // filled, and used
+
+        // False if the device is full.
+        bool grow(const int64_t n) {
+            if (n <= size) {
+                return true;
+            }
+            CUDA_CHECK(cudaDeviceSynchronize());
+            CUDA_CHECK(cudaFree(data));
+            data   = nullptr;
+            source = nullptr;
+            size   = 0;
+            if (cudaMalloc(&data, n*sizeof(nv_bfloat16)) != cudaSuccess) {
+                (void) cudaGetLastError();
+                return false;
+            }
+            size = n;
+            return true;
+        }
+
+        // Only weights of a model stay as they are.
+        bool holds(const ggml_tensor * w) const {
+            return source == w->data && w->buffer != nullptr && w->buffer->usage == GGML_BACKEND_BUFFER_USAGE_WEIGHTS;
+        }
+
+        void fill(const ggml_tensor * w, cudaStream_t stream) {
+            CUDA_CHECK(cudaStreamWaitEvent(stream, read));
+            dequantize_16(w->type, w->data, data, ggml_nelements(w), stream);
+            CUDA_CHECK(cudaEventRecord(ready, stream));
+            source = w->data;
+        }
+    };
+
+    std::mutex   mutex; // held from the choice of a buffer until its product is queued
+    cudaStream_t stream = nullptr;
+    Buffer       buffers[BUFFERS];
+    int          next = 0;
+
+    // Those of a device. They live as long as the process.
+    static WideWeights & of(const int device) {
+        static WideWeights all[GGML_CUDA_MAX_DEVICES];
+        return all[device];
+    }
+
+    // The buffer that holds a weight, or the one whose turn it is to take one.
+    Buffer & buffer_for(const ggml_tensor * w) {
+        const auto found = std::find_if(std::begin(buffers), std::end(buffers), [&](const Buffer & b) { return b.holds(w); });
+        if (found != std::end(buffers)) {
+            return *found;
+        }
+        Buffer & buffer = buffers[next];
+        next = (next + 1) % BUFFERS;
+        return buffer;
+    }
+
+    void start() {
+        if (stream != nullptr) {
+            return;
+        }
+        CUDA_CHECK(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
+        for (Buffer & b : buffers) {
+            for (cudaEvent_t * event : {&b.ready, &b.read}) {
+                CUDA_CHECK(cudaEventCreateWithFlags(event, cudaEventDisableTiming));
+            }
+        }
+    }
+};
+
+static bool is_captured(cudaStream_t stream) {
+    cudaStreamCaptureStatus status;
+    CUDA_CHECK(cudaStreamIsCapturing(stream, &status));
+    return status != cudaStreamCaptureStatusNone;
+}
+
+WideWeight::WideWeight(ggml_backend_cuda_context & ctx, const ggml_tensor * w)
+    : ctx(ctx), copy(ctx.pool()), values((const nv_bfloat16 *) w->data) {
+    GGML_ASSERT(ggml_is_contiguous(w));
+    if (w->type != GGML_TYPE_BF16 && !make_ahead(w)) {
+        values = copy.alloc(ggml_nelements(w));
+        dequantize_16(w->type, w->data, copy.get(), ggml_nelements(w), ctx.stream());
+    }
+}
+
+bool WideWeight::make_ahead(const ggml_tensor * w) {
+    // A captured graph is started without this code, which then could not tell when it has read a buffer.
+    if (is_captured(ctx.stream())) {
+        return false;
+    }
+    WideWeights & wide = WideWeights::of(ctx.device);
+    held = std::unique_lock(wide.mutex);
+    wide.start();
+    WideWeights::Buffer & buffer = wide.buffer_for(w);
+    if (!buffer.holds(w)) {
+        if (!buffer.grow(ggml_nelements(w))) {
+            held.unlock();
+            return false;
+        }
+        buffer.fill(w, wide.stream);
+    }
+    CUDA_CHECK(cudaStreamWaitEvent(ctx.stream(), buffer.ready));
+    read   = buffer.read;
+    values = buffer.data;
+    return true;
+}
+
+WideWeight::~WideWeight() {
+    if (read != nullptr) {
+        CUDA_CHECK(cudaEventRecord(read, ctx.stream()));
+    }
+}
+
+// Forgets what the buffers hold: to be called when weights are freed, whose addresses may become another model's.
+extern "C" void spts_cuda_forget_weights() {
+    for (int device = 0; device < ggml_cuda_info().device_count; device++) {
+        WideWeights & wide = WideWeights::of(device);
+        const std::unique_lock lock(wide.mutex);
+        for (auto & buffer : wide.buffers) {
+            buffer.source = nullptr;
+        }
+    }
+}
+
+// Lets the kernels of a new backend go before those that fill buffers. Call it before anything is computed.
+extern "C" void spts_cuda_put_first(ggml_backend_t backend) {
+    auto & ctx = *(ggml_backend_cuda_context *) backend->context;
+    ggml_cuda_set_device(ctx.device);
+    int least, greatest;
+    CUDA_CHECK(cudaDeviceGetStreamPriorityRange(&least, &greatest));
+    cudaStream_t & stream = ctx.streams[ctx.device][ctx.curr_stream_no];
+    if (stream == nullptr) { // else ggml would make one of no priority
+        CUDA_CHECK(cudaStreamCreateWithPriority(&stream, cudaStreamNonBlocking, greatest));
+    }
+}
