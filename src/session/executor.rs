@@ -39,8 +39,9 @@ pub struct Device {
 /// Bytes of logits that probing on a GPU holds at a time (vendor/ggml-sys/src/selection.cu).
 const PROBE_LOGITS: usize = 128 << 20;
 
-/// Weights of which a GPU holds 16-bit copies at a time (vendor/ggml-sys/src/wide_weights.cu), the largest at worst.
-const WIDE_WEIGHTS: usize = 3;
+/// Weights of which a GPU holds 16-bit copies at a time, the largest at worst: those made ahead
+/// (vendor/ggml-sys/src/wide_weights.cu), and one of a captured graph.
+const WIDE_WEIGHTS: usize = 3 + 1;
 
 impl Device {
     /// A started device.
