@@ -315,8 +315,7 @@ pub struct ggml_tensor {
     pub padding: [::core::ffi::c_char; 8usize],
 }
 pub const GGML_TENSOR_SIZE: usize = 336;
-pub type ggml_abort_callback =
-    ::core::option::Option<unsafe extern "C" fn(data: *mut ::core::ffi::c_void) -> bool>;
+pub type ggml_abort_callback = ::core::option::Option<unsafe extern "C" fn(data: *mut ::core::ffi::c_void) -> bool>;
 pub type ggml_guid = [u8; 16usize];
 pub type ggml_guid_t = *mut ggml_guid;
 pub const GGML_OP_POOL_MAX: ggml_op_pool = 0;
@@ -373,18 +372,12 @@ pub type ggml_custom_op_t = ::core::option::Option<
     ),
 >;
 pub type ggml_log_callback = ::core::option::Option<
-    unsafe extern "C" fn(
-        level: ggml_log_level,
-        text: *const ::core::ffi::c_char,
-        user_data: *mut ::core::ffi::c_void,
-    ),
+    unsafe extern "C" fn(level: ggml_log_level, text: *const ::core::ffi::c_char, user_data: *mut ::core::ffi::c_void),
 >;
-pub type ggml_to_float_t = ::core::option::Option<
-    unsafe extern "C" fn(x: *const ::core::ffi::c_void, y: *mut f32, k: i64),
->;
-pub type ggml_from_float_t = ::core::option::Option<
-    unsafe extern "C" fn(x: *const f32, y: *mut ::core::ffi::c_void, k: i64),
->;
+pub type ggml_to_float_t =
+    ::core::option::Option<unsafe extern "C" fn(x: *const ::core::ffi::c_void, y: *mut f32, k: i64)>;
+pub type ggml_from_float_t =
+    ::core::option::Option<unsafe extern "C" fn(x: *const f32, y: *mut ::core::ffi::c_void, k: i64)>;
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
 pub struct ggml_type_traits {
@@ -495,31 +488,19 @@ pub struct ggml_backend_dev_props {
     pub caps: ggml_backend_dev_caps,
 }
 pub type ggml_backend_comm_init_t = ::core::option::Option<
-    unsafe extern "C" fn(
-        backends: *mut ggml_backend_t,
-        n_backends: usize,
-    ) -> *mut ::core::ffi::c_void,
+    unsafe extern "C" fn(backends: *mut ggml_backend_t, n_backends: usize) -> *mut ::core::ffi::c_void,
 >;
-pub type ggml_backend_comm_free_t =
-    ::core::option::Option<unsafe extern "C" fn(comm_ctx: *mut ::core::ffi::c_void)>;
+pub type ggml_backend_comm_free_t = ::core::option::Option<unsafe extern "C" fn(comm_ctx: *mut ::core::ffi::c_void)>;
 pub type ggml_backend_comm_allreduce_tensor_t = ::core::option::Option<
-    unsafe extern "C" fn(
-        comm_ctx: *mut ::core::ffi::c_void,
-        tensors: *mut *mut ggml_tensor,
-    ) -> bool,
+    unsafe extern "C" fn(comm_ctx: *mut ::core::ffi::c_void, tensors: *mut *mut ggml_tensor) -> bool,
 >;
 pub type ggml_backend_split_buffer_type_t = ::core::option::Option<
-    unsafe extern "C" fn(
-        main_device: ::core::ffi::c_int,
-        tensor_split: *const f32,
-    ) -> ggml_backend_buffer_type_t,
+    unsafe extern "C" fn(main_device: ::core::ffi::c_int, tensor_split: *const f32) -> ggml_backend_buffer_type_t,
 >;
-pub type ggml_backend_set_n_threads_t = ::core::option::Option<
-    unsafe extern "C" fn(backend: ggml_backend_t, n_threads: ::core::ffi::c_int),
->;
-pub type ggml_backend_dev_get_extra_bufts_t = ::core::option::Option<
-    unsafe extern "C" fn(device: ggml_backend_dev_t) -> *mut ggml_backend_buffer_type_t,
->;
+pub type ggml_backend_set_n_threads_t =
+    ::core::option::Option<unsafe extern "C" fn(backend: ggml_backend_t, n_threads: ::core::ffi::c_int)>;
+pub type ggml_backend_dev_get_extra_bufts_t =
+    ::core::option::Option<unsafe extern "C" fn(device: ggml_backend_dev_t) -> *mut ggml_backend_buffer_type_t>;
 pub type ggml_backend_set_abort_callback_t = ::core::option::Option<
     unsafe extern "C" fn(
         backend: ggml_backend_t,
@@ -533,9 +514,8 @@ pub struct ggml_backend_feature {
     pub name: *const ::core::ffi::c_char,
     pub value: *const ::core::ffi::c_char,
 }
-pub type ggml_backend_get_features_t = ::core::option::Option<
-    unsafe extern "C" fn(reg: ggml_backend_reg_t) -> *mut ggml_backend_feature,
->;
+pub type ggml_backend_get_features_t =
+    ::core::option::Option<unsafe extern "C" fn(reg: ggml_backend_reg_t) -> *mut ggml_backend_feature>;
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
 pub struct ggml_backend_sched {
@@ -543,11 +523,7 @@ pub struct ggml_backend_sched {
 }
 pub type ggml_backend_sched_t = *mut ggml_backend_sched;
 pub type ggml_backend_sched_eval_callback = ::core::option::Option<
-    unsafe extern "C" fn(
-        t: *mut ggml_tensor,
-        ask: bool,
-        user_data: *mut ::core::ffi::c_void,
-    ) -> bool,
+    unsafe extern "C" fn(t: *mut ggml_tensor, ask: bool, user_data: *mut ::core::ffi::c_void) -> bool,
 >;
 pub const GGML_BACKEND_SPLIT_AXIS_0: ggml_backend_meta_split_axis = 0;
 pub const GGML_BACKEND_SPLIT_AXIS_1: ggml_backend_meta_split_axis = 1;
@@ -633,12 +609,7 @@ pub struct ggml_backend_buffer {
 }
 unsafe extern "C" {
     pub fn ggml_set_abort_callback(callback: ggml_abort_callback_t) -> ggml_abort_callback_t;
-    pub fn ggml_abort(
-        file: *const ::core::ffi::c_char,
-        line: ::core::ffi::c_int,
-        fmt: *const ::core::ffi::c_char,
-        ...
-    );
+    pub fn ggml_abort(file: *const ::core::ffi::c_char, line: ::core::ffi::c_int, fmt: *const ::core::ffi::c_char, ...);
     pub fn ggml_status_to_string(status: ggml_status) -> *const ::core::ffi::c_char;
     pub fn ggml_fp16_to_fp32(arg1: ggml_fp16_t) -> f32;
     pub fn ggml_fp32_to_fp16(arg1: f32) -> ggml_fp16_t;
@@ -699,11 +670,7 @@ unsafe extern "C" {
     pub fn ggml_are_same_stride(t0: *const ggml_tensor, t1: *const ggml_tensor) -> bool;
     pub fn ggml_can_repeat(t0: *const ggml_tensor, t1: *const ggml_tensor) -> bool;
     pub fn ggml_tensor_overhead() -> usize;
-    pub fn ggml_validate_row_data(
-        type_: ggml_type,
-        data: *const ::core::ffi::c_void,
-        nbytes: usize,
-    ) -> bool;
+    pub fn ggml_validate_row_data(type_: ggml_type, data: *const ::core::ffi::c_void, nbytes: usize) -> bool;
     pub fn ggml_init(params: ggml_init_params) -> *mut ggml_context;
     pub fn ggml_reset(ctx: *mut ggml_context);
     pub fn ggml_free(ctx: *mut ggml_context);
@@ -719,17 +686,8 @@ unsafe extern "C" {
         n_dims: ::core::ffi::c_int,
         ne: *const i64,
     ) -> *mut ggml_tensor;
-    pub fn ggml_new_tensor_1d(
-        ctx: *mut ggml_context,
-        type_: ggml_type,
-        ne0: i64,
-    ) -> *mut ggml_tensor;
-    pub fn ggml_new_tensor_2d(
-        ctx: *mut ggml_context,
-        type_: ggml_type,
-        ne0: i64,
-        ne1: i64,
-    ) -> *mut ggml_tensor;
+    pub fn ggml_new_tensor_1d(ctx: *mut ggml_context, type_: ggml_type, ne0: i64) -> *mut ggml_tensor;
+    pub fn ggml_new_tensor_2d(ctx: *mut ggml_context, type_: ggml_type, ne0: i64, ne1: i64) -> *mut ggml_tensor;
     pub fn ggml_new_tensor_3d(
         ctx: *mut ggml_context,
         type_: ggml_type,
@@ -749,14 +707,8 @@ unsafe extern "C" {
     pub fn ggml_dup_tensor(ctx: *mut ggml_context, src: *const ggml_tensor) -> *mut ggml_tensor;
     pub fn ggml_view_tensor(ctx: *mut ggml_context, src: *mut ggml_tensor) -> *mut ggml_tensor;
     pub fn ggml_get_first_tensor(ctx: *const ggml_context) -> *mut ggml_tensor;
-    pub fn ggml_get_next_tensor(
-        ctx: *const ggml_context,
-        tensor: *mut ggml_tensor,
-    ) -> *mut ggml_tensor;
-    pub fn ggml_get_tensor(
-        ctx: *mut ggml_context,
-        name: *const ::core::ffi::c_char,
-    ) -> *mut ggml_tensor;
+    pub fn ggml_get_next_tensor(ctx: *const ggml_context, tensor: *mut ggml_tensor) -> *mut ggml_tensor;
+    pub fn ggml_get_tensor(ctx: *mut ggml_context, name: *const ::core::ffi::c_char) -> *mut ggml_tensor;
     pub fn ggml_unravel_index(
         tensor: *const ggml_tensor,
         i: i64,
@@ -770,31 +722,16 @@ unsafe extern "C" {
     pub fn ggml_get_data(tensor: *const ggml_tensor) -> *mut ::core::ffi::c_void;
     pub fn ggml_get_data_f32(tensor: *const ggml_tensor) -> *mut f32;
     pub fn ggml_get_name(tensor: *const ggml_tensor) -> *const ::core::ffi::c_char;
-    pub fn ggml_set_name(
-        tensor: *mut ggml_tensor,
-        name: *const ::core::ffi::c_char,
-    ) -> *mut ggml_tensor;
-    pub fn ggml_format_name(
-        tensor: *mut ggml_tensor,
-        fmt: *const ::core::ffi::c_char,
-        ...
-    ) -> *mut ggml_tensor;
+    pub fn ggml_set_name(tensor: *mut ggml_tensor, name: *const ::core::ffi::c_char) -> *mut ggml_tensor;
+    pub fn ggml_format_name(tensor: *mut ggml_tensor, fmt: *const ::core::ffi::c_char, ...) -> *mut ggml_tensor;
     pub fn ggml_set_input(tensor: *mut ggml_tensor);
     pub fn ggml_set_output(tensor: *mut ggml_tensor);
     pub fn ggml_set_param(tensor: *mut ggml_tensor);
     pub fn ggml_set_loss(tensor: *mut ggml_tensor);
     pub fn ggml_dup(ctx: *mut ggml_context, a: *mut ggml_tensor) -> *mut ggml_tensor;
     pub fn ggml_dup_inplace(ctx: *mut ggml_context, a: *mut ggml_tensor) -> *mut ggml_tensor;
-    pub fn ggml_add(
-        ctx: *mut ggml_context,
-        a: *mut ggml_tensor,
-        b: *mut ggml_tensor,
-    ) -> *mut ggml_tensor;
-    pub fn ggml_add_inplace(
-        ctx: *mut ggml_context,
-        a: *mut ggml_tensor,
-        b: *mut ggml_tensor,
-    ) -> *mut ggml_tensor;
+    pub fn ggml_add(ctx: *mut ggml_context, a: *mut ggml_tensor, b: *mut ggml_tensor) -> *mut ggml_tensor;
+    pub fn ggml_add_inplace(ctx: *mut ggml_context, a: *mut ggml_tensor, b: *mut ggml_tensor) -> *mut ggml_tensor;
     pub fn ggml_add_cast(
         ctx: *mut ggml_context,
         a: *mut ggml_tensor,
@@ -807,16 +744,8 @@ unsafe extern "C" {
         b: *mut ggml_tensor,
         ids: *mut ggml_tensor,
     ) -> *mut ggml_tensor;
-    pub fn ggml_add1(
-        ctx: *mut ggml_context,
-        a: *mut ggml_tensor,
-        b: *mut ggml_tensor,
-    ) -> *mut ggml_tensor;
-    pub fn ggml_add1_inplace(
-        ctx: *mut ggml_context,
-        a: *mut ggml_tensor,
-        b: *mut ggml_tensor,
-    ) -> *mut ggml_tensor;
+    pub fn ggml_add1(ctx: *mut ggml_context, a: *mut ggml_tensor, b: *mut ggml_tensor) -> *mut ggml_tensor;
+    pub fn ggml_add1_inplace(ctx: *mut ggml_context, a: *mut ggml_tensor, b: *mut ggml_tensor) -> *mut ggml_tensor;
     pub fn ggml_acc(
         ctx: *mut ggml_context,
         a: *mut ggml_tensor,
@@ -835,36 +764,12 @@ unsafe extern "C" {
         nb3: usize,
         offset: usize,
     ) -> *mut ggml_tensor;
-    pub fn ggml_sub(
-        ctx: *mut ggml_context,
-        a: *mut ggml_tensor,
-        b: *mut ggml_tensor,
-    ) -> *mut ggml_tensor;
-    pub fn ggml_sub_inplace(
-        ctx: *mut ggml_context,
-        a: *mut ggml_tensor,
-        b: *mut ggml_tensor,
-    ) -> *mut ggml_tensor;
-    pub fn ggml_mul(
-        ctx: *mut ggml_context,
-        a: *mut ggml_tensor,
-        b: *mut ggml_tensor,
-    ) -> *mut ggml_tensor;
-    pub fn ggml_mul_inplace(
-        ctx: *mut ggml_context,
-        a: *mut ggml_tensor,
-        b: *mut ggml_tensor,
-    ) -> *mut ggml_tensor;
-    pub fn ggml_div(
-        ctx: *mut ggml_context,
-        a: *mut ggml_tensor,
-        b: *mut ggml_tensor,
-    ) -> *mut ggml_tensor;
-    pub fn ggml_div_inplace(
-        ctx: *mut ggml_context,
-        a: *mut ggml_tensor,
-        b: *mut ggml_tensor,
-    ) -> *mut ggml_tensor;
+    pub fn ggml_sub(ctx: *mut ggml_context, a: *mut ggml_tensor, b: *mut ggml_tensor) -> *mut ggml_tensor;
+    pub fn ggml_sub_inplace(ctx: *mut ggml_context, a: *mut ggml_tensor, b: *mut ggml_tensor) -> *mut ggml_tensor;
+    pub fn ggml_mul(ctx: *mut ggml_context, a: *mut ggml_tensor, b: *mut ggml_tensor) -> *mut ggml_tensor;
+    pub fn ggml_mul_inplace(ctx: *mut ggml_context, a: *mut ggml_tensor, b: *mut ggml_tensor) -> *mut ggml_tensor;
+    pub fn ggml_div(ctx: *mut ggml_context, a: *mut ggml_tensor, b: *mut ggml_tensor) -> *mut ggml_tensor;
+    pub fn ggml_div_inplace(ctx: *mut ggml_context, a: *mut ggml_tensor, b: *mut ggml_tensor) -> *mut ggml_tensor;
     pub fn ggml_sqr(ctx: *mut ggml_context, a: *mut ggml_tensor) -> *mut ggml_tensor;
     pub fn ggml_sqr_inplace(ctx: *mut ggml_context, a: *mut ggml_tensor) -> *mut ggml_tensor;
     pub fn ggml_sqrt(ctx: *mut ggml_context, a: *mut ggml_tensor) -> *mut ggml_tensor;
@@ -884,16 +789,8 @@ unsafe extern "C" {
     pub fn ggml_cumsum(ctx: *mut ggml_context, a: *mut ggml_tensor) -> *mut ggml_tensor;
     pub fn ggml_mean(ctx: *mut ggml_context, a: *mut ggml_tensor) -> *mut ggml_tensor;
     pub fn ggml_argmax(ctx: *mut ggml_context, a: *mut ggml_tensor) -> *mut ggml_tensor;
-    pub fn ggml_count_equal(
-        ctx: *mut ggml_context,
-        a: *mut ggml_tensor,
-        b: *mut ggml_tensor,
-    ) -> *mut ggml_tensor;
-    pub fn ggml_repeat(
-        ctx: *mut ggml_context,
-        a: *mut ggml_tensor,
-        b: *mut ggml_tensor,
-    ) -> *mut ggml_tensor;
+    pub fn ggml_count_equal(ctx: *mut ggml_context, a: *mut ggml_tensor, b: *mut ggml_tensor) -> *mut ggml_tensor;
+    pub fn ggml_repeat(ctx: *mut ggml_context, a: *mut ggml_tensor, b: *mut ggml_tensor) -> *mut ggml_tensor;
     pub fn ggml_repeat_4d(
         ctx: *mut ggml_context,
         a: *mut ggml_tensor,
@@ -902,11 +799,7 @@ unsafe extern "C" {
         ne2: i64,
         ne3: i64,
     ) -> *mut ggml_tensor;
-    pub fn ggml_repeat_back(
-        ctx: *mut ggml_context,
-        a: *mut ggml_tensor,
-        b: *mut ggml_tensor,
-    ) -> *mut ggml_tensor;
+    pub fn ggml_repeat_back(ctx: *mut ggml_context, a: *mut ggml_tensor, b: *mut ggml_tensor) -> *mut ggml_tensor;
     pub fn ggml_concat(
         ctx: *mut ggml_context,
         a: *mut ggml_tensor,
@@ -940,15 +833,10 @@ unsafe extern "C" {
     pub fn ggml_gelu_erf(ctx: *mut ggml_context, a: *mut ggml_tensor) -> *mut ggml_tensor;
     pub fn ggml_gelu_erf_inplace(ctx: *mut ggml_context, a: *mut ggml_tensor) -> *mut ggml_tensor;
     pub fn ggml_gelu_quick(ctx: *mut ggml_context, a: *mut ggml_tensor) -> *mut ggml_tensor;
-    pub fn ggml_gelu_quick_inplace(ctx: *mut ggml_context, a: *mut ggml_tensor)
-    -> *mut ggml_tensor;
+    pub fn ggml_gelu_quick_inplace(ctx: *mut ggml_context, a: *mut ggml_tensor) -> *mut ggml_tensor;
     pub fn ggml_silu(ctx: *mut ggml_context, a: *mut ggml_tensor) -> *mut ggml_tensor;
     pub fn ggml_silu_inplace(ctx: *mut ggml_context, a: *mut ggml_tensor) -> *mut ggml_tensor;
-    pub fn ggml_silu_back(
-        ctx: *mut ggml_context,
-        a: *mut ggml_tensor,
-        b: *mut ggml_tensor,
-    ) -> *mut ggml_tensor;
+    pub fn ggml_silu_back(ctx: *mut ggml_context, a: *mut ggml_tensor, b: *mut ggml_tensor) -> *mut ggml_tensor;
     pub fn ggml_hardswish(ctx: *mut ggml_context, a: *mut ggml_tensor) -> *mut ggml_tensor;
     pub fn ggml_hardsigmoid(ctx: *mut ggml_context, a: *mut ggml_tensor) -> *mut ggml_tensor;
     pub fn ggml_exp(ctx: *mut ggml_context, a: *mut ggml_tensor) -> *mut ggml_tensor;
@@ -969,12 +857,7 @@ unsafe extern "C" {
         beta: f32,
         eps: f32,
     ) -> *mut ggml_tensor;
-    pub fn ggml_glu(
-        ctx: *mut ggml_context,
-        a: *mut ggml_tensor,
-        op: ggml_glu_op,
-        swapped: bool,
-    ) -> *mut ggml_tensor;
+    pub fn ggml_glu(ctx: *mut ggml_context, a: *mut ggml_tensor, op: ggml_glu_op, swapped: bool) -> *mut ggml_tensor;
     pub fn ggml_reglu(ctx: *mut ggml_context, a: *mut ggml_tensor) -> *mut ggml_tensor;
     pub fn ggml_reglu_swapped(ctx: *mut ggml_context, a: *mut ggml_tensor) -> *mut ggml_tensor;
     pub fn ggml_geglu(ctx: *mut ggml_context, a: *mut ggml_tensor) -> *mut ggml_tensor;
@@ -984,41 +867,19 @@ unsafe extern "C" {
     pub fn ggml_geglu_erf(ctx: *mut ggml_context, a: *mut ggml_tensor) -> *mut ggml_tensor;
     pub fn ggml_geglu_erf_swapped(ctx: *mut ggml_context, a: *mut ggml_tensor) -> *mut ggml_tensor;
     pub fn ggml_geglu_quick(ctx: *mut ggml_context, a: *mut ggml_tensor) -> *mut ggml_tensor;
-    pub fn ggml_geglu_quick_swapped(
-        ctx: *mut ggml_context,
-        a: *mut ggml_tensor,
-    ) -> *mut ggml_tensor;
+    pub fn ggml_geglu_quick_swapped(ctx: *mut ggml_context, a: *mut ggml_tensor) -> *mut ggml_tensor;
     pub fn ggml_glu_split(
         ctx: *mut ggml_context,
         a: *mut ggml_tensor,
         b: *mut ggml_tensor,
         op: ggml_glu_op,
     ) -> *mut ggml_tensor;
-    pub fn ggml_reglu_split(
-        ctx: *mut ggml_context,
-        a: *mut ggml_tensor,
-        b: *mut ggml_tensor,
-    ) -> *mut ggml_tensor;
-    pub fn ggml_geglu_split(
-        ctx: *mut ggml_context,
-        a: *mut ggml_tensor,
-        b: *mut ggml_tensor,
-    ) -> *mut ggml_tensor;
-    pub fn ggml_swiglu_split(
-        ctx: *mut ggml_context,
-        a: *mut ggml_tensor,
-        b: *mut ggml_tensor,
-    ) -> *mut ggml_tensor;
-    pub fn ggml_geglu_erf_split(
-        ctx: *mut ggml_context,
-        a: *mut ggml_tensor,
-        b: *mut ggml_tensor,
-    ) -> *mut ggml_tensor;
-    pub fn ggml_geglu_quick_split(
-        ctx: *mut ggml_context,
-        a: *mut ggml_tensor,
-        b: *mut ggml_tensor,
-    ) -> *mut ggml_tensor;
+    pub fn ggml_reglu_split(ctx: *mut ggml_context, a: *mut ggml_tensor, b: *mut ggml_tensor) -> *mut ggml_tensor;
+    pub fn ggml_geglu_split(ctx: *mut ggml_context, a: *mut ggml_tensor, b: *mut ggml_tensor) -> *mut ggml_tensor;
+    pub fn ggml_swiglu_split(ctx: *mut ggml_context, a: *mut ggml_tensor, b: *mut ggml_tensor) -> *mut ggml_tensor;
+    pub fn ggml_geglu_erf_split(ctx: *mut ggml_context, a: *mut ggml_tensor, b: *mut ggml_tensor) -> *mut ggml_tensor;
+    pub fn ggml_geglu_quick_split(ctx: *mut ggml_context, a: *mut ggml_tensor, b: *mut ggml_tensor)
+    -> *mut ggml_tensor;
     pub fn ggml_swiglu_oai(
         ctx: *mut ggml_context,
         a: *mut ggml_tensor,
@@ -1033,18 +894,9 @@ unsafe extern "C" {
         limit: f32,
     ) -> *mut ggml_tensor;
     pub fn ggml_norm(ctx: *mut ggml_context, a: *mut ggml_tensor, eps: f32) -> *mut ggml_tensor;
-    pub fn ggml_norm_inplace(
-        ctx: *mut ggml_context,
-        a: *mut ggml_tensor,
-        eps: f32,
-    ) -> *mut ggml_tensor;
-    pub fn ggml_rms_norm(ctx: *mut ggml_context, a: *mut ggml_tensor, eps: f32)
-    -> *mut ggml_tensor;
-    pub fn ggml_rms_norm_inplace(
-        ctx: *mut ggml_context,
-        a: *mut ggml_tensor,
-        eps: f32,
-    ) -> *mut ggml_tensor;
+    pub fn ggml_norm_inplace(ctx: *mut ggml_context, a: *mut ggml_tensor, eps: f32) -> *mut ggml_tensor;
+    pub fn ggml_rms_norm(ctx: *mut ggml_context, a: *mut ggml_tensor, eps: f32) -> *mut ggml_tensor;
+    pub fn ggml_rms_norm_inplace(ctx: *mut ggml_context, a: *mut ggml_tensor, eps: f32) -> *mut ggml_tensor;
     pub fn ggml_group_norm(
         ctx: *mut ggml_context,
         a: *mut ggml_tensor,
@@ -1058,11 +910,7 @@ unsafe extern "C" {
         eps: f32,
     ) -> *mut ggml_tensor;
     pub fn ggml_l2_norm(ctx: *mut ggml_context, a: *mut ggml_tensor, eps: f32) -> *mut ggml_tensor;
-    pub fn ggml_l2_norm_inplace(
-        ctx: *mut ggml_context,
-        a: *mut ggml_tensor,
-        eps: f32,
-    ) -> *mut ggml_tensor;
+    pub fn ggml_l2_norm_inplace(ctx: *mut ggml_context, a: *mut ggml_tensor, eps: f32) -> *mut ggml_tensor;
     pub fn ggml_rms_norm_back(
         ctx: *mut ggml_context,
         a: *mut ggml_tensor,
@@ -1070,13 +918,8 @@ unsafe extern "C" {
         eps: f32,
     ) -> *mut ggml_tensor;
     pub fn ggml_prec_set_acc(a: *mut ggml_tensor, prec: ggml_prec) -> bool;
-    pub fn ggml_prec_set_src(a: *mut ggml_tensor, prec: ggml_prec, idx: ::core::ffi::c_int)
-    -> bool;
-    pub fn ggml_mul_mat(
-        ctx: *mut ggml_context,
-        a: *mut ggml_tensor,
-        b: *mut ggml_tensor,
-    ) -> *mut ggml_tensor;
+    pub fn ggml_prec_set_src(a: *mut ggml_tensor, prec: ggml_prec, idx: ::core::ffi::c_int) -> bool;
+    pub fn ggml_mul_mat(ctx: *mut ggml_context, a: *mut ggml_tensor, b: *mut ggml_tensor) -> *mut ggml_tensor;
     pub fn ggml_mul_mat_set_prec(a: *mut ggml_tensor, prec: ggml_prec);
     pub fn ggml_mul_mat_set_hint(a: *mut ggml_tensor, hint: ggml_op_hint);
     pub fn ggml_mul_mat_id(
@@ -1085,29 +928,11 @@ unsafe extern "C" {
         b: *mut ggml_tensor,
         ids: *mut ggml_tensor,
     ) -> *mut ggml_tensor;
-    pub fn ggml_out_prod(
-        ctx: *mut ggml_context,
-        a: *mut ggml_tensor,
-        b: *mut ggml_tensor,
-    ) -> *mut ggml_tensor;
+    pub fn ggml_out_prod(ctx: *mut ggml_context, a: *mut ggml_tensor, b: *mut ggml_tensor) -> *mut ggml_tensor;
     pub fn ggml_scale(ctx: *mut ggml_context, a: *mut ggml_tensor, s: f32) -> *mut ggml_tensor;
-    pub fn ggml_scale_inplace(
-        ctx: *mut ggml_context,
-        a: *mut ggml_tensor,
-        s: f32,
-    ) -> *mut ggml_tensor;
-    pub fn ggml_scale_bias(
-        ctx: *mut ggml_context,
-        a: *mut ggml_tensor,
-        s: f32,
-        b: f32,
-    ) -> *mut ggml_tensor;
-    pub fn ggml_scale_bias_inplace(
-        ctx: *mut ggml_context,
-        a: *mut ggml_tensor,
-        s: f32,
-        b: f32,
-    ) -> *mut ggml_tensor;
+    pub fn ggml_scale_inplace(ctx: *mut ggml_context, a: *mut ggml_tensor, s: f32) -> *mut ggml_tensor;
+    pub fn ggml_scale_bias(ctx: *mut ggml_context, a: *mut ggml_tensor, s: f32, b: f32) -> *mut ggml_tensor;
+    pub fn ggml_scale_bias_inplace(ctx: *mut ggml_context, a: *mut ggml_tensor, s: f32, b: f32) -> *mut ggml_tensor;
     pub fn ggml_set(
         ctx: *mut ggml_context,
         a: *mut ggml_tensor,
@@ -1152,31 +977,12 @@ unsafe extern "C" {
         nb1: usize,
         offset: usize,
     ) -> *mut ggml_tensor;
-    pub fn ggml_cpy(
-        ctx: *mut ggml_context,
-        a: *mut ggml_tensor,
-        b: *mut ggml_tensor,
-    ) -> *mut ggml_tensor;
-    pub fn ggml_cast(
-        ctx: *mut ggml_context,
-        a: *mut ggml_tensor,
-        type_: ggml_type,
-    ) -> *mut ggml_tensor;
+    pub fn ggml_cpy(ctx: *mut ggml_context, a: *mut ggml_tensor, b: *mut ggml_tensor) -> *mut ggml_tensor;
+    pub fn ggml_cast(ctx: *mut ggml_context, a: *mut ggml_tensor, type_: ggml_type) -> *mut ggml_tensor;
     pub fn ggml_cont(ctx: *mut ggml_context, a: *mut ggml_tensor) -> *mut ggml_tensor;
     pub fn ggml_cont_1d(ctx: *mut ggml_context, a: *mut ggml_tensor, ne0: i64) -> *mut ggml_tensor;
-    pub fn ggml_cont_2d(
-        ctx: *mut ggml_context,
-        a: *mut ggml_tensor,
-        ne0: i64,
-        ne1: i64,
-    ) -> *mut ggml_tensor;
-    pub fn ggml_cont_3d(
-        ctx: *mut ggml_context,
-        a: *mut ggml_tensor,
-        ne0: i64,
-        ne1: i64,
-        ne2: i64,
-    ) -> *mut ggml_tensor;
+    pub fn ggml_cont_2d(ctx: *mut ggml_context, a: *mut ggml_tensor, ne0: i64, ne1: i64) -> *mut ggml_tensor;
+    pub fn ggml_cont_3d(ctx: *mut ggml_context, a: *mut ggml_tensor, ne0: i64, ne1: i64, ne2: i64) -> *mut ggml_tensor;
     pub fn ggml_cont_4d(
         ctx: *mut ggml_context,
         a: *mut ggml_tensor,
@@ -1185,22 +991,9 @@ unsafe extern "C" {
         ne2: i64,
         ne3: i64,
     ) -> *mut ggml_tensor;
-    pub fn ggml_reshape(
-        ctx: *mut ggml_context,
-        a: *mut ggml_tensor,
-        b: *mut ggml_tensor,
-    ) -> *mut ggml_tensor;
-    pub fn ggml_reshape_1d(
-        ctx: *mut ggml_context,
-        a: *mut ggml_tensor,
-        ne0: i64,
-    ) -> *mut ggml_tensor;
-    pub fn ggml_reshape_2d(
-        ctx: *mut ggml_context,
-        a: *mut ggml_tensor,
-        ne0: i64,
-        ne1: i64,
-    ) -> *mut ggml_tensor;
+    pub fn ggml_reshape(ctx: *mut ggml_context, a: *mut ggml_tensor, b: *mut ggml_tensor) -> *mut ggml_tensor;
+    pub fn ggml_reshape_1d(ctx: *mut ggml_context, a: *mut ggml_tensor, ne0: i64) -> *mut ggml_tensor;
+    pub fn ggml_reshape_2d(ctx: *mut ggml_context, a: *mut ggml_tensor, ne0: i64, ne1: i64) -> *mut ggml_tensor;
     pub fn ggml_reshape_3d(
         ctx: *mut ggml_context,
         a: *mut ggml_tensor,
@@ -1216,12 +1009,7 @@ unsafe extern "C" {
         ne2: i64,
         ne3: i64,
     ) -> *mut ggml_tensor;
-    pub fn ggml_view_1d(
-        ctx: *mut ggml_context,
-        a: *mut ggml_tensor,
-        ne0: i64,
-        offset: usize,
-    ) -> *mut ggml_tensor;
+    pub fn ggml_view_1d(ctx: *mut ggml_context, a: *mut ggml_tensor, ne0: i64, offset: usize) -> *mut ggml_tensor;
     pub fn ggml_view_2d(
         ctx: *mut ggml_context,
         a: *mut ggml_tensor,
@@ -1261,11 +1049,7 @@ unsafe extern "C" {
         axis3: ::core::ffi::c_int,
     ) -> *mut ggml_tensor;
     pub fn ggml_transpose(ctx: *mut ggml_context, a: *mut ggml_tensor) -> *mut ggml_tensor;
-    pub fn ggml_get_rows(
-        ctx: *mut ggml_context,
-        a: *mut ggml_tensor,
-        b: *mut ggml_tensor,
-    ) -> *mut ggml_tensor;
+    pub fn ggml_get_rows(ctx: *mut ggml_context, a: *mut ggml_tensor, b: *mut ggml_tensor) -> *mut ggml_tensor;
     pub fn ggml_get_rows_back(
         ctx: *mut ggml_context,
         a: *mut ggml_tensor,
@@ -1299,18 +1083,8 @@ unsafe extern "C" {
         a: *mut ggml_tensor,
         n_past: ::core::ffi::c_int,
     ) -> *mut ggml_tensor;
-    pub fn ggml_clamp(
-        ctx: *mut ggml_context,
-        a: *mut ggml_tensor,
-        min: f32,
-        max: f32,
-    ) -> *mut ggml_tensor;
-    pub fn ggml_clamp_inplace(
-        ctx: *mut ggml_context,
-        a: *mut ggml_tensor,
-        min: f32,
-        max: f32,
-    ) -> *mut ggml_tensor;
+    pub fn ggml_clamp(ctx: *mut ggml_context, a: *mut ggml_tensor, min: f32, max: f32) -> *mut ggml_tensor;
+    pub fn ggml_clamp_inplace(ctx: *mut ggml_context, a: *mut ggml_tensor, min: f32, max: f32) -> *mut ggml_tensor;
     pub fn ggml_soft_max(ctx: *mut ggml_context, a: *mut ggml_tensor) -> *mut ggml_tensor;
     pub fn ggml_soft_max_inplace(ctx: *mut ggml_context, a: *mut ggml_tensor) -> *mut ggml_tensor;
     pub fn ggml_soft_max_ext(
@@ -1485,10 +1259,7 @@ unsafe extern "C" {
         beta_fast: f32,
         beta_slow: f32,
     ) -> *mut ggml_tensor;
-    pub fn ggml_rope_set_offset(
-        a: *mut ggml_tensor,
-        n_offs: ::core::ffi::c_int,
-    ) -> *mut ggml_tensor;
+    pub fn ggml_rope_set_offset(a: *mut ggml_tensor, n_offs: ::core::ffi::c_int) -> *mut ggml_tensor;
     pub fn ggml_im2col(
         ctx: *mut ggml_context,
         a: *mut ggml_tensor,
@@ -1602,16 +1373,8 @@ unsafe extern "C" {
         d1: ::core::ffi::c_int,
         d2: ::core::ffi::c_int,
     ) -> *mut ggml_tensor;
-    pub fn ggml_conv_2d_sk_p0(
-        ctx: *mut ggml_context,
-        a: *mut ggml_tensor,
-        b: *mut ggml_tensor,
-    ) -> *mut ggml_tensor;
-    pub fn ggml_conv_2d_s1_ph(
-        ctx: *mut ggml_context,
-        a: *mut ggml_tensor,
-        b: *mut ggml_tensor,
-    ) -> *mut ggml_tensor;
+    pub fn ggml_conv_2d_sk_p0(ctx: *mut ggml_context, a: *mut ggml_tensor, b: *mut ggml_tensor) -> *mut ggml_tensor;
+    pub fn ggml_conv_2d_s1_ph(ctx: *mut ggml_context, a: *mut ggml_tensor, b: *mut ggml_tensor) -> *mut ggml_tensor;
     pub fn ggml_conv_2d_dw(
         ctx: *mut ggml_context,
         a: *mut ggml_tensor,
@@ -1777,44 +1540,19 @@ unsafe extern "C" {
         shift2: ::core::ffi::c_int,
         shift3: ::core::ffi::c_int,
     ) -> *mut ggml_tensor;
-    pub fn ggml_tri(
-        ctx: *mut ggml_context,
-        a: *mut ggml_tensor,
-        type_: ggml_tri_type,
-    ) -> *mut ggml_tensor;
+    pub fn ggml_tri(ctx: *mut ggml_context, a: *mut ggml_tensor, type_: ggml_tri_type) -> *mut ggml_tensor;
     pub fn ggml_fill(ctx: *mut ggml_context, a: *mut ggml_tensor, c: f32) -> *mut ggml_tensor;
-    pub fn ggml_fill_inplace(
-        ctx: *mut ggml_context,
-        a: *mut ggml_tensor,
-        c: f32,
-    ) -> *mut ggml_tensor;
+    pub fn ggml_fill_inplace(ctx: *mut ggml_context, a: *mut ggml_tensor, c: f32) -> *mut ggml_tensor;
     pub fn ggml_timestep_embedding(
         ctx: *mut ggml_context,
         timesteps: *mut ggml_tensor,
         dim: ::core::ffi::c_int,
         max_period: ::core::ffi::c_int,
     ) -> *mut ggml_tensor;
-    pub fn ggml_argsort(
-        ctx: *mut ggml_context,
-        a: *mut ggml_tensor,
-        order: ggml_sort_order,
-    ) -> *mut ggml_tensor;
-    pub fn ggml_argsort_top_k(
-        ctx: *mut ggml_context,
-        a: *mut ggml_tensor,
-        k: ::core::ffi::c_int,
-    ) -> *mut ggml_tensor;
-    pub fn ggml_top_k(
-        ctx: *mut ggml_context,
-        a: *mut ggml_tensor,
-        k: ::core::ffi::c_int,
-    ) -> *mut ggml_tensor;
-    pub fn ggml_arange(
-        ctx: *mut ggml_context,
-        start: f32,
-        stop: f32,
-        step: f32,
-    ) -> *mut ggml_tensor;
+    pub fn ggml_argsort(ctx: *mut ggml_context, a: *mut ggml_tensor, order: ggml_sort_order) -> *mut ggml_tensor;
+    pub fn ggml_argsort_top_k(ctx: *mut ggml_context, a: *mut ggml_tensor, k: ::core::ffi::c_int) -> *mut ggml_tensor;
+    pub fn ggml_top_k(ctx: *mut ggml_context, a: *mut ggml_tensor, k: ::core::ffi::c_int) -> *mut ggml_tensor;
+    pub fn ggml_arange(ctx: *mut ggml_context, start: f32, stop: f32, step: f32) -> *mut ggml_tensor;
     pub fn ggml_flash_attn_ext(
         ctx: *mut ggml_context,
         q: *mut ggml_tensor,
@@ -1837,11 +1575,7 @@ unsafe extern "C" {
         d: *mut ggml_tensor,
         masked: bool,
     ) -> *mut ggml_tensor;
-    pub fn ggml_ssm_conv(
-        ctx: *mut ggml_context,
-        sx: *mut ggml_tensor,
-        c: *mut ggml_tensor,
-    ) -> *mut ggml_tensor;
+    pub fn ggml_ssm_conv(ctx: *mut ggml_context, sx: *mut ggml_tensor, c: *mut ggml_tensor) -> *mut ggml_tensor;
     pub fn ggml_ssm_scan(
         ctx: *mut ggml_context,
         s: *mut ggml_tensor,
@@ -1853,11 +1587,7 @@ unsafe extern "C" {
         ids: *mut ggml_tensor,
         K: i64,
     ) -> *mut ggml_tensor;
-    pub fn ggml_win_part(
-        ctx: *mut ggml_context,
-        a: *mut ggml_tensor,
-        w: ::core::ffi::c_int,
-    ) -> *mut ggml_tensor;
+    pub fn ggml_win_part(ctx: *mut ggml_context, a: *mut ggml_tensor, w: ::core::ffi::c_int) -> *mut ggml_tensor;
     pub fn ggml_win_unpart(
         ctx: *mut ggml_context,
         a: *mut ggml_tensor,
@@ -1865,16 +1595,8 @@ unsafe extern "C" {
         h0: ::core::ffi::c_int,
         w: ::core::ffi::c_int,
     ) -> *mut ggml_tensor;
-    pub fn ggml_unary(
-        ctx: *mut ggml_context,
-        a: *mut ggml_tensor,
-        op: ggml_unary_op,
-    ) -> *mut ggml_tensor;
-    pub fn ggml_unary_inplace(
-        ctx: *mut ggml_context,
-        a: *mut ggml_tensor,
-        op: ggml_unary_op,
-    ) -> *mut ggml_tensor;
+    pub fn ggml_unary(ctx: *mut ggml_context, a: *mut ggml_tensor, op: ggml_unary_op) -> *mut ggml_tensor;
+    pub fn ggml_unary_inplace(ctx: *mut ggml_context, a: *mut ggml_tensor, op: ggml_unary_op) -> *mut ggml_tensor;
     pub fn ggml_get_rel_pos(
         ctx: *mut ggml_context,
         a: *mut ggml_tensor,
@@ -1954,11 +1676,8 @@ unsafe extern "C" {
         eps: f32,
         n_iter: i32,
     ) -> *mut ggml_tensor;
-    pub fn ggml_dsv4_hc_pre(
-        ctx: *mut ggml_context,
-        x: *mut ggml_tensor,
-        weights: *mut ggml_tensor,
-    ) -> *mut ggml_tensor;
+    pub fn ggml_dsv4_hc_pre(ctx: *mut ggml_context, x: *mut ggml_tensor, weights: *mut ggml_tensor)
+    -> *mut ggml_tensor;
     pub fn ggml_dsv4_hc_pre_gated(
         ctx: *mut ggml_context,
         x: *mut ggml_tensor,
@@ -2081,16 +1800,8 @@ unsafe extern "C" {
         grad_accs: *mut *mut ggml_tensor,
     );
     pub fn ggml_new_graph(ctx: *mut ggml_context) -> *mut ggml_cgraph;
-    pub fn ggml_new_graph_custom(
-        ctx: *mut ggml_context,
-        size: usize,
-        grads: bool,
-    ) -> *mut ggml_cgraph;
-    pub fn ggml_graph_dup(
-        ctx: *mut ggml_context,
-        cgraph: *mut ggml_cgraph,
-        force_grads: bool,
-    ) -> *mut ggml_cgraph;
+    pub fn ggml_new_graph_custom(ctx: *mut ggml_context, size: usize, grads: bool) -> *mut ggml_cgraph;
+    pub fn ggml_graph_dup(ctx: *mut ggml_context, cgraph: *mut ggml_cgraph, force_grads: bool) -> *mut ggml_cgraph;
     pub fn ggml_graph_cpy(src: *mut ggml_cgraph, dst: *mut ggml_cgraph);
     pub fn ggml_graph_reset(cgraph: *mut ggml_cgraph);
     pub fn ggml_graph_clear(cgraph: *mut ggml_cgraph);
@@ -2101,28 +1812,16 @@ unsafe extern "C" {
     pub fn ggml_graph_add_node(cgraph: *mut ggml_cgraph, tensor: *mut ggml_tensor);
     pub fn ggml_graph_overhead() -> usize;
     pub fn ggml_graph_overhead_custom(size: usize, grads: bool) -> usize;
-    pub fn ggml_graph_get_tensor(
-        cgraph: *const ggml_cgraph,
-        name: *const ::core::ffi::c_char,
-    ) -> *mut ggml_tensor;
-    pub fn ggml_graph_get_grad(
-        cgraph: *const ggml_cgraph,
-        node: *const ggml_tensor,
-    ) -> *mut ggml_tensor;
-    pub fn ggml_graph_get_grad_acc(
-        cgraph: *const ggml_cgraph,
-        node: *const ggml_tensor,
-    ) -> *mut ggml_tensor;
+    pub fn ggml_graph_get_tensor(cgraph: *const ggml_cgraph, name: *const ::core::ffi::c_char) -> *mut ggml_tensor;
+    pub fn ggml_graph_get_grad(cgraph: *const ggml_cgraph, node: *const ggml_tensor) -> *mut ggml_tensor;
+    pub fn ggml_graph_get_grad_acc(cgraph: *const ggml_cgraph, node: *const ggml_tensor) -> *mut ggml_tensor;
     pub fn ggml_graph_print(cgraph: *const ggml_cgraph);
     pub fn ggml_graph_dump_dot(
         gb: *const ggml_cgraph,
         cgraph: *const ggml_cgraph,
         filename: *const ::core::ffi::c_char,
     );
-    pub fn ggml_log_get(
-        log_callback: *mut ggml_log_callback,
-        user_data: *mut *mut ::core::ffi::c_void,
-    );
+    pub fn ggml_log_get(log_callback: *mut ggml_log_callback, user_data: *mut *mut ::core::ffi::c_void);
     pub fn ggml_log_set(log_callback: ggml_log_callback, user_data: *mut ::core::ffi::c_void);
     pub fn ggml_set_zero(tensor: *mut ggml_tensor) -> *mut ggml_tensor;
     pub fn ggml_quantize_init(type_: ggml_type);
@@ -2139,21 +1838,12 @@ unsafe extern "C" {
     ) -> usize;
     pub fn ggml_get_type_traits(type_: ggml_type) -> *const ggml_type_traits;
     pub fn ggml_threadpool_params_default(n_threads: ::core::ffi::c_int) -> ggml_threadpool_params;
-    pub fn ggml_threadpool_params_init(
-        p: *mut ggml_threadpool_params,
-        n_threads: ::core::ffi::c_int,
-    );
-    pub fn ggml_threadpool_params_match(
-        p0: *const ggml_threadpool_params,
-        p1: *const ggml_threadpool_params,
-    ) -> bool;
+    pub fn ggml_threadpool_params_init(p: *mut ggml_threadpool_params, n_threads: ::core::ffi::c_int);
+    pub fn ggml_threadpool_params_match(p0: *const ggml_threadpool_params, p1: *const ggml_threadpool_params) -> bool;
     pub fn ggml_tallocr_new(buffer: ggml_backend_buffer_t) -> ggml_tallocr;
     pub fn ggml_tallocr_alloc(talloc: *mut ggml_tallocr, tensor: *mut ggml_tensor) -> ggml_status;
     pub fn ggml_gallocr_new(buft: ggml_backend_buffer_type_t) -> ggml_gallocr_t;
-    pub fn ggml_gallocr_new_n(
-        bufts: *mut ggml_backend_buffer_type_t,
-        n_bufs: ::core::ffi::c_int,
-    ) -> ggml_gallocr_t;
+    pub fn ggml_gallocr_new_n(bufts: *mut ggml_backend_buffer_type_t, n_bufs: ::core::ffi::c_int) -> ggml_gallocr_t;
     pub fn ggml_gallocr_free(galloc: ggml_gallocr_t);
     pub fn ggml_gallocr_reserve(galloc: ggml_gallocr_t, graph: *mut ggml_cgraph) -> bool;
     pub fn ggml_gallocr_reserve_n_size(
@@ -2170,10 +1860,7 @@ unsafe extern "C" {
         leaf_buffer_ids: *const ::core::ffi::c_int,
     ) -> bool;
     pub fn ggml_gallocr_alloc_graph(galloc: ggml_gallocr_t, graph: *mut ggml_cgraph) -> bool;
-    pub fn ggml_gallocr_get_buffer_size(
-        galloc: ggml_gallocr_t,
-        buffer_id: ::core::ffi::c_int,
-    ) -> usize;
+    pub fn ggml_gallocr_get_buffer_size(galloc: ggml_gallocr_t, buffer_id: ::core::ffi::c_int) -> usize;
     pub fn ggml_backend_alloc_ctx_tensors_from_buft_size(
         ctx: *mut ggml_context,
         buft: ggml_backend_buffer_type_t,
@@ -2182,15 +1869,9 @@ unsafe extern "C" {
         ctx: *mut ggml_context,
         buft: ggml_backend_buffer_type_t,
     ) -> *mut ggml_backend_buffer;
-    pub fn ggml_backend_alloc_ctx_tensors(
-        ctx: *mut ggml_context,
-        backend: ggml_backend_t,
-    ) -> *mut ggml_backend_buffer;
+    pub fn ggml_backend_alloc_ctx_tensors(ctx: *mut ggml_context, backend: ggml_backend_t) -> *mut ggml_backend_buffer;
     pub fn ggml_backend_buft_name(buft: ggml_backend_buffer_type_t) -> *const ::core::ffi::c_char;
-    pub fn ggml_backend_buft_alloc_buffer(
-        buft: ggml_backend_buffer_type_t,
-        size: usize,
-    ) -> ggml_backend_buffer_t;
+    pub fn ggml_backend_buft_alloc_buffer(buft: ggml_backend_buffer_type_t, size: usize) -> ggml_backend_buffer_t;
     pub fn ggml_backend_buft_alloc_buffer_n(
         buft: ggml_backend_buffer_type_t,
         tensors: *mut *mut ggml_tensor,
@@ -2198,10 +1879,7 @@ unsafe extern "C" {
     ) -> ggml_backend_buffer_t;
     pub fn ggml_backend_buft_get_alignment(buft: ggml_backend_buffer_type_t) -> usize;
     pub fn ggml_backend_buft_get_max_size(buft: ggml_backend_buffer_type_t) -> usize;
-    pub fn ggml_backend_buft_get_alloc_size(
-        buft: ggml_backend_buffer_type_t,
-        tensor: *const ggml_tensor,
-    ) -> usize;
+    pub fn ggml_backend_buft_get_alloc_size(buft: ggml_backend_buffer_type_t, tensor: *const ggml_tensor) -> usize;
     pub fn ggml_backend_buft_get_alloc_size_n(
         buft: ggml_backend_buffer_type_t,
         tensors: *mut *mut ggml_tensor,
@@ -2213,38 +1891,22 @@ unsafe extern "C" {
     pub fn ggml_backend_buffer_free(buffer: ggml_backend_buffer_t);
     pub fn ggml_backend_buffer_get_base(buffer: ggml_backend_buffer_t) -> *mut ::core::ffi::c_void;
     pub fn ggml_backend_buffer_get_size(buffer: ggml_backend_buffer_t) -> usize;
-    pub fn ggml_backend_buffer_init_tensor(
-        buffer: ggml_backend_buffer_t,
-        tensor: *mut ggml_tensor,
-    ) -> ggml_status;
+    pub fn ggml_backend_buffer_init_tensor(buffer: ggml_backend_buffer_t, tensor: *mut ggml_tensor) -> ggml_status;
     pub fn ggml_backend_buffer_get_alignment(buffer: ggml_backend_buffer_t) -> usize;
     pub fn ggml_backend_buffer_get_max_size(buffer: ggml_backend_buffer_t) -> usize;
-    pub fn ggml_backend_buffer_get_alloc_size(
-        buffer: ggml_backend_buffer_t,
-        tensor: *const ggml_tensor,
-    ) -> usize;
+    pub fn ggml_backend_buffer_get_alloc_size(buffer: ggml_backend_buffer_t, tensor: *const ggml_tensor) -> usize;
     pub fn ggml_backend_buffer_clear(buffer: ggml_backend_buffer_t, value: u8);
     pub fn ggml_backend_buffer_is_host(buffer: ggml_backend_buffer_t) -> bool;
-    pub fn ggml_backend_buffer_set_usage(
-        buffer: ggml_backend_buffer_t,
-        usage: ggml_backend_buffer_usage,
-    );
-    pub fn ggml_backend_buffer_get_usage(
-        buffer: ggml_backend_buffer_t,
-    ) -> ggml_backend_buffer_usage;
-    pub fn ggml_backend_buffer_get_type(
-        buffer: ggml_backend_buffer_t,
-    ) -> ggml_backend_buffer_type_t;
+    pub fn ggml_backend_buffer_set_usage(buffer: ggml_backend_buffer_t, usage: ggml_backend_buffer_usage);
+    pub fn ggml_backend_buffer_get_usage(buffer: ggml_backend_buffer_t) -> ggml_backend_buffer_usage;
+    pub fn ggml_backend_buffer_get_type(buffer: ggml_backend_buffer_t) -> ggml_backend_buffer_type_t;
     pub fn ggml_backend_buffer_reset(buffer: ggml_backend_buffer_t);
     pub fn ggml_backend_tensor_copy(src: *const ggml_tensor, dst: *mut ggml_tensor);
     pub fn ggml_backend_guid(backend: ggml_backend_t) -> ggml_guid_t;
     pub fn ggml_backend_name(backend: ggml_backend_t) -> *const ::core::ffi::c_char;
     pub fn ggml_backend_free(backend: ggml_backend_t);
-    pub fn ggml_backend_get_default_buffer_type(
-        backend: ggml_backend_t,
-    ) -> ggml_backend_buffer_type_t;
-    pub fn ggml_backend_alloc_buffer(backend: ggml_backend_t, size: usize)
-    -> ggml_backend_buffer_t;
+    pub fn ggml_backend_get_default_buffer_type(backend: ggml_backend_t) -> ggml_backend_buffer_type_t;
+    pub fn ggml_backend_alloc_buffer(backend: ggml_backend_t, size: usize) -> ggml_backend_buffer_t;
     pub fn ggml_backend_get_alignment(backend: ggml_backend_t) -> usize;
     pub fn ggml_backend_get_max_size(backend: ggml_backend_t) -> usize;
     pub fn ggml_backend_tensor_set_async(
@@ -2311,35 +1973,18 @@ unsafe extern "C" {
         stride_tensor: usize,
         stride_data: usize,
     );
-    pub fn ggml_backend_tensor_memset(
-        tensor: *mut ggml_tensor,
-        value: u8,
-        offset: usize,
-        size: usize,
-    );
+    pub fn ggml_backend_tensor_memset(tensor: *mut ggml_tensor, value: u8, offset: usize, size: usize);
     pub fn ggml_backend_synchronize(backend: ggml_backend_t);
     pub fn ggml_backend_graph_plan_create(
         backend: ggml_backend_t,
         cgraph: *mut ggml_cgraph,
     ) -> ggml_backend_graph_plan_t;
     pub fn ggml_backend_graph_plan_free(backend: ggml_backend_t, plan: ggml_backend_graph_plan_t);
-    pub fn ggml_backend_graph_plan_compute(
-        backend: ggml_backend_t,
-        plan: ggml_backend_graph_plan_t,
-    ) -> ggml_status;
-    pub fn ggml_backend_graph_compute(
-        backend: ggml_backend_t,
-        cgraph: *mut ggml_cgraph,
-    ) -> ggml_status;
-    pub fn ggml_backend_graph_compute_async(
-        backend: ggml_backend_t,
-        cgraph: *mut ggml_cgraph,
-    ) -> ggml_status;
+    pub fn ggml_backend_graph_plan_compute(backend: ggml_backend_t, plan: ggml_backend_graph_plan_t) -> ggml_status;
+    pub fn ggml_backend_graph_compute(backend: ggml_backend_t, cgraph: *mut ggml_cgraph) -> ggml_status;
+    pub fn ggml_backend_graph_compute_async(backend: ggml_backend_t, cgraph: *mut ggml_cgraph) -> ggml_status;
     pub fn ggml_backend_supports_op(backend: ggml_backend_t, op: *const ggml_tensor) -> bool;
-    pub fn ggml_backend_supports_buft(
-        backend: ggml_backend_t,
-        buft: ggml_backend_buffer_type_t,
-    ) -> bool;
+    pub fn ggml_backend_supports_buft(backend: ggml_backend_t, buft: ggml_backend_buffer_type_t) -> bool;
     pub fn ggml_backend_offload_op(backend: ggml_backend_t, op: *const ggml_tensor) -> bool;
     pub fn ggml_backend_tensor_copy_async(
         backend_src: ggml_backend_t,
@@ -2357,31 +2002,19 @@ unsafe extern "C" {
     pub fn ggml_backend_dev_description(device: ggml_backend_dev_t) -> *const ::core::ffi::c_char;
     pub fn ggml_backend_dev_memory(device: ggml_backend_dev_t, free: *mut usize, total: *mut usize);
     pub fn ggml_backend_dev_type(device: ggml_backend_dev_t) -> ggml_backend_dev_type;
-    pub fn ggml_backend_dev_get_props(
-        device: ggml_backend_dev_t,
-        props: *mut ggml_backend_dev_props,
-    );
+    pub fn ggml_backend_dev_get_props(device: ggml_backend_dev_t, props: *mut ggml_backend_dev_props);
     pub fn ggml_backend_dev_backend_reg(device: ggml_backend_dev_t) -> ggml_backend_reg_t;
-    pub fn ggml_backend_dev_init(
-        device: ggml_backend_dev_t,
-        params: *const ::core::ffi::c_char,
-    ) -> ggml_backend_t;
+    pub fn ggml_backend_dev_init(device: ggml_backend_dev_t, params: *const ::core::ffi::c_char) -> ggml_backend_t;
     pub fn ggml_backend_dev_buffer_type(device: ggml_backend_dev_t) -> ggml_backend_buffer_type_t;
-    pub fn ggml_backend_dev_host_buffer_type(
-        device: ggml_backend_dev_t,
-    ) -> ggml_backend_buffer_type_t;
+    pub fn ggml_backend_dev_host_buffer_type(device: ggml_backend_dev_t) -> ggml_backend_buffer_type_t;
     pub fn ggml_backend_dev_buffer_from_host_ptr(
         device: ggml_backend_dev_t,
         ptr: *mut ::core::ffi::c_void,
         size: usize,
         max_tensor_size: usize,
     ) -> ggml_backend_buffer_t;
-    pub fn ggml_backend_dev_supports_op(device: ggml_backend_dev_t, op: *const ggml_tensor)
-    -> bool;
-    pub fn ggml_backend_dev_supports_buft(
-        device: ggml_backend_dev_t,
-        buft: ggml_backend_buffer_type_t,
-    ) -> bool;
+    pub fn ggml_backend_dev_supports_op(device: ggml_backend_dev_t, op: *const ggml_tensor) -> bool;
+    pub fn ggml_backend_dev_supports_buft(device: ggml_backend_dev_t, buft: ggml_backend_buffer_type_t) -> bool;
     pub fn ggml_backend_dev_offload_op(device: ggml_backend_dev_t, op: *const ggml_tensor) -> bool;
     pub fn ggml_backend_reg_name(reg: ggml_backend_reg_t) -> *const ::core::ffi::c_char;
     pub fn ggml_backend_reg_dev_count(reg: ggml_backend_reg_t) -> usize;
@@ -2426,47 +2059,27 @@ unsafe extern "C" {
         measure_graph: *mut ggml_cgraph,
         sizes: *mut usize,
     );
-    pub fn ggml_backend_sched_reserve(
-        sched: ggml_backend_sched_t,
-        measure_graph: *mut ggml_cgraph,
-    ) -> bool;
+    pub fn ggml_backend_sched_reserve(sched: ggml_backend_sched_t, measure_graph: *mut ggml_cgraph) -> bool;
     pub fn ggml_backend_sched_get_n_backends(sched: ggml_backend_sched_t) -> ::core::ffi::c_int;
-    pub fn ggml_backend_sched_get_backend(
-        sched: ggml_backend_sched_t,
-        i: ::core::ffi::c_int,
-    ) -> ggml_backend_t;
+    pub fn ggml_backend_sched_get_backend(sched: ggml_backend_sched_t, i: ::core::ffi::c_int) -> ggml_backend_t;
     pub fn ggml_backend_sched_get_n_splits(sched: ggml_backend_sched_t) -> ::core::ffi::c_int;
     pub fn ggml_backend_sched_get_n_copies(sched: ggml_backend_sched_t) -> ::core::ffi::c_int;
     pub fn ggml_backend_sched_get_buffer_type(
         sched: ggml_backend_sched_t,
         backend: ggml_backend_t,
     ) -> ggml_backend_buffer_type_t;
-    pub fn ggml_backend_sched_get_buffer_size(
-        sched: ggml_backend_sched_t,
-        backend: ggml_backend_t,
-    ) -> usize;
+    pub fn ggml_backend_sched_get_buffer_size(sched: ggml_backend_sched_t, backend: ggml_backend_t) -> usize;
     pub fn ggml_backend_sched_set_tensor_backend(
         sched: ggml_backend_sched_t,
         node: *mut ggml_tensor,
         backend: ggml_backend_t,
     );
-    pub fn ggml_backend_sched_get_tensor_backend(
-        sched: ggml_backend_sched_t,
-        node: *mut ggml_tensor,
-    ) -> ggml_backend_t;
+    pub fn ggml_backend_sched_get_tensor_backend(sched: ggml_backend_sched_t, node: *mut ggml_tensor)
+    -> ggml_backend_t;
     pub fn ggml_backend_sched_split_graph(sched: ggml_backend_sched_t, graph: *mut ggml_cgraph);
-    pub fn ggml_backend_sched_alloc_graph(
-        sched: ggml_backend_sched_t,
-        graph: *mut ggml_cgraph,
-    ) -> bool;
-    pub fn ggml_backend_sched_graph_compute(
-        sched: ggml_backend_sched_t,
-        graph: *mut ggml_cgraph,
-    ) -> ggml_status;
-    pub fn ggml_backend_sched_graph_compute_async(
-        sched: ggml_backend_sched_t,
-        graph: *mut ggml_cgraph,
-    ) -> ggml_status;
+    pub fn ggml_backend_sched_alloc_graph(sched: ggml_backend_sched_t, graph: *mut ggml_cgraph) -> bool;
+    pub fn ggml_backend_sched_graph_compute(sched: ggml_backend_sched_t, graph: *mut ggml_cgraph) -> ggml_status;
+    pub fn ggml_backend_sched_graph_compute_async(sched: ggml_backend_sched_t, graph: *mut ggml_cgraph) -> ggml_status;
     pub fn ggml_backend_sched_synchronize(sched: ggml_backend_sched_t);
     pub fn ggml_backend_sched_reset(sched: ggml_backend_sched_t);
     pub fn ggml_backend_sched_set_eval_callback(
@@ -2474,19 +2087,14 @@ unsafe extern "C" {
         callback: ggml_backend_sched_eval_callback,
         user_data: *mut ::core::ffi::c_void,
     );
-    pub fn ggml_backend_meta_split_axis_name(
-        split_axis: ggml_backend_meta_split_axis,
-    ) -> *const ::core::ffi::c_char;
+    pub fn ggml_backend_meta_split_axis_name(split_axis: ggml_backend_meta_split_axis) -> *const ::core::ffi::c_char;
     pub fn ggml_backend_meta_device(
         devs: *mut ggml_backend_dev_t,
         n_devs: usize,
         get_split_state: ggml_backend_meta_get_split_state_t,
         get_split_state_ud: *mut ::core::ffi::c_void,
     ) -> ggml_backend_dev_t;
-    pub fn ggml_backend_graph_copy(
-        backend: ggml_backend_t,
-        graph: *mut ggml_cgraph,
-    ) -> ggml_backend_graph_copy;
+    pub fn ggml_backend_graph_copy(backend: ggml_backend_t, graph: *mut ggml_cgraph) -> ggml_backend_graph_copy;
     pub fn ggml_backend_graph_copy_free(copy: ggml_backend_graph_copy);
     pub fn ggml_backend_compare_graph_backend(
         backend1: ggml_backend_t,
@@ -2503,10 +2111,7 @@ unsafe extern "C" {
         addr: *mut ::core::ffi::c_void,
     ) -> ggml_status;
     pub fn ggml_backend_view_init(tensor: *mut ggml_tensor) -> ggml_status;
-    pub fn ggml_backend_cpu_buffer_from_ptr(
-        ptr: *mut ::core::ffi::c_void,
-        size: usize,
-    ) -> ggml_backend_buffer_t;
+    pub fn ggml_backend_cpu_buffer_from_ptr(ptr: *mut ::core::ffi::c_void, size: usize) -> ggml_backend_buffer_t;
     pub fn ggml_backend_cpu_buffer_type() -> ggml_backend_buffer_type_t;
     pub fn ggml_numa_init(numa: ggml_numa_strategy);
     pub fn ggml_is_numa() -> bool;
@@ -2596,14 +2201,8 @@ unsafe extern "C" {
     pub fn ggml_cpu_init();
     pub fn ggml_backend_cpu_init() -> ggml_backend_t;
     pub fn ggml_backend_is_cpu(backend: ggml_backend_t) -> bool;
-    pub fn ggml_backend_cpu_set_n_threads(
-        backend_cpu: ggml_backend_t,
-        n_threads: ::core::ffi::c_int,
-    );
-    pub fn ggml_backend_cpu_set_threadpool(
-        backend_cpu: ggml_backend_t,
-        threadpool: ggml_threadpool_t,
-    );
+    pub fn ggml_backend_cpu_set_n_threads(backend_cpu: ggml_backend_t, n_threads: ::core::ffi::c_int);
+    pub fn ggml_backend_cpu_set_threadpool(backend_cpu: ggml_backend_t, threadpool: ggml_threadpool_t);
     pub fn ggml_backend_cpu_set_abort_callback(
         backend_cpu: ggml_backend_t,
         abort_callback: ggml_abort_callback,
@@ -2632,15 +2231,8 @@ unsafe extern "C" {
         description: *mut ::core::ffi::c_char,
         description_size: usize,
     );
-    pub fn ggml_backend_cuda_get_device_memory(
-        device: ::core::ffi::c_int,
-        free: *mut usize,
-        total: *mut usize,
-    );
-    pub fn ggml_backend_cuda_register_host_buffer(
-        buffer: *mut ::core::ffi::c_void,
-        size: usize,
-    ) -> bool;
+    pub fn ggml_backend_cuda_get_device_memory(device: ::core::ffi::c_int, free: *mut usize, total: *mut usize);
+    pub fn ggml_backend_cuda_register_host_buffer(buffer: *mut ::core::ffi::c_void, size: usize) -> bool;
     pub fn ggml_backend_cuda_unregister_host_buffer(buffer: *mut ::core::ffi::c_void);
     pub fn ggml_backend_cuda_reg() -> ggml_backend_reg_t;
 }
