@@ -18,7 +18,7 @@
 //! # How it is built
 //!
 //! Data flows one way: a file ([`gguf`]) becomes a [`model`] (hyperparameters, weights, [`tokenizer`]); an architecture builds the
-//! dense [`graph`] of a prompt; the passes of [`spts`](crate::spts) rewrite it to skip and prune tokens; a [`session`] cuts it into phases, lowers
+//! dense [`graph`] of a prompt; the passes of [`spts`] rewrite it to skip and prune tokens; a [`session`] cuts it into phases, lowers
 //! each tile of a phase to [`ggml`], and runs it. [`eval`] measures what comes out.
 #![deny(unsafe_code)]
 #![warn(missing_docs)]

@@ -32,7 +32,7 @@ pub struct DeviceArgs {
     /// Lock the mapped file in memory
     #[arg(long, conflicts_with = "no_mmap")]
     pub mlock: bool,
-    /// Use CPU weights as they lie in the file: starts at once and takes no second copy, but prompts are slower
+    /// Use CPU weights as they lie in the file: starts at once and takes no second copy, but is slower
     #[arg(long)]
     pub no_repack: bool,
     /// Rows up to which a GPU multiplies quantized weights in integers; more rows go to cuBLAS in 16 bits [default: 256 on

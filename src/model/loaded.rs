@@ -31,7 +31,7 @@ pub struct ModelOptions {
     /// Keep the mapped file from being paged out.
     pub mlock: bool,
     /// Copy the CPU's matrices into huge pages, rearranged for its blocked kernels where it has some: faster, and more to do
-    /// at the start. Otherwise they stay mapped.
+    /// at the start. Otherwise they stay mapped, as those without such kernels do if the file is larger than half of the memory.
     pub repack: bool,
     /// Device for the layers: `None` takes the first GPU, or the CPU.
     pub device: Option<String>,
@@ -162,8 +162,11 @@ impl Model {
 
     fn place_weights(&mut self, options: &mut ModelOptions) -> Result<()> {
         let repack = options.repack.then(BufferType::cpu_repack).flatten();
-        // A file read into memory lies in huge pages already, and one that is locked in memory is meant to be used there.
-        let copies = options.repack && !options.mlock && self.gguf.map().is_file() && huge_pages::are_given();
+        // A file read into memory lies in huge pages already, one that is locked in memory is meant to be used there, and pages of
+        // a large one have to stay such that the kernel can let go.
+        let is_small = self.gguf.bytes().len() <= BufferType::cpu_weights().free_bytes() / 2;
+        let copies =
+            options.repack && !options.mlock && self.gguf.map().is_file() && is_small && huge_pages::are_given();
         for device in 0..self.placement.devices.len() {
             let mine: Vec<WeightId> =
                 (0..self.weights.len() as u32).map(WeightId).filter(|&w| self.is_needed_on(device, w)).collect();
