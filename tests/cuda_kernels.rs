@@ -275,6 +275,33 @@ fn top_k() {
     }
 }
 
+#[test]
+fn is_member() {
+    let (mut gpu, mut random) = (Gpu::start(), Prng::named(1, "is_member"));
+    for n in [1, 300, 33_000] {
+        for [m, k] in [[1, 1], [n, n], [n, 1], [1, n], [n / 2, n / 3], [n / 3, n / 2]].map(|s| s.map(|s| s.max(1))) {
+            gpu.clear();
+            let [rows, members] = [m, k].map(|m| {
+                let mut list = distinct(&mut random, m, n);
+                list.sort_unstable();
+                list
+            });
+            let [rows_there, members_there] = [&rows, &members].map(|list| gpu.i32(list));
+            let all = gpu.poison(GgmlType::F32, [1, m + 2]);
+            let got = gpu.within(all, |ops, a| {
+                ops.is_member(a.get(rows_there), a.get(members_there), Some(ops.rows(a.get(all), 1, m)))
+            });
+            let got = f32s(&got);
+            assert!(got[0].is_nan() && got[m + 1].is_nan(), "{m} of {n} among {k}: written beside");
+            let mut expected = vec![0.0; n];
+            members.iter().for_each(|i| expected[*i as usize] = 1.0);
+            for (row, found) in rows.iter().zip(&got[1..]) {
+                assert_eq!(*found, expected[*row as usize], "{row} of {m} among {k} of {n}");
+            }
+        }
+    }
+}
+
 /// Equation 4 of arXiv 2601.13155: `q [d n_head, n_probe]`, `k [d n_head_kv, n]`.
 fn mean_attention(q: &[f32], k: &[f32], heads: &Heads) -> Vec<f64> {
     let (d, group) = (heads.head_dim, heads.n_head / heads.n_head_kv);
@@ -549,12 +576,20 @@ fn gated_ffn() {
             let (w_down, down) = weight(&mut gpu, &mut random, types[2], [n_ff, n_embd]);
             let (inputs, x) = rows_to_round(&mut gpu, &mut random, [n_embd, rows]);
             let hidden = gated(act, &rounded_product(&gate, &x, n_embd), &rounded_product(&up, &x, n_embd));
-            let expected = product_of(&down, &hidden, n_ff);
+            // Powers of two: rounding stays as it is.
+            let factors: Vec<f32> = (0..rows).map(|i| [1.0, 0.0, 0.5][i % 3]).collect();
+            let factors_there = gpu.f32([1, rows], &factors);
+            let all = product_of(&down, &hidden, n_ff);
+            let scaled = all.chunks(n_embd).zip(&factors).flat_map(|(y, f)| y.iter().map(|y| y * f64::from(*f)));
+            let scaled: Vec<f64> = scaled.collect();
             for (x, from) in inputs.into_iter().zip(["F32", "BF16"]) {
-                let what = format!("{act:?}, {} x {from}", types[0].name());
-                check_targets(&mut gpu, &what, &expected, [n_embd, rows], [1e-2; 2], |ops, a, to| {
-                    ops.gated_ffn(act, [w_gate, w_up, w_down].map(|w| a.get(w)), a.get(x), to)
-                });
+                for (expected, factors) in [(&all, None), (&scaled, Some(factors_there))] {
+                    let what = format!("{act:?}, {} x {from}, factors: {}", types[0].name(), factors.is_some());
+                    check_targets(&mut gpu, &what, expected, [n_embd, rows], [1e-2; 2], |ops, a, to| {
+                        let factors = factors.map(|f| a.get(f));
+                        ops.gated_ffn(act, [w_gate, w_up, w_down].map(|w| a.get(w)), a.get(x), factors, to)
+                    });
+                }
             }
         }
     }

@@ -205,14 +205,29 @@ fn invariant_5_a_layer_has_one_attention_over_its_keys_and_values() {
 
 #[test]
 fn invariant_6_indices_come_from_top_k() {
-    for name in ["get_rows", "prune"] {
-        rejects("rows chosen by top_k", |g| {
-            // Indices of the right type and count, in no order that anyone promises.
-            let chosen = g.node(op(g, name)).src[1];
-            let (m, positions) = (g.node(chosen).n_rows, op(g, "positions"));
-            let node = &mut g.nodes[chosen.index()];
-            (node.op, node.src) = (Op::LastRows { rows: m }, vec![positions]);
-            first(g, |n| n.src.get(1) == Some(&chosen))
+    // Indices of the right type and count, in no order that anyone promises.
+    let disorder = |g: &mut Graph, chosen: NodeId| {
+        let (rows, positions) = (g.node(chosen).n_rows, op(g, "positions"));
+        let node = &mut g.nodes[chosen.index()];
+        (node.op, node.src, node.dtype) = (Op::LastRows { rows }, vec![positions], DType::I32);
+    };
+    rejects("rows chosen by top_k", |g| {
+        let rows = op(g, "get_rows");
+        disorder(g, g.node(rows).src[1]);
+        rows
+    });
+    rejects("rows chosen by top_k", |g| {
+        let (member, pruned) = (op(g, "is_member"), op(g, "prune"));
+        disorder(g, member);
+        g.nodes[pruned.index()].src[1] = member;
+        pruned
+    });
+    for i in [0, 1] {
+        rejects("an answer for each index chosen by top_k", |g| {
+            let member = op(g, "is_member");
+            let chosen = g.node(member).src[i];
+            disorder(g, chosen);
+            first(g, |n| n.src.contains(&chosen))
         });
     }
     rejects("an addend row for each index", |g| {

@@ -60,7 +60,7 @@ impl Kernels {
         self.cuda_device.is_some() && head_dim <= 512 && rope.ext_factor == 0.0
     }
 
-    /// [`Ops::gather`] and [`Ops::top_k`].
+    /// [`Ops::gather`], [`Ops::top_k`] and [`Ops::is_member`].
     pub fn selection(&self) -> bool {
         self.cuda_device.is_some()
     }
@@ -119,11 +119,12 @@ enum Op {
     Gather,
     Store,
     TopK,
+    IsMember,
     ProbeScores,
 }
 
 /// Names for [`super::profile`], by number.
-const NAMES: [&str; 11] = [
+const NAMES: [&str; 12] = [
     "causal_attention",
     "product",
     "gated_ffn",
@@ -134,6 +135,7 @@ const NAMES: [&str; 11] = [
     "gather",
     "store",
     "top_k",
+    "is_member",
     "probe_scores",
 ];
 
@@ -169,16 +171,19 @@ impl Ops {
         self.ours(Op::Product, out, &[w, x], &[adds])
     }
 
-    /// `W_down (act(W_gate x) * (W_up x))` of `x [n_embd, n]` with the roundings of [`Ops::product`]. `-> [n_embd, n]`
+    /// `W_down (act(W_gate x) * (W_up x))` of `x [n_embd, n]` with the roundings of [`Ops::product`], each row times its factor
+    /// in `factors [1, n]` (rounded with the activation), if there are any. `-> [n_embd, n]`
     pub fn gated_ffn<'a>(
         &'a self,
         act: Activation,
         [gate, up, down]: [Tensor<'a>; 3],
         x: Tensor<'a>,
+        factors: Option<Tensor<'a>>,
         to: Target<'a>,
     ) -> Tensor<'a> {
         let (out, adds) = self.target(to, [down.ne(1), x.ne(1)]);
-        self.ours(Op::GatedFfn, out, &[down, x, gate, up], &[adds, activation(act)])
+        let src: Vec<Tensor<'a>> = [down, x, gate, up].into_iter().chain(factors).collect();
+        self.ours(Op::GatedFfn, out, &src, &[adds, activation(act)])
     }
 
     fn target<'a>(&'a self, to: Target<'a>, ne: [usize; 2]) -> (Tensor<'a>, i32) {
@@ -257,6 +262,13 @@ impl Ops {
     pub fn top_k<'a>(&'a self, scores: Tensor<'a>, m: usize, forced: usize, to: Option<Tensor<'a>>) -> Tensor<'a> {
         let out = self.place(to, GgmlType::I32, [1, m]);
         self.ours(Op::TopK, out, &[scores], &[forced as i32])
+    }
+
+    /// Of the ascending `rows [m]`: 1 for those that are among the ascending `members [k]`, else 0; in `to` if that is given.
+    /// `-> F32 [1, m]`
+    pub fn is_member<'a>(&'a self, rows: Tensor<'a>, members: Tensor<'a>, to: Option<Tensor<'a>>) -> Tensor<'a> {
+        let out = self.place(to, GgmlType::F32, [1, rows.n_elements()]);
+        self.ours(Op::IsMember, out, &[rows, members], &[])
     }
 
     /// Equation 4 of arXiv 2601.13155: mean over the last candidates' queries `q [head_dim * n_head, n_probe]` of the softmax

@@ -3,18 +3,19 @@
 use super::ir::*;
 use super::rewrite::Rewrite;
 
-/// Puts [`Op::GatedFfn`] in place of the products and the activation of every layer's FFN. An FFN with biases is left as it
-/// is.
+/// Puts [`Op::GatedFfn`] in place of the products and the activation of every layer's FFN, and of the factors on its rows,
+/// where there are any. An FFN with biases is left as it is.
 pub fn fuse_gated_ffn(graph: &Graph) -> Graph {
     let mut rw = Rewrite::new(graph);
     for (layer, a) in graph.layers.iter().enumerate() {
-        if let Some((down, op)) = gated_ffn(graph, a) {
+        if let Some(ffn) = gated_ffn(graph, a) {
             rw.copy_through(a.ffn_norm);
             rw.b.set_layer(Some(layer));
-            let old = graph.node(down);
-            let fused = rw.b.push_sized(op, &[rw.map[&a.ffn_norm]], old.n_feat, old.n_rows, old.name);
-            rw.map.insert(down, fused);
-            rw.skip_through(down);
+            let old = graph.node(ffn.result);
+            let src: Vec<NodeId> = [Some(a.ffn_norm), ffn.factors].iter().flatten().map(|s| rw.map[s]).collect();
+            let fused = rw.b.push_sized(ffn.op, &src, old.n_feat, old.n_rows, old.name);
+            rw.map.insert(ffn.result, fused);
+            rw.skip_through(ffn.result);
         }
     }
     rw.copy_through(NodeId(graph.nodes.len() as u32 - 1));
@@ -22,22 +23,36 @@ pub fn fuse_gated_ffn(graph: &Graph) -> Graph {
     rw.finish(anchors)
 }
 
-/// The FFN's last product, and the operation that stands for all of it, if the layer's FFN is
-/// `W_down (act(W_gate x) * (W_up x))` on the anchored `x` and nothing else lies in between.
-fn gated_ffn(graph: &Graph, a: &LayerAnchors) -> Option<(NodeId, Op)> {
+/// An FFN that one operation can compute.
+struct GatedFfn {
+    op: Op,
+    /// `[1, n]`, made before the FFN.
+    factors: Option<NodeId>,
+    /// The last node it stands for.
+    result: NodeId,
+}
+
+/// The FFN of a layer, if it is `W_down (act(W_gate x) * (W_up x))` on the anchored `x` and nothing else lies in between.
+fn gated_ffn(graph: &Graph, a: &LayerAnchors) -> Option<GatedFfn> {
     let weight = |id: NodeId| match graph.node(id).op {
         Op::Linear { weight, bias: None } => Some(weight),
         _ => None,
     };
-    let down = match graph.node(a.ffn_out).op {
-        Op::RmsNorm { .. } => graph.node(a.ffn_out).src[0],
-        _ => a.ffn_out,
-    };
+    let source = |id: NodeId, k: usize| graph.node(id).src[k];
+    let is_mul = |id: NodeId| graph.node(id).op == Op::Mul;
+    let unscaled = if is_mul(a.ffn_out) { source(a.ffn_out, 0) } else { a.ffn_out };
+    let down = if matches!(graph.node(unscaled).op, Op::RmsNorm { .. }) { source(unscaled, 0) } else { unscaled };
+    let scales = is_mul(a.ffn_out) && down == unscaled;
+
     let w_down = weight(down)?;
-    let glu = graph.node(down).src[0];
+    let glu = source(down, 0);
     let Op::Glu { act } = graph.node(glu).op else { return None };
     let [gate, up] = graph.node(glu).src[..] else { return None };
     let on_x = [gate, up].iter().all(|id| graph.node(*id).src == [a.ffn_norm]);
     let alone = down.index() == a.ffn_norm.index() + 4;
-    (on_x && alone).then_some((down, Op::GatedFfn { gate: weight(gate)?, up: weight(up)?, down: w_down, act }))
+    (on_x && alone).then_some(GatedFfn {
+        op: Op::GatedFfn { gate: weight(gate)?, up: weight(up)?, down: w_down, act },
+        factors: scales.then(|| source(a.ffn_out, 1)),
+        result: if scales { a.ffn_out } else { down },
+    })
 }

@@ -140,7 +140,8 @@ pub enum Op {
         /// act
         act: Activation,
     },
-    /// `x [n_embd, n] -> [n_embd, n]`: W_down (act(W_gate x) * (W_up x)), where a device computes it in one operation.
+    /// `x [n_embd, n] -> [n_embd, n]`: W_down (act(W_gate x) * (W_up x)), where a device computes it in one operation. A second
+    /// source `[1, n]` is a factor on each row of the result.
     GatedFfn {
         /// `[n_embd, n_ff]`
         gate: WeightId,
@@ -180,7 +181,7 @@ pub enum Op {
         /// Activation of the FFN.
         act: Activation,
     },
-    /// `a, b -> a * b`, elementwise (scores).
+    /// `a, b -> a * b`, elementwise (scores), or each row of `a [f, n]` by its factor in `b [1, n]`.
     Mul,
     /// `x -> F32 [1, n]`: a uniform random score for every row of x, a control for ablations.
     RandomScores {
@@ -197,6 +198,9 @@ pub enum Op {
         /// Last rows that are always members.
         forced: usize,
     },
+    /// `idx [1, m], members [1, k] -> F32 [1, m]`: 1 for each of the rows idx that is among the members, else 0. Both list rows of
+    /// the same value.
+    IsMember,
     /// `h [f, n], idx [1, m] -> [f, m]`: the rows idx stay, all others are gone for good.
     Prune,
     /// `x -> x`: hands x to the host; nothing of the model reads the result.
@@ -244,6 +248,7 @@ impl Op {
             Op::Mul => "mul",
             Op::RandomScores { .. } => "random_scores",
             Op::TopK { .. } => "top_k",
+            Op::IsMember => "is_member",
             Op::Prune => "prune",
             Op::Capture { .. } => "capture",
         }

@@ -251,7 +251,8 @@ impl<'a> Lowerer<'a, '_> {
             Op::GatedFfn { gate, up, down, act } => {
                 let x = self.rows(node.src[0]);
                 let weights = [*gate, *up, *down].map(|w| self.memory.matrix(w, x.ne(1)));
-                self.gated_ffn(weights, *act, x, self.target(id))
+                let factors = node.src.get(1).map(|s| self.rows(*s));
+                self.gated_ffn(weights, *act, x, factors, self.target(id))
             }
             Op::Add => self.residual_add(id, node),
             Op::Mul => self.ops.mul(self.rows(node.src[0]), self.rows(node.src[1])),
@@ -283,6 +284,11 @@ impl<'a> Lowerer<'a, '_> {
                 let to = self.destination(id, 0..*m);
                 let best = self.ops.top_k(self.memory.stored(node.src[0]), *m, *forced, to);
                 return self.written(id, best, to);
+            }
+            Op::IsMember => {
+                let to = self.destination(id, 0..node.n_rows);
+                let [rows, members] = [0, 1].map(|i| self.memory.stored(node.src[i]));
+                return self.written(id, self.ops.is_member(rows, members, to), to);
             }
             Op::RandomScores { .. } => unreachable!("random scores are written by the host"),
             Op::Capture { layer, tap } => {
@@ -362,7 +368,12 @@ impl<'a> Lowerer<'a, '_> {
             Storage::CacheK(layer) => return self.store_in_cache(layer, self.memory.cache_k(layer), value),
             Storage::CacheV(layer) => return self.store_in_cache(layer, self.memory.cache_v(layer), value),
         };
-        self.ops.expand(self.copy(value, target));
+        let stored = self.copy(value, target);
+        self.ops.expand(stored);
+        // Whoever adds to it must find it where it stays.
+        if value.ty() == target.ty() {
+            self.values.insert(id, stored);
+        }
     }
 
     fn copy(&self, value: Tensor<'a>, to: Tensor<'a>) -> Tensor<'a> {
@@ -450,12 +461,20 @@ impl<'a> Lowerer<'a, '_> {
         y
     }
 
-    fn gated_ffn(&self, weights: [Tensor<'a>; 3], act: Activation, x: Tensor<'a>, to: Target<'a>) -> Tensor<'a> {
+    fn gated_ffn(
+        &self,
+        weights: [Tensor<'a>; 3],
+        act: Activation,
+        x: Tensor<'a>,
+        factors: Option<Tensor<'a>>,
+        to: Target<'a>,
+    ) -> Tensor<'a> {
         if weights.iter().all(|w| self.memory.kernels().product(x.ne(1), w.ty())) {
-            return self.ops.gated_ffn(act, weights, x, to);
+            return self.ops.gated_ffn(act, weights, x, factors, to);
         }
         let [gate, up, down] = weights;
-        self.product(down, self.ops.glu(act, self.product(gate, x), self.product(up, x)))
+        let y = self.product(down, self.ops.glu(act, self.product(gate, x), self.product(up, x)));
+        factors.map_or(y, |factors| self.ops.mul(y, factors))
     }
 
     fn residual_add(&self, id: NodeId, node: &Node) -> Tensor<'a> {

@@ -20,7 +20,7 @@ pub enum PhaseKind {
     Tiled,
     /// All rows at once (probe scores, pooling).
     Whole,
-    /// One selection or one list of random scores.
+    /// One selection, or one list of random scores or memberships.
     Select,
 }
 
@@ -80,7 +80,7 @@ pub fn plan(graph: &Graph, tile: usize, cuts: &dyn Fn(usize) -> bool) -> Program
 fn kind(op: &Op) -> PhaseKind {
     match op {
         Op::ProbeScores { .. } | Op::PoolScores { .. } => PhaseKind::Whole,
-        Op::TopK { .. } | Op::RandomScores { .. } => PhaseKind::Select,
+        Op::TopK { .. } | Op::RandomScores { .. } | Op::IsMember => PhaseKind::Select,
         _ => PhaseKind::Tiled,
     }
 }
@@ -98,7 +98,7 @@ pub fn reads_whole(graph: &Graph, node: &Node, i: usize) -> bool {
     match node.op {
         Op::GetRows | Op::Prune | Op::ScatterAdd => i == 0,
         Op::LastRows { rows } => rows != graph.node(node.src[0]).n_rows,
-        Op::ProbeScores { .. } | Op::PoolScores { .. } | Op::TopK { .. } => true,
+        Op::ProbeScores { .. } | Op::PoolScores { .. } | Op::TopK { .. } | Op::IsMember => true,
         // A causal tile needs the keys up to its own end: its phase has made them if the rows are the same.
         Op::Attention { .. } => (i == 1 || i == 2) && graph.node(node.src[i]).n_rows != node.n_rows,
         _ => false,
@@ -169,7 +169,8 @@ fn place(graph: &Graph, phases: &[Phase]) -> (Vec<Storage>, Vec<Slot>) {
         }
     }
     for (stored, node) in stored.iter_mut().zip(&graph.nodes) {
-        *stored |= matches!(node.op, Op::Tokens | Op::Positions);
+        // A prune makes the residual stream's new home, where later sums are added to it.
+        *stored |= matches!(node.op, Op::Tokens | Op::Positions | Op::Prune);
     }
     stored[graph.logits.index()] = true;
     last_phase[graph.logits.index()] = phases.len();

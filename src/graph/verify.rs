@@ -56,7 +56,9 @@ fn check_node(graph: &Graph, id: NodeId) -> Result<(), String> {
     }
     let arity = match node.op {
         Op::Tokens | Op::Positions => 0,
-        Op::Rope { .. } | Op::Glu { .. } | Op::Add | Op::GetRows | Op::ProbeScores { .. } | Op::Mul | Op::Prune => 2,
+        Op::Rope { .. } | Op::Glu { .. } | Op::Add | Op::GetRows | Op::ProbeScores { .. } | Op::Mul => 2,
+        Op::IsMember | Op::Prune => 2,
+        Op::GatedFfn { .. } => node.src.len().clamp(1, 2),
         Op::ScatterAdd => 3,
         Op::Attention { .. } => 5,
         _ => 1,
@@ -69,6 +71,7 @@ fn check_node(graph: &Graph, id: NodeId) -> Result<(), String> {
         if ok { Ok(()) } else { Err(format!("{what} (shape [{}, {}])", node.n_feat, node.n_rows)) }
     };
     let same = |i: usize| src(i).n_feat == node.n_feat && src(i).n_rows == node.n_rows;
+    let row_factors = |i: usize| src(i).n_feat == 1 && src(i).n_rows == node.n_rows;
     let indices = |i: usize| src(i).n_feat == 1 && matches!(src(i).op, Op::TopK { .. });
     want(node.n_rows > 0 && node.n_feat > 0, "an empty value")?;
     let ill_typed = (0..arity).find(|&i| element_type(&node.op, i).is_some_and(|t| src(i).dtype != t));
@@ -105,8 +108,9 @@ fn check_node(graph: &Graph, id: NodeId) -> Result<(), String> {
             want(k.n_rows == v.n_rows && q.n_rows <= k.n_rows, "as many values as keys, no more queries than keys")?;
             want(src(3).n_rows == q.n_rows && src(4).n_rows == k.n_rows, "positions of queries and keys")
         }
-        Op::GatedFfn { .. } => want(same(0), "shape of its source"),
-        Op::Glu { .. } | Op::Add | Op::Mul => want(same(0) && same(1), "sources of the same shape"),
+        Op::GatedFfn { .. } => want(same(0) && (arity == 1 || row_factors(1)), "shape of its source, a factor a row"),
+        Op::Glu { .. } | Op::Add => want(same(0) && same(1), "sources of the same shape"),
+        Op::Mul => want(same(0) && (same(1) || row_factors(1)), "sources of the same shape, or a factor a row"),
         Op::GetRows | Op::Prune => {
             want(indices(1) && src(1).n_rows == node.n_rows && src(0).n_feat == node.n_feat, "rows chosen by top_k")?;
             want(node.n_rows <= src(0).n_rows, "no more rows than there are")
@@ -138,6 +142,7 @@ fn check_node(graph: &Graph, id: NodeId) -> Result<(), String> {
                 "0 < forced <= m <= candidates",
             )
         }
+        Op::IsMember => want(indices(0) && indices(1) && same(0), "an answer for each index chosen by top_k"),
         Op::Capture { .. } => want(same(0), "its source unchanged"),
     }
 }
@@ -147,6 +152,7 @@ fn element_type(op: &Op, i: usize) -> Option<DType> {
     match (op, i) {
         (Op::GetRows | Op::LastRows { .. } | Op::Prune | Op::RandomScores { .. }, 0) => None,
         (Op::Embed { .. }, 0)
+        | (Op::IsMember, _)
         | (Op::Rope { .. } | Op::GetRows | Op::Prune | Op::ScatterAdd, 1)
         | (Op::Attention { .. }, 3 | 4) => Some(DType::I32),
         _ => Some(DType::F32),

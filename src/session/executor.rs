@@ -385,9 +385,14 @@ fn select_phase(
                 observer.selected(id, &indices);
             }
         }
+        Op::IsMember if d.backend.is_cpu() => {
+            let [rows, members] = [0, 1].map(|i| read_i32(slots.get(node.src[i])));
+            let found = select::is_member(&rows, &members);
+            slots.set(id, &found.iter().flat_map(|f| f.to_le_bytes()).collect::<Vec<u8>>());
+        }
         _ => {
             tile(run, d, device, phase, 0..phase.rows, kept, observer)?;
-            if observer.wants_selections() {
+            if observer.wants_selections() && matches!(node.op, Op::TopK { .. }) {
                 d.backend.synchronize();
                 observer.selected(id, &read_i32(slots.get(id)));
             }

@@ -1,4 +1,4 @@
-//! Selection on the host: what the CPU backend uses for `top_k` (on a GPU it stays on the device).
+//! Selection on the host: what the CPU backend uses for `top_k` and `is_member` (on a GPU they stay on the device).
 
 use crate::random::SplitMix64;
 
@@ -23,6 +23,11 @@ pub fn top_k(scores: &[f32], m: usize, forced: usize) -> Vec<i32> {
     free.extend((n - forced) as i32..n as i32);
     free.sort_unstable();
     free
+}
+
+/// Of the `rows`: 1 for those that are among the ascending `members`, else 0.
+pub fn is_member(rows: &[i32], members: &[i32]) -> Vec<f32> {
+    rows.iter().map(|row| f32::from(u8::from(members.binary_search(row).is_ok()))).collect()
 }
 
 /// `n` uniform scores in [0, 1): the control that a probe has to beat. The same for a seed and layer everywhere.
@@ -53,6 +58,12 @@ mod tests {
     fn the_lower_index_wins_ties() {
         assert_eq!(top_k(&[0.5, 0.5, 0.5, 0.5, 0.5], 3, 1), [0, 1, 4]);
         assert_eq!(top_k(&[f32::NAN, 0.5, f32::NAN, 0.1], 2, 1), [1, 3]);
+    }
+
+    #[test]
+    fn members_are_found_at_both_ends() {
+        assert_eq!(is_member(&[0, 2, 3, 9], &[0, 1, 3, 8, 9]), [1.0, 0.0, 1.0, 1.0]);
+        assert_eq!(is_member(&[4], &[]), [0.0]);
     }
 
     #[test]

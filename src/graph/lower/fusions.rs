@@ -123,7 +123,8 @@ impl<'a> Lowerer<'a, '_> {
         let matrix = |w: WeightId| self.memory.matrix(w, x.ne(1));
         match node.op {
             Op::GatedFfn { gate, up, down, act } => {
-                self.ops.gated_ffn(act, [gate, up, down].map(matrix), x, Target::Added(h))
+                let factors = node.src.get(1).map(|s| self.rows(*s));
+                self.ops.gated_ffn(act, [gate, up, down].map(matrix), x, factors, Target::Added(h))
             }
             Op::Linear { weight, .. } => self.ops.product(matrix(weight), x, Target::Added(h)),
             _ => unreachable!("only products are added"),

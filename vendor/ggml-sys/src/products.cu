@@ -60,27 +60,39 @@ template <bool gelu> __device__ float activate(const float x) {
     return gelu ? ggml_cuda_op_gelu_single(x) : x / (1.0f + __expf(-x));
 }
 
-// gate = act(gate) * up
-template <bool gelu> __global__ void multiply_gate(Bf16x8 * gate, const Bf16x8 * up, const int64_t n) {
+// gate = act(gate) * up, times the factor of the row (of n_ff values), if there are factors.
+template <bool gelu, bool scaled> __global__ void multiply_gate(Bf16x8 * gate, const Bf16x8 * up, const float * factors,
+                                                                const int n_ff, const int64_t n) {
     const int64_t i = int64_t(blockIdx.x)*blockDim.x + threadIdx.x;
     if (i >= n) {
         return;
     }
     Bf16x8 g = gate[i];
     const Bf16x8 u = up[i];
+    const float  factor = scaled ? factors[8*i/n_ff] : 1.0f;
 #pragma unroll
     for (int k = 0; k < 4; k++) {
         const float2 a = __bfloat1622float2(g.pair[k]);
         const float2 b = __bfloat1622float2(u.pair[k]);
-        g.pair[k] = __floats2bfloat162_rn(activate<gelu>(a.x)*b.x, activate<gelu>(a.y)*b.y);
+        g.pair[k] = __floats2bfloat162_rn(activate<gelu>(a.x)*b.x*factor, activate<gelu>(a.y)*b.y*factor);
     }
     gate[i] = g;
 }
 
-void activate_gate(ggml_backend_cuda_context & ctx, const bool gelu, bf16 * gate, const bf16 * up, const int64_t n) {
+// Rows of n_ff values. `factors`: F32 [1, rows] or null.
+void activate_gate(ggml_backend_cuda_context & ctx, const bool gelu, bf16 * gate, const bf16 * up, const ggml_tensor * factors,
+                   const int64_t n_ff, const int64_t rows) {
+    const int64_t n = n_ff*rows;
     GGML_ASSERT(n % 8 == 0);
-    const auto kernel = gelu ? multiply_gate<true> : multiply_gate<false>;
-    kernel<<<(n/8 + THREADS - 1)/THREADS, THREADS, 0, ctx.stream()>>>((Bf16x8 *) gate, (const Bf16x8 *) up, n/8);
+    const auto launch = [&](const auto kernel, const float * values) {
+        kernel<<<(n/8 + THREADS - 1)/THREADS, THREADS, 0, ctx.stream()>>>((Bf16x8 *) gate, (const Bf16x8 *) up, values, n_ff, n/8);
+    };
+    if (factors == nullptr) {
+        launch(gelu ? multiply_gate<true, false> : multiply_gate<false, false>, nullptr);
+    } else {
+        GGML_ASSERT(factors->type == GGML_TYPE_F32 && ggml_is_contiguous(factors) && ggml_nelements(factors) == rows && n_ff % 8 == 0);
+        launch(gelu ? multiply_gate<true, true> : multiply_gate<false, true>, (const float *) factors->data);
+    }
     CUDA_CHECK(cudaGetLastError());
 }
 
@@ -128,7 +140,7 @@ void gated_ffn(ggml_backend_cuda_context & ctx, ggml_tensor * dst) {
             multiply(ctx, weights.get(), input.get(), n_embd, y, n_embd, n_ff, rows);
         }
     }
-    activate_gate(ctx, spts_argument(dst, 2) == 1, gate.get(), up.get(), n_ff*rows);
+    activate_gate(ctx, spts_argument(dst, 2) == 1, gate.get(), up.get(), dst->src[4], n_ff, rows);
 
     const WideWeight weights(ctx, w_down);
     multiply(ctx, weights.get(), gate.get(), n_ff, Target(dst, spts_argument(dst, 1) == 1), n_ff, n_embd, rows);
@@ -150,7 +162,7 @@ void proxy_norm(ggml_backend_cuda_context & ctx, ggml_tensor * dst) {
     const Bf16 v_gate(ctx, dst->src[2]), v_up(ctx, dst->src[3]), v_down(ctx, dst->src[4]);
     multiply(ctx, v_gate.get(), low.get(), 2*rank, gate.get(), rank, d_low, rows);
     multiply(ctx, v_up.get(), low.get() + rank, 2*rank, up.get(), rank, d_low, rows);
-    activate_gate(ctx, spts_argument(dst, 1) == 1, gate.get(), up.get(), d_low*rows);
+    activate_gate(ctx, spts_argument(dst, 1) == 1, gate.get(), up.get(), nullptr, d_low, rows);
 
     ggml_cuda_pool_alloc<float> out(ctx.pool(), rank*rows);
     multiply(ctx, v_down.get(), gate.get(), d_low, out.get(), d_low, rank, rows);

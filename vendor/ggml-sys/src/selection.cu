@@ -237,6 +237,27 @@ template <bool kept> __global__ void __launch_bounds__(WARPS*WARP_SIZE) top_k_ke
     }
 }
 
+// --- Membership --------------------------------------------------------------------------------------------------
+
+__global__ void is_member_kernel(const int32_t * rows, const int32_t * members, float * found, const int n_rows, const int n_members) {
+    const int i = blockIdx.x*THREADS + threadIdx.x;
+    if (i >= n_rows) {
+        return;
+    }
+    // The first member that is not below the row.
+    const int row = rows[i];
+    int first = 0, end = n_members;
+    while (first < end) {
+        const int middle = (first + end)/2;
+        if (members[middle] < row) {
+            first = middle + 1;
+        } else {
+            end = middle;
+        }
+    }
+    found[i] = first < n_members && members[first] == row ? 1.0f : 0.0f;
+}
+
 } // namespace
 
 void probe_scores(ggml_backend_cuda_context & ctx, ggml_tensor * dst) {
@@ -290,5 +311,16 @@ void top_k(ggml_backend_cuda_context & ctx, ggml_tensor * dst) {
         top_k_kernel<false><<<1, WARPS*WARP_SIZE, 0, ctx.stream()>>>(
             (const float *) scores->data, (int32_t *) dst->data, n, m, forced);
     }
+    CUDA_CHECK(cudaGetLastError());
+}
+
+void is_member(ggml_backend_cuda_context & ctx, ggml_tensor * dst) {
+    const ggml_tensor * rows    = dst->src[0];
+    const ggml_tensor * members = dst->src[1];
+    GGML_ASSERT(rows->type == GGML_TYPE_I32 && members->type == GGML_TYPE_I32 && dst->type == GGML_TYPE_F32);
+    GGML_ASSERT(ggml_is_contiguous(rows) && ggml_is_contiguous(members) && ggml_is_contiguous(dst));
+    const int n_rows = ggml_nelements(rows), n_members = ggml_nelements(members);
+    is_member_kernel<<<(n_rows + THREADS - 1)/THREADS, THREADS, 0, ctx.stream()>>>(
+        (const int32_t *) rows->data, (const int32_t *) members->data, (float *) dst->data, n_rows, n_members);
     CUDA_CHECK(cudaGetLastError());
 }

@@ -25,7 +25,8 @@ enum spts_op : int32_t {
     // BF16. Argument 1: 1 to add to what is in dst (F32).
     SPTS_PRODUCT,
     // dst [n_embd, n] = W_down (act(W_gate x) * (W_up x)), with the same roundings. src0 = W_down, src1 = x [n_embd, n], src2 =
-    // W_gate, src3 = W_up. Argument 1 as above, 2: 0 for SiLU, 1 for GELU (tanh).
+    // W_gate, src3 = W_up, src4 = F32 [1, n], a factor on each row of act(..) * .., or null. Argument 1 as above, 2: 0 for SiLU, 1
+    // for GELU (tanh).
     SPTS_GATED_FFN,
     // dst F32 [1, n] = || V_down (act(V_gate y_g) * (V_up y_u)) ||, y_g over y_u = U^T x. src0 = x F32 or BF16 [n_embd, n], src1 = U
     // [n_embd, 2 rank], src2 = V_gate, src3 = V_up [rank, d_low], src4 = V_down [d_low, rank]. Argument 1: the activation.
@@ -46,6 +47,8 @@ enum spts_op : int32_t {
     // dst I32 [1, m]: in ascending order the indices of the m best of src0 F32 [n]. Argument 1: so many of the last are always in,
     // in place of the m-th best. The lower index wins ties; NaN counts as -inf.
     SPTS_TOP_K,
+    // dst F32 [1, m]: 1 where src0 I32 [m] is among src1 I32 [k] (ascending), else 0.
+    SPTS_IS_MEMBER,
     // dst F32 [1, n]: the mean, over the columns of q and the heads, of softmax(scale q . k) over the candidates that the
     // column sees (equation 4 of arXiv 2601.13155). src0 = q F32 [d n_head, n_probe] of the last n_probe candidates, src1 = k F16
     // [d n_head_kv, n]. Column i sees n - n_probe + i + 1 candidates. Argument 1: scale (F32), 2: d.
