@@ -409,6 +409,45 @@ fn scatter_add() {
     }
 }
 
+#[test]
+fn scatter_add_normalized() {
+    let (mut gpu, mut random) = (Gpu::start(), Prng::named(1, "scatter_add_normalized"));
+    let (n_all, n, eps) = (50, 37, 1e-5);
+    for width in [64, 4096, 8192 + 64] {
+        gpu.clear();
+        let mut sums = uniform(&mut random, width * n_all, 1.0);
+        let h = gpu.f32([width, n_all], &sums);
+        let (x, idx) = (uniform(&mut random, width * n, 1.0), distinct(&mut random, n, n_all));
+        let (rows, at) = (gpu.f32([width, n], &x), gpu.i32(&idx));
+        let normalized = gpu.poison(GgmlType::BF16, [width, n_all]);
+        let got = gpu.within(normalized, |ops, a| {
+            ops.scatter_add_normalized(a.get(h), a.get(rows), a.get(at), a.get(normalized), eps)
+        });
+        for (i, x) in idx.iter().zip(x.chunks(width)) {
+            sums[*i as usize * width..][..width].iter_mut().zip(x).for_each(|(s, x)| *s += x);
+        }
+        assert!(f32s(&gpu.arena.read(h, 0, 4 * width * n_all)) == sums, "{width}");
+        let got = values_of(&got, bf16::from_le_bytes);
+        for (row, (got, sums)) in got.chunks(width).zip(sums.chunks(width)).enumerate() {
+            if idx.contains(&(row as i32)) {
+                check_normalized(&format!("{width}, row {row}"), got, sums, None, eps);
+            } else {
+                assert!(got.iter().all(|x| x.is_nan()), "{width}: row {row} was written");
+            }
+        }
+    }
+}
+
+/// Checks a row against `x` over its root mean square, times a weight if there is one.
+fn check_normalized(what: &str, got: &[bf16], x: &[f32], weight: Option<&[f32]>, eps: f32) {
+    assert_eq!(got.len(), x.len());
+    let rms = (dot(x, x) / x.len() as f64 + f64::from(eps)).sqrt();
+    for (i, got) in got.iter().enumerate() {
+        let expected = f64::from(x[i]) / rms * weight.map_or(1.0, |w| f64::from(w[i]));
+        assert!(bf16_steps(*got, bf16::from_f64(expected)) <= 1, "{what}, {i}: {got} for {expected}");
+    }
+}
+
 /// Steps of BF16 between two of its values.
 fn bf16_steps(a: bf16, b: bf16) -> i32 {
     let place = |x: bf16| {
@@ -426,20 +465,12 @@ fn rms_norm_16() {
         gpu.clear();
         let (x, w) = (uniform(&mut random, width * n, 3.0), uniform(&mut random, width, 2.0));
         let (rows, weight) = (gpu.f32([width, n], &x), gpu.f32([width, 1], &w));
-        for taken in [None, Some(vec![4, 0, 2])] {
-            let idx = taken.as_deref().map(|taken| gpu.i32(taken));
-            let got = gpu.fresh(|ops, a| ops.rms_norm_16(a.get(rows), a.get(weight), idx.map(|idx| a.get(idx)), eps));
+        for by in [None, Some(weight)] {
+            let got = gpu.fresh(|ops, a| ops.rms_norm_16(a.get(rows), by.map(|w| a.get(w)), eps, None));
             let got = values_of(&got, bf16::from_le_bytes);
-            let taken = taken.unwrap_or((0..n as i32).collect());
-            assert_eq!(got.len(), taken.len() * width);
-            for (row, got) in taken.iter().zip(got.chunks(width)) {
-                let x = &x[*row as usize * width..][..width];
-                let rms = (dot(x, x) / width as f64 + f64::from(eps)).sqrt();
-                for i in 0..width {
-                    let expected = f64::from(x[i]) / rms * f64::from(w[i]);
-                    let close = bf16_steps(got[i], bf16::from_f64(expected)) <= 1;
-                    assert!(close, "{width}, row {row}, {i}: {} for {expected}", got[i]);
-                }
+            assert_eq!(got.len(), x.len());
+            for (row, (got, x)) in got.chunks(width).zip(x.chunks(width)).enumerate() {
+                check_normalized(&format!("{width}, row {row}"), got, x, by.map(|_| &w[..]), eps);
             }
         }
     }
@@ -508,7 +539,11 @@ fn rope_rows() {
                         ops.rope_rows(a.get(rows), a.get(at), factors, head_dim, &rope, None)
                     }));
                     let (in_f32, in_f16) = (place(&mut gpu, GgmlType::F32), place(&mut gpu, GgmlType::F16));
-                    for (got, bound) in [(own, 1e-5), (in_f32, 1e-5), (in_f16, 5e-4)] {
+                    let over_x = f32s(&gpu.within(rows, |ops, a| {
+                        let (x, factors) = (a.get(rows), factors.map(|f| a.get(f)));
+                        ops.rope_rows(x, a.get(at), factors, head_dim, &rope, Some(x))
+                    }));
+                    for (got, bound) in [(own, 1e-5), (in_f32, 1e-5), (in_f16, 5e-4), (over_x, 1e-5)] {
                         for (i, got) in got.chunks(width).enumerate() {
                             let expected = rotated(&x[i * width..][..width], positions[i], divisors, head_dim, &rope);
                             let e = error(got, &expected);
@@ -548,16 +583,26 @@ fn product() {
             gpu.clear();
             let (w, w_values) = weight(&mut gpu, &mut random, ty, [n_in, n_out]);
             let (inputs, x_values) = rows_to_round(&mut gpu, &mut random, [n_in, rows]);
-            let expected = product_of(&w_values, &x_values, n_in);
+            let (factors, scaled) = feature_factors(&mut gpu, &x_values, n_in);
+            let [expected, expected_scaled] = [&x_values, &scaled].map(|x| product_of(&w_values, x, n_in));
             for (x, from) in inputs.into_iter().zip(["F32", "BF16"]) {
-                // Tensor cores cut sums off where F32 would round: up to 1e-5 after 4096 terms.
-                let (what, bounds) = (format!("{} {n_in} x {from}", ty.name()), [2e-5, 4e-3]);
-                check_targets(&mut gpu, &what, &expected, [n_out, rows], bounds, |ops, a, to| {
-                    ops.product(a.get(w), a.get(x), to)
-                });
+                for (expected, factors) in [(&expected, None), (&expected_scaled, Some(factors))] {
+                    // Tensor cores cut sums off where F32 would round: up to 1e-5 after 4096 terms.
+                    let (what, bounds) = (format!("{} {n_in} x {from}", ty.name()), [2e-5, 4e-3]);
+                    check_targets(&mut gpu, &what, expected, [n_out, rows], bounds, |ops, a, to| {
+                        ops.product(a.get(w), a.get(x), factors.map(|f| a.get(f)), to)
+                    });
+                }
             }
         }
     }
+}
+
+/// Factors on the features of rows of n_in, powers of two so that rounding stays as it is, and the rows multiplied by them.
+fn feature_factors(gpu: &mut Gpu, x: &[f32], n_in: usize) -> (TensorId, Vec<f32>) {
+    let factors: Vec<f32> = (0..n_in).map(|i| [1.0, 0.5, 2.0, 0.0, 4.0][i % 5]).collect();
+    let scaled = x.chunks(n_in).flat_map(|x| x.iter().zip(&factors).map(|(x, f)| x * f)).collect();
+    (gpu.f32([n_in, 1], &factors), scaled)
 }
 
 fn rounded_product(w: &[f32], x: &[f32], n_in: usize) -> Vec<f32> {
@@ -575,19 +620,24 @@ fn gated_ffn() {
             let (w_up, up) = weight(&mut gpu, &mut random, types[1], [n_embd, n_ff]);
             let (w_down, down) = weight(&mut gpu, &mut random, types[2], [n_ff, n_embd]);
             let (inputs, x) = rows_to_round(&mut gpu, &mut random, [n_embd, rows]);
-            let hidden = gated(act, &rounded_product(&gate, &x, n_embd), &rounded_product(&up, &x, n_embd));
-            // Powers of two: rounding stays as it is.
-            let factors: Vec<f32> = (0..rows).map(|i| [1.0, 0.0, 0.5][i % 3]).collect();
-            let factors_there = gpu.f32([1, rows], &factors);
-            let all = product_of(&down, &hidden, n_ff);
-            let scaled = all.chunks(n_embd).zip(&factors).flat_map(|(y, f)| y.iter().map(|y| y * f64::from(*f)));
-            let scaled: Vec<f64> = scaled.collect();
+            let output = |x: &[f32]| {
+                let hidden = gated(act, &rounded_product(&gate, x, n_embd), &rounded_product(&up, x, n_embd));
+                product_of(&down, &hidden, n_ff)
+            };
+            let (factors, x_scaled) = feature_factors(&mut gpu, &x, n_embd);
+            let row_factors: Vec<f32> = (0..rows).map(|i| [1.0, 0.0, 0.5][i % 3]).collect();
+            let by_rows = gpu.f32([1, rows], &row_factors);
+            let (plain, of_scaled) = (output(&x), output(&x_scaled));
+            let scaled_rows = plain.chunks(n_embd).zip(&row_factors);
+            let scaled_rows = scaled_rows.flat_map(|(y, f)| y.iter().map(|y| y * f64::from(*f))).collect();
+            let cases = [(plain, None, None), (of_scaled, Some(factors), None), (scaled_rows, None, Some(by_rows))];
             for (x, from) in inputs.into_iter().zip(["F32", "BF16"]) {
-                for (expected, factors) in [(&all, None), (&scaled, Some(factors_there))] {
-                    let what = format!("{act:?}, {} x {from}, factors: {}", types[0].name(), factors.is_some());
+                for (case, (expected, factors, row_factors)) in cases.iter().enumerate() {
+                    let what = format!("{act:?}, {} x {from}, case {case}", types[0].name());
                     check_targets(&mut gpu, &what, expected, [n_embd, rows], [1e-2; 2], |ops, a, to| {
-                        let factors = factors.map(|f| a.get(f));
-                        ops.gated_ffn(act, [w_gate, w_up, w_down].map(|w| a.get(w)), a.get(x), factors, to)
+                        let [factors, row_factors] = [factors, row_factors].map(|f| f.map(|f| a.get(f)));
+                        let weights = [w_gate, w_up, w_down].map(|w| a.get(w));
+                        ops.gated_ffn(act, weights, a.get(x), factors, row_factors, to)
                     });
                 }
             }
@@ -603,19 +653,40 @@ fn proxy_norm() {
         gpu.clear();
         let mut factor = |ne| weight(&mut gpu, &mut random, GgmlType::BF16, ne);
         let (u, u_values) = factor([n_embd, 2 * rank]);
-        let (v_gate, gate) = factor([rank, d_low]);
-        let (v_up, up) = factor([rank, d_low]);
+        let (v_gu, gate_and_up) = factor([rank, 2 * d_low]);
+        let (gate, up) = gate_and_up.split_at(rank * d_low);
         let (v_down, down) = factor([d_low, rank]);
         let (inputs, x) = rows_to_round(&mut gpu, &mut random, [n_embd, rows]);
-        let low = rounded_product(&u_values, &x, n_embd);
-        let half = |first: usize| low.chunks(2 * rank).flat_map(|y| y[first..][..rank].to_vec()).collect::<Vec<_>>();
-        let hidden = gated(act, &rounded_product(&gate, &half(0), rank), &rounded_product(&up, &half(rank), rank));
-        let out = product_of(&down, &hidden, d_low);
-        let expected: Vec<f64> = out.chunks(rank).map(|y| y.iter().map(|y| y * y).sum::<f64>().sqrt()).collect();
-        for x in inputs {
-            let got =
-                gpu.fresh(|ops, a| ops.proxy_norm(act, a.get(u), [v_gate, v_up, v_down].map(|v| a.get(v)), a.get(x)));
-            check(&format!("{act:?}"), &f32s(&got), &expected, 1e-2);
+        let norms = |x: &[f32]| -> Vec<f64> {
+            let low = rounded_product(&u_values, x, n_embd);
+            let half =
+                |first: usize| low.chunks(2 * rank).flat_map(|y| y[first..][..rank].to_vec()).collect::<Vec<_>>();
+            let hidden = gated(act, &rounded_product(gate, &half(0), rank), &rounded_product(up, &half(rank), rank));
+            let out = product_of(&down, &hidden, d_low);
+            out.chunks(rank).map(|y| y.iter().map(|y| y * y).sum::<f64>().sqrt()).collect()
+        };
+        let (factors, x_scaled) = feature_factors(&mut gpu, &x, n_embd);
+        let scores = uniform(&mut random, rows, 1.0);
+        let scores_there = gpu.f32([1, rows], &scores);
+        let all = gpu.poison(GgmlType::F32, [1, rows + 2]);
+        for x_there in inputs {
+            for (x, factors) in [(&x, None), (&x_scaled, Some(factors))] {
+                let (what, expected) = (format!("{act:?}, factors: {}", factors.is_some()), norms(x));
+                let v = [v_gu, v_down];
+                let got = gpu.fresh(|ops, a| {
+                    let (v, factors) = (v.map(|v| a.get(v)), factors.map(|f| a.get(f)));
+                    ops.proxy_norm(act, a.get(u), v, a.get(x_there), factors, None, None)
+                });
+                check(&what, &f32s(&got), &expected, 1e-2);
+                let got = gpu.within(all, |ops, a| {
+                    let (v, factors) = (v.map(|v| a.get(v)), factors.map(|f| a.get(f)));
+                    let to = ops.rows(a.get(all), 1, rows);
+                    ops.proxy_norm(act, a.get(u), v, a.get(x_there), factors, Some(a.get(scores_there)), Some(to))
+                });
+                let (got, times) = (f32s(&got), expected.iter().zip(&scores).map(|(c, s)| c * f64::from(*s)));
+                assert!(got[0].is_nan() && got[rows + 1].is_nan(), "{what}: written beside");
+                check(&format!("{what}, times scores"), &got[1..=rows], &times.collect::<Vec<_>>(), 1e-2);
+            }
         }
     }
 }

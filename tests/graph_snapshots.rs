@@ -13,6 +13,7 @@ use runtime::Pair;
 use spts::graph::Graph;
 use spts::graph::fuse_ffn::fuse_gated_ffn;
 use spts::graph::ir::{Node, Op, Tap};
+use spts::graph::keep_normalized::keep_normalized;
 use spts::graph::last_row::keep_last_row;
 use spts::graph::print::print;
 use spts::graph::verify::verify;
@@ -60,6 +61,14 @@ fn snapshots(name: &str, schedule: &Schedule) {
     for graph in [&dense, &skipping] {
         fuses_every_ffn(&keep_last_row(graph, 1));
     }
+    // As GPUs compute it that multiply rows of 16 bits.
+    let fused = fuse_gated_ffn(&keep_last_row(&skipping, 1));
+    let normalized = keep_normalized(&fused, &|_, _| true);
+    verify(&normalized).expect("a graph that keeps the invariants");
+    check(&pair, &normalized, &format!("{name}-spts-gpu"));
+    assert_eq!(keep_normalized(&fused, &|_, _| false), fused, "without products that take them, no rows are kept");
+    let dense = fuse_gated_ffn(&keep_last_row(&dense, 1));
+    assert_eq!(keep_normalized(&dense, &|_, _| true), dense, "all rows change in every layer");
 }
 
 /// Each layer's FFN becomes one node; its shape, and the graph around it, stay.

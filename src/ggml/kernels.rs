@@ -162,27 +162,35 @@ impl Ops {
     ) -> Tensor<'a> {
         let ty = if bf16 { GgmlType::BF16 } else { GgmlType::F32 };
         let out = self.fresh(ty, [q.ne(0), q.ne(2), q.ne(1)]);
-        self.ours(Op::CausalAttention, out, &[q, k, v], &[first as i32, bits(scale)])
+        self.ours(Op::CausalAttention, out, &[q, k, v].map(Some), &[first as i32, bits(scale)])
     }
 
-    /// `w [n_in, n_out] x [n_in, n]`, both rounded to BF16 (x may be so already), summed in F32. `-> [n_out, n]`
-    pub fn product<'a>(&'a self, w: Tensor<'a>, x: Tensor<'a>, to: Target<'a>) -> Tensor<'a> {
+    /// `w [n_in, n_out] x [n_in, n]`, both rounded to BF16 (x may be so already), summed in F32. x is multiplied, feature by
+    /// feature, by `factors [n_in]`, if there are any: before w is rounded, with which they are taken together. `-> [n_out, n]`
+    pub fn product<'a>(
+        &'a self,
+        w: Tensor<'a>,
+        x: Tensor<'a>,
+        factors: Option<Tensor<'a>>,
+        to: Target<'a>,
+    ) -> Tensor<'a> {
         let (out, adds) = self.target(to, [w.ne(1), x.ne(1)]);
-        self.ours(Op::Product, out, &[w, x], &[adds])
+        self.ours(Op::Product, out, &[Some(w), Some(x), factors], &[adds])
     }
 
-    /// `W_down (act(W_gate x) * (W_up x))` of `x [n_embd, n]` with the roundings of [`Ops::product`], each row times its factor
-    /// in `factors [1, n]` (rounded with the activation), if there are any. `-> [n_embd, n]`
+    /// `W_down (act(W_gate x) * (W_up x))` of `x [n_embd, n]` with the roundings and `factors [n_embd]` of [`Ops::product`]. Each row
+    /// is multiplied by its factor in `row_factors [1, n]` (when the activation is rounded), if there are any. `-> [n_embd, n]`
     pub fn gated_ffn<'a>(
         &'a self,
         act: Activation,
         [gate, up, down]: [Tensor<'a>; 3],
         x: Tensor<'a>,
         factors: Option<Tensor<'a>>,
+        row_factors: Option<Tensor<'a>>,
         to: Target<'a>,
     ) -> Tensor<'a> {
         let (out, adds) = self.target(to, [down.ne(1), x.ne(1)]);
-        let src: Vec<Tensor<'a>> = [down, x, gate, up].into_iter().chain(factors).collect();
+        let src = [Some(down), Some(x), Some(gate), Some(up), row_factors, factors];
         self.ours(Op::GatedFfn, out, &src, &[adds, activation(act)])
     }
 
@@ -194,34 +202,37 @@ impl Ops {
         }
     }
 
-    /// Norm of a low-rank FFN's output (before its last, orthonormal factor) of `x [n_embd, n]`. `-> [1, n]`
+    /// Norm of a low-rank FFN's output (before its last, orthonormal factor) of `x [n_embd, n]`, multiplied by `factors [n_embd]` as
+    /// in [`Ops::product`]; times `times [1, n]`; in `to` if that is given. `-> [1, n]`
     pub fn proxy_norm<'a>(
         &'a self,
         act: Activation,
         u_gu: Tensor<'a>,
-        [v_gate, v_up, v_down]: [Tensor<'a>; 3],
+        [v_gu, v_down]: [Tensor<'a>; 2],
         x: Tensor<'a>,
+        factors: Option<Tensor<'a>>,
+        times: Option<Tensor<'a>>,
+        to: Option<Tensor<'a>>,
     ) -> Tensor<'a> {
-        let out = self.fresh(GgmlType::F32, [1, x.ne(1), 1]);
-        self.ours(Op::ProxyNorm, out, &[x, u_gu, v_gate, v_up, v_down], &[activation(act)])
+        let out = self.place(to, GgmlType::F32, [1, x.ne(1)]);
+        let src = [x, u_gu, v_gu, v_down].map(Some);
+        self.ours(Op::ProxyNorm, out, &[&src[..], &[factors, times]].concat(), &[activation(act)])
     }
 
-    /// `x [f, n] / rms(x) * weight [f]`, of the rows `idx` if there are any. `-> BF16 [f, n]`
+    /// `x [f, n] / rms(x)`, times `weight [f]` if there is one; in `to` if that is given. `-> BF16 [f, n]`
     pub fn rms_norm_16<'a>(
         &'a self,
         x: Tensor<'a>,
-        weight: Tensor<'a>,
-        idx: Option<Tensor<'a>>,
+        weight: Option<Tensor<'a>>,
         eps: f32,
+        to: Option<Tensor<'a>>,
     ) -> Tensor<'a> {
-        let out = self.fresh(GgmlType::BF16, [x.ne(0), idx.map_or(x.ne(1), |idx| idx.n_elements()), 1]);
-        match idx {
-            Some(idx) => self.ours(Op::RmsNorm, out, &[x, weight, idx], &[bits(eps)]),
-            None => self.ours(Op::RmsNorm, out, &[x, weight], &[bits(eps)]),
-        }
+        let out = self.place(to, GgmlType::BF16, [x.ne(0), x.ne(1)]);
+        self.ours(Op::RmsNorm, out, &[Some(x), weight], &[bits(eps)])
     }
 
-    /// Rotates the heads of `x [f, n]` by `positions [n]`, without YaRN's ramp; in `to` (F32 or F16) if that is given. `-> [f, n]`
+    /// Rotates the heads of `x [f, n]` by `positions [n]`, without YaRN's ramp; in `to` (F32 or F16, or x itself) if that is
+    /// given. `-> [f, n]`
     pub fn rope_rows<'a>(
         &'a self,
         x: Tensor<'a>,
@@ -235,40 +246,49 @@ impl Ops {
         let halves = i32::from(rope.layout == RopeLayout::HalfSplit);
         let scales = [rope.freq_base, rope.freq_scale, rope.attn_factor].map(bits);
         let arguments = [head_dim as i32, rope.n_rot as i32, halves, scales[0], scales[1], scales[2]];
-        match factors {
-            Some(factors) => self.ours(Op::Rope, out, &[x, positions, factors], &arguments),
-            None => self.ours(Op::Rope, out, &[x, positions], &arguments),
-        }
+        self.ours(Op::Rope, out, &[Some(x), Some(positions), factors], &arguments)
     }
 
     /// Adds the rows of `x [f, m]` (F32 or BF16) to the rows `idx` of `h [f, n]`, in h's memory.
     pub fn scatter_add<'a>(&'a self, h: Tensor<'a>, x: Tensor<'a>, idx: Tensor<'a>) -> Tensor<'a> {
-        self.ours(Op::ScatterAdd, self.alias(h), &[x, idx], &[])
+        self.ours(Op::ScatterAdd, self.alias(h), &[Some(x), Some(idx)], &[])
+    }
+
+    /// [`Ops::scatter_add`], and the sums over their root mean squares in the rows `idx` of `normalized` (BF16 `[f, n]`).
+    pub fn scatter_add_normalized<'a>(
+        &'a self,
+        h: Tensor<'a>,
+        x: Tensor<'a>,
+        idx: Tensor<'a>,
+        normalized: Tensor<'a>,
+        eps: f32,
+    ) -> Tensor<'a> {
+        self.ours(Op::ScatterAdd, self.alias(h), &[x, idx, normalized].map(Some), &[bits(eps)])
     }
 
     /// The rows `idx [n]` of `a [f, rows]`, of any type: in `to [f, n]` of the same, if that is given. `-> [f, n]`
     pub fn gather<'a>(&'a self, a: Tensor<'a>, idx: Tensor<'a>, to: Option<Tensor<'a>>) -> Tensor<'a> {
         let out = self.place(to, a.ty(), [a.ne(0), idx.n_elements()]);
-        self.ours(Op::Gather, out, &[a, idx], &[])
+        self.ours(Op::Gather, out, &[a, idx].map(Some), &[])
     }
 
     /// Copies `a` (F32) to `to` (F16), both contiguous.
     pub fn store_f16<'a>(&'a self, to: Tensor<'a>, a: Tensor<'a>) -> Tensor<'a> {
-        self.ours(Op::Store, self.alias(to), &[a], &[])
+        self.ours(Op::Store, self.alias(to), &[Some(a)], &[])
     }
 
     /// The indices of the `m` best `scores [n]` in ascending order, in `to` if that is given. The last `forced` are always in;
     /// the lower index wins ties; NaN counts as -inf. `-> I32 [1, m]`
     pub fn top_k<'a>(&'a self, scores: Tensor<'a>, m: usize, forced: usize, to: Option<Tensor<'a>>) -> Tensor<'a> {
         let out = self.place(to, GgmlType::I32, [1, m]);
-        self.ours(Op::TopK, out, &[scores], &[forced as i32])
+        self.ours(Op::TopK, out, &[Some(scores)], &[forced as i32])
     }
 
     /// Of the ascending `rows [m]`: 1 for those that are among the ascending `members [k]`, else 0; in `to` if that is given.
     /// `-> F32 [1, m]`
     pub fn is_member<'a>(&'a self, rows: Tensor<'a>, members: Tensor<'a>, to: Option<Tensor<'a>>) -> Tensor<'a> {
         let out = self.place(to, GgmlType::F32, [1, rows.n_elements()]);
-        self.ours(Op::IsMember, out, &[rows, members], &[])
+        self.ours(Op::IsMember, out, &[rows, members].map(Some), &[])
     }
 
     /// Equation 4 of arXiv 2601.13155: mean over the last candidates' queries `q [head_dim * n_head, n_probe]` of the softmax
@@ -281,7 +301,7 @@ impl Ops {
         to: Option<Tensor<'a>>,
     ) -> Tensor<'a> {
         let out = self.place(to, GgmlType::F32, [1, k.ne(1)]);
-        self.ours(Op::ProbeScores, out, &[q, k], &[bits(heads.scale), heads.head_dim as i32])
+        self.ours(Op::ProbeScores, out, &[q, k].map(Some), &[bits(heads.scale), heads.head_dim as i32])
     }
 
     /// Where a result goes: a given place, or one of its own.
@@ -303,16 +323,16 @@ impl Ops {
         self.wrap(unsafe { sys::ggml_view_tensor(self.c(), to.raw()) })
     }
 
-    fn ours<'a>(&'a self, op: Op, out: Tensor<'a>, src: &[Tensor<'a>], arguments: &[i32]) -> Tensor<'a> {
+    fn ours<'a>(&'a self, op: Op, out: Tensor<'a>, src: &[Option<Tensor<'a>>], arguments: &[i32]) -> Tensor<'a> {
         // SAFETY: a fresh tensor of this context that nobody computes yet; its sources live as long (they borrow from the
-        // same run); at most five sources and six arguments, of ten and fifteen.
+        // same run); at most six sources and six arguments, of ten and fifteen.
         unsafe {
             let out = out.raw();
             (*out).op = HOST_OP;
             // What an alias is written in is a source, too, the last one: ggml has to know of it.
             (*out).src[sys::GGML_MAX_SRC as usize - 1] = (*out).view_src;
             for (to, from) in (*out).src.iter_mut().zip(src) {
-                *to = from.raw();
+                *to = from.map_or(std::ptr::null_mut(), |from| from.raw());
             }
             (*out).op_params[0] = op as i32;
             (&mut (*out).op_params)[1..=arguments.len()].copy_from_slice(arguments);

@@ -37,6 +37,7 @@ impl Builder {
         let dtype = match op {
             Op::Tokens | Op::Positions | Op::TopK { .. } => DType::I32,
             Op::GetRows | Op::LastRows { .. } | Op::Prune => self.node(src[0]).dtype,
+            Op::Normalize { .. } | Op::NormalizeRows { .. } => DType::Bf16,
             _ => DType::F32,
         };
         let id = NodeId(self.nodes.len() as u32);
@@ -76,7 +77,7 @@ impl Builder {
     /// Product with a weight `[n_in, n_out]`.
     pub fn linear(&mut self, w: Projection, x: NodeId, name: &'static str) -> NodeId {
         let n = self.node(x).n_rows;
-        self.push_sized(Op::Linear { weight: w.weight, bias: w.bias }, &[x], w.n_out, n, name)
+        self.push_sized(Op::Linear { weight: w.weight, bias: w.bias, norm: None }, &[x], w.n_out, n, name)
     }
 
     /// Normalisation of whole rows.

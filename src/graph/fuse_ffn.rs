@@ -35,7 +35,7 @@ struct GatedFfn {
 /// The FFN of a layer, if it is `W_down (act(W_gate x) * (W_up x))` on the anchored `x` and nothing else lies in between.
 fn gated_ffn(graph: &Graph, a: &LayerAnchors) -> Option<GatedFfn> {
     let weight = |id: NodeId| match graph.node(id).op {
-        Op::Linear { weight, bias: None } => Some(weight),
+        Op::Linear { weight, bias: None, norm: None } => Some(weight),
         _ => None,
     };
     let source = |id: NodeId, k: usize| graph.node(id).src[k];
@@ -51,7 +51,7 @@ fn gated_ffn(graph: &Graph, a: &LayerAnchors) -> Option<GatedFfn> {
     let on_x = [gate, up].iter().all(|id| graph.node(*id).src == [a.ffn_norm]);
     let alone = down.index() == a.ffn_norm.index() + 4;
     (on_x && alone).then_some(GatedFfn {
-        op: Op::GatedFfn { gate: weight(gate)?, up: weight(up)?, down: w_down, act },
+        op: Op::GatedFfn { gate: weight(gate)?, up: weight(up)?, down: w_down, act, norm: None },
         factors: scales.then(|| source(a.ffn_out, 1)),
         result: if scales { a.ffn_out } else { down },
     })

@@ -27,6 +27,8 @@ pub enum DType {
     F32,
     /// Token ids, positions, row indices.
     I32,
+    /// Normalised hidden states, where a device keeps them.
+    Bf16,
 }
 
 /// Gate of a gated FFN.
@@ -111,12 +113,24 @@ pub enum Op {
         /// Features normalised together; divides f.
         group: usize,
     },
+    /// `x -> BF16 [f, n]`: x / rms(x), kept until rows of x change. Its readers multiply by the norm's weight.
+    Normalize {
+        /// Added to the mean square.
+        eps: f32,
+    },
+    /// `x BF16 [f, n], idx [1, m], h [f, n] -> BF16 [f, n]`: x with the rows idx normalised anew, from h.
+    NormalizeRows {
+        /// Added to the mean square.
+        eps: f32,
+    },
     /// `x -> [n_out, n]`: W x + b.
     Linear {
         /// `[n_in, n_out]`
         weight: WeightId,
         /// `[n_out]`
         bias: Option<WeightId>,
+        /// `[n_in]`, if x is normalised rows: the norm's weight, by which they have to be multiplied.
+        norm: Option<WeightId>,
     },
     /// `x, positions -> [f, n]`: rotary embedding of every head.
     Rope {
@@ -151,6 +165,8 @@ pub enum Op {
         down: WeightId,
         /// act
         act: Activation,
+        /// As in [`Op::Linear`].
+        norm: Option<WeightId>,
     },
     /// `a, b -> a + b`
     Add,
@@ -180,6 +196,8 @@ pub enum Op {
         layer: usize,
         /// Activation of the FFN.
         act: Activation,
+        /// As in [`Op::Linear`].
+        norm: Option<WeightId>,
     },
     /// `a, b -> a * b`, elementwise (scores), or each row of `a [f, n]` by its factor in `b [1, n]`.
     Mul,
@@ -233,6 +251,8 @@ impl Op {
             Op::Positions => "positions",
             Op::Embed { .. } => "embed",
             Op::RmsNorm { .. } => "rms_norm",
+            Op::Normalize { .. } => "normalize",
+            Op::NormalizeRows { .. } => "normalize_rows",
             Op::Linear { .. } => "linear",
             Op::Rope { .. } => "rope",
             Op::Attention { .. } => "attention",

@@ -102,10 +102,8 @@ impl MaskBuffer<'_> {
 pub struct ProxyTensors<'a> {
     /// `[n_embd, 2 rank]`: U_gate beside U_up.
     pub u_gu: Tensor<'a>,
-    /// `[rank, d_low]`
-    pub v_gate: Tensor<'a>,
-    /// `[rank, d_low]`
-    pub v_up: Tensor<'a>,
+    /// `[rank, 2 d_low]`: V_gate, then V_up.
+    pub v_gu: Tensor<'a>,
     /// `[d_low, rank]`
     pub v_down: Tensor<'a>,
 }
@@ -225,17 +223,26 @@ impl<'a> Lowerer<'a, '_> {
                 let rows = self.ops.get_rows(self.memory.weight(*weight), self.index(node.src[0]));
                 if *scale == 1.0 { rows } else { self.ops.scale(rows, *scale) }
             }
-            Op::RmsNorm { weight, eps, .. } if self.is_16_bit_norm(id) => self.rms_norm_16(node, *weight, *eps),
+            Op::RmsNorm { weight, eps, .. } if self.is_16_bit_norm(id) => {
+                self.ops.rms_norm_16(self.rows(node.src[0]), Some(self.memory.weight(*weight)), *eps, None)
+            }
             Op::RmsNorm { weight, eps, group } => self.rms_norm(node, *weight, *eps, *group),
             Op::Linear { .. } | Op::GatedFfn { .. } if self.is_added(id) => return,
-            Op::Linear { weight, bias } => self.linear(id, node, *weight, *bias),
+            Op::Normalize { eps } => {
+                let to = self.destination(id, self.tile.clone());
+                return self.written(id, self.ops.rms_norm_16(self.rows(node.src[0]), None, *eps, to), to);
+            }
+            // With the sums that it reads.
+            Op::NormalizeRows { .. } => return,
+            Op::Linear { weight, bias, norm } => self.linear(id, node, *weight, *bias, *norm),
             Op::Rope { head_dim, rope }
                 if self.mode == CacheMode::Fixed && self.memory.kernels().rope(*head_dim, rope) =>
             {
                 let (x, to) = (self.rows(node.src[0]), self.destination(id, self.tile.clone()));
                 let to = to.filter(|to| matches!(to.ty(), GgmlType::F32 | GgmlType::F16));
                 let factors = rope.factors.map(|f| self.memory.weight(f));
-                let rotated = self.ops.rope_rows(x, self.index(node.src[1]), factors, *head_dim, rope, to);
+                let place = to.or_else(|| self.is_read_once(node.src[0]).then_some(x));
+                let rotated = self.ops.rope_rows(x, self.index(node.src[1]), factors, *head_dim, rope, place);
                 return self.written(id, rotated, to);
             }
             Op::Rope { head_dim, rope } => {
@@ -248,20 +255,21 @@ impl<'a> Lowerer<'a, '_> {
             }
             Op::Attention { layer, heads, window } => self.attention(id, node, *layer, heads, *window),
             Op::Glu { act } => self.ops.glu(*act, self.rows(node.src[0]), self.rows(node.src[1])),
-            Op::GatedFfn { gate, up, down, act } => {
-                let x = self.rows(node.src[0]);
-                let weights = [*gate, *up, *down].map(|w| self.memory.matrix(w, x.ne(1)));
-                let factors = node.src.get(1).map(|s| self.rows(*s));
-                self.gated_ffn(weights, *act, x, factors, self.target(id))
-            }
+            Op::GatedFfn { .. } => self.gated_ffn(node, self.target(id)),
             Op::Add => self.residual_add(id, node),
+            Op::Mul if self.is_scored(node.src[0]) => {
+                let to = self.destination(id, self.tile.clone());
+                let scores = self.proxy_scores(self.graph.node(node.src[0]), self.rows(node.src[1]), to);
+                return self.written(id, scores, to);
+            }
             Op::Mul => self.ops.mul(self.rows(node.src[0]), self.rows(node.src[1])),
-            Op::GetRows if self.is_gathered_by_norm(id) => return,
             Op::GetRows | Op::Prune => return self.gather(id, node),
             Op::ScatterAdd => {
                 let (h, idx) = (self.memory.stored(node.src[0]), self.index(node.src[1]));
                 let x = self.rows(node.src[2]);
-                let written = if self.memory.kernels().rows_of(node.n_feat) {
+                let written = if let Some((normalized, eps)) = self.normalized_along(id) {
+                    self.ops.scatter_add_normalized(h, x, idx, normalized, eps)
+                } else if self.memory.kernels().rows_of(node.n_feat) {
                     self.ops.scatter_add(h, x, idx)
                 } else {
                     self.ops.set_rows(h, self.ops.add(self.ops.get_rows(h, idx), x), idx)
@@ -279,7 +287,8 @@ impl<'a> Lowerer<'a, '_> {
                 k => self.probe_scores(node, k, heads),
             },
             Op::PoolScores { pool } => self.pool_scores(node, *pool),
-            Op::ProxyNorm { layer, act } => self.proxy_norm(node, *layer, *act),
+            Op::ProxyNorm { .. } if self.is_scored(id) => return,
+            Op::ProxyNorm { .. } => self.proxy_norm(node),
             Op::TopK { m, forced } => {
                 let to = self.destination(id, 0..*m);
                 let best = self.ops.top_k(self.memory.stored(node.src[0]), *m, *forced, to);
@@ -438,20 +447,28 @@ impl<'a> Lowerer<'a, '_> {
         if group == node.n_feat { normed } else { self.flat(normed, node.n_feat) }
     }
 
-    fn linear(&self, id: NodeId, node: &Node, weight: WeightId, bias: Option<WeightId>) -> Tensor<'a> {
+    fn linear(
+        &self,
+        id: NodeId,
+        node: &Node,
+        weight: WeightId,
+        bias: Option<WeightId>,
+        norm: Option<WeightId>,
+    ) -> Tensor<'a> {
         let x = self.rows(node.src[0]);
         let w = self.memory.matrix(weight, x.ne(1));
+        let factors = norm.map(|n| self.memory.weight(n));
         let y = match (self.is_our_product(node), bias) {
-            (true, None) => self.ops.product(w, x, self.target(id)),
-            (true, Some(_)) => self.ops.product(w, x, Target::F32),
-            (false, _) => self.product(w, x),
+            (true, None) => self.ops.product(w, x, factors, self.target(id)),
+            (true, Some(_)) => self.ops.product(w, x, factors, Target::F32),
+            (false, _) => self.product(w, self.by_norm(x, factors)),
         };
         bias.map_or(y, |bias| self.ops.add(y, self.memory.weight(bias)))
     }
 
     fn product(&self, w: Tensor<'a>, x: Tensor<'a>) -> Tensor<'a> {
         if self.memory.kernels().product(x.ne(1), w.ty()) {
-            return self.ops.product(w, x, Target::F32);
+            return self.ops.product(w, x, None, Target::F32);
         }
         let w = if self.memory.widens(w.ty(), x.ne(1)) { self.ops.cast(w, GgmlType::F32) } else { w };
         let y = self.ops.mul_mat(w, x);
@@ -461,20 +478,25 @@ impl<'a> Lowerer<'a, '_> {
         y
     }
 
-    fn gated_ffn(
-        &self,
-        weights: [Tensor<'a>; 3],
-        act: Activation,
-        x: Tensor<'a>,
-        factors: Option<Tensor<'a>>,
-        to: Target<'a>,
-    ) -> Tensor<'a> {
-        if weights.iter().all(|w| self.memory.kernels().product(x.ne(1), w.ty())) {
-            return self.ops.gated_ffn(act, weights, x, factors, to);
+    /// Normalised rows times the norm's weight, for products that don't take it themselves; other rows as they are.
+    fn by_norm(&self, x: Tensor<'a>, factors: Option<Tensor<'a>>) -> Tensor<'a> {
+        factors.map_or(x, |factors| self.ops.mul(self.ops.cast(x, GgmlType::F32), factors))
+    }
+
+    /// An [`Op::GatedFfn`]: one operation where the device has it.
+    fn gated_ffn(&self, node: &Node, to: Target<'a>) -> Tensor<'a> {
+        let Op::GatedFfn { gate, up, down, act, norm } = node.op else { unreachable!("the caller has seen the node") };
+        let x = self.rows(node.src[0]);
+        let weights = [gate, up, down].map(|w| self.memory.matrix(w, x.ne(1)));
+        let factors = norm.map(|n| self.memory.weight(n));
+        let row_factors = node.src.get(1).map(|s| self.rows(*s));
+        if self.is_our_product(node) {
+            return self.ops.gated_ffn(act, weights, x, factors, row_factors, to);
         }
         let [gate, up, down] = weights;
+        let x = self.by_norm(x, factors);
         let y = self.product(down, self.ops.glu(act, self.product(gate, x), self.product(up, x)));
-        factors.map_or(y, |factors| self.ops.mul(y, factors))
+        row_factors.map_or(y, |factors| self.ops.mul(y, factors))
     }
 
     fn residual_add(&self, id: NodeId, node: &Node) -> Tensor<'a> {

@@ -4,7 +4,7 @@
 //! - where the rows change (candidates, active tokens, probing queries, the last row),
 //! - where a node needs a whole value that is being made (gather, probe scores, selection),
 //! - between layers, as soon as there is more than one tile (so that only a layer's scratch is alive), and
-//! - where `cuts` says so (a layer on another device).
+//! - where `cuts` says so (a layer on another device, a long program).
 //!
 //! Values read by a later phase are *stored*: in the KV cache, or in a slot of a plan that reuses slots after their last
 //! reader. The residual stream is updated in place.
@@ -55,8 +55,19 @@ pub enum Storage {
 pub struct Slot {
     /// Size of the largest value placed here, in elements.
     pub elements: usize,
-    /// Keys of candidates are kept in the cache's type; all else is 32 bits wide.
-    pub is_key: bool,
+    /// What its elements are.
+    pub contents: Contents,
+}
+
+/// What a slot holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Contents {
+    /// 32 bits each: hidden states, scores, indices.
+    Words,
+    /// Keys of candidates, in the cache's type.
+    Keys,
+    /// Normalised rows, in BF16.
+    Normalized,
 }
 
 /// A graph cut into phases, with a place for every value.
@@ -88,7 +99,7 @@ fn kind(op: &Op) -> PhaseKind {
 /// Rows a node's tiles divide.
 fn domain(graph: &Graph, node: &Node) -> usize {
     match node.op {
-        Op::ScatterAdd => graph.node(node.src[1]).n_rows,
+        Op::ScatterAdd | Op::NormalizeRows { .. } => graph.node(node.src[1]).n_rows,
         _ => node.n_rows,
     }
 }
@@ -96,7 +107,7 @@ fn domain(graph: &Graph, node: &Node) -> usize {
 /// True if the node reads source `i` as a whole rather than its own tile's rows.
 pub fn reads_whole(graph: &Graph, node: &Node, i: usize) -> bool {
     match node.op {
-        Op::GetRows | Op::Prune | Op::ScatterAdd => i == 0,
+        Op::GetRows | Op::Prune | Op::ScatterAdd | Op::NormalizeRows { .. } => i == 0,
         Op::LastRows { rows } => rows != graph.node(node.src[0]).n_rows,
         Op::ProbeScores { .. } | Op::PoolScores { .. } | Op::TopK { .. } | Op::IsMember => true,
         // A causal tile needs the keys up to its own end: its phase has made them if the rows are the same.
@@ -125,7 +136,9 @@ fn partition(graph: &Graph, tile: usize, cuts: &dyn Fn(usize) -> bool) -> Vec<Ph
                 && !split
                 && node.src.iter().enumerate().all(|(k, s)| {
                     let here = made_in.get(s) == Some(&current);
-                    let scattered = graph.node(*s).op == Op::ScatterAdd;
+                    // Whose rows are not the tile's; but those that it changed are normalised along with it.
+                    let scattered = matches!(graph.node(*s).op, Op::ScatterAdd | Op::NormalizeRows { .. })
+                        && !(matches!(node.op, Op::NormalizeRows { .. }) && k == 2);
                     kind == PhaseKind::Whole || !here || (!reads_whole(graph, node, k) && !scattered)
                 })
         });
@@ -187,7 +200,7 @@ fn place(graph: &Graph, phases: &[Phase]) -> (Vec<Storage>, Vec<Slot>) {
     // Inputs first, then phase by phase: take slots for what is made, release those whose last reader has run.
     let inputs = (0..n).filter(|&i| phase_of[i] == usize::MAX);
     for i in inputs {
-        storage[i] = Storage::Slot(slots.take(graph.nodes[i].n_rows, false));
+        storage[i] = Storage::Slot(slots.take(graph.nodes[i].n_rows, Contents::Words));
     }
     let mut live_until: Vec<usize> = vec![0; n];
     for (p, phase) in phases.iter().enumerate() {
@@ -199,7 +212,7 @@ fn place(graph: &Graph, phases: &[Phase]) -> (Vec<Storage>, Vec<Slot>) {
             }
             // In place: the residual stream, if nobody reads its old state after this node.
             let in_place = match node.op {
-                Op::ScatterAdd => Some(node.src[0].index()),
+                Op::ScatterAdd | Op::NormalizeRows { .. } => Some(node.src[0].index()),
                 Op::Add => node
                     .src
                     .iter()
@@ -212,9 +225,13 @@ fn place(graph: &Graph, phases: &[Phase]) -> (Vec<Storage>, Vec<Slot>) {
                 live_until[s] = usize::MAX; // its slot now belongs to the newer value
                 live_until[i] = last_phase[i];
             } else if stored[i] {
-                let is_key = node.dtype == DType::F32
-                    && graph.nodes.iter().any(|r| matches!(r.op, Op::ProbeScores { .. }) && r.src[1] == *id);
-                storage[i] = Storage::Slot(slots.take(node.n_feat * node.n_rows, is_key));
+                let is_key = || graph.nodes.iter().any(|r| matches!(r.op, Op::ProbeScores { .. }) && r.src[1] == *id);
+                let contents = match node.dtype {
+                    DType::Bf16 => Contents::Normalized,
+                    DType::F32 if is_key() => Contents::Keys,
+                    DType::F32 | DType::I32 => Contents::Words,
+                };
+                storage[i] = Storage::Slot(slots.take(node.n_feat * node.n_rows, contents));
                 live_until[i] = last_phase[i];
             }
         }
@@ -240,19 +257,19 @@ struct Slots {
 }
 
 impl Slots {
-    fn take(&mut self, elements: usize, is_key: bool) -> usize {
+    fn take(&mut self, elements: usize, contents: Contents) -> usize {
         let fits = |s: &Slot| s.elements >= elements;
         let candidate = self
             .free
             .iter()
             .enumerate()
-            .filter(|&(_, &s)| self.all[s].is_key == is_key && fits(&self.all[s]))
+            .filter(|&(_, &s)| self.all[s].contents == contents && fits(&self.all[s]))
             .min_by_key(|&(_, &s)| self.all[s].elements)
             .map(|(k, _)| k);
         match candidate {
             Some(k) => self.free.swap_remove(k),
             None => {
-                self.all.push(Slot { elements, is_key });
+                self.all.push(Slot { elements, contents });
                 self.all.len() - 1
             }
         }

@@ -24,6 +24,7 @@ pub fn print(graph: &Graph, weight_name: impl Fn(WeightId) -> String) -> String 
 
 fn line(out: &mut String, i: usize, node: &Node, weight_name: &impl Fn(WeightId) -> String) {
     let mut args: Vec<String> = node.src.iter().map(|s| s.to_string()).collect();
+    let by = |norm: WeightId| format!("norm={}", weight_name(norm));
     match &node.op {
         Op::Embed { weight, scale } => {
             args.push(weight_name(*weight));
@@ -37,20 +38,26 @@ fn line(out: &mut String, i: usize, node: &Node, weight_name: &impl Fn(WeightId)
                 args.push(format!("group={group}"));
             }
         }
-        Op::Linear { weight, bias } => {
+        Op::Linear { weight, bias, norm } => {
             args.push(weight_name(*weight));
-            args.extend(bias.map(weight_name));
+            args.extend(bias.map(&weight_name));
+            args.extend(norm.map(by));
         }
         Op::Rope { rope, .. } => args.push(format!("base={}", rope.freq_base)),
         Op::Attention { heads, window, .. } => {
             args.push(format!("heads={}:{}", heads.n_head, heads.n_head_kv));
             args.extend(window.map(|w| format!("window={w}")));
         }
-        Op::GatedFfn { gate, up, down, act } => {
+        Op::GatedFfn { gate, up, down, act, norm } => {
             args.extend([*gate, *up, *down].map(&weight_name));
             args.push(format!("{act:?}").to_lowercase());
+            args.extend(norm.map(by));
         }
-        Op::Glu { act } | Op::ProxyNorm { act, .. } => args.push(format!("{act:?}").to_lowercase()),
+        Op::ProxyNorm { act, norm, .. } => {
+            args.push(format!("{act:?}").to_lowercase());
+            args.extend(norm.map(by));
+        }
+        Op::Glu { act } => args.push(format!("{act:?}").to_lowercase()),
         Op::PoolScores { pool } => args.push(pool.to_string()),
         Op::TopK { m, forced } => args.push(format!("m={m}, forced={forced}")),
         Op::RandomScores { seed, .. } => args.push(format!("seed={seed}")),
@@ -60,6 +67,7 @@ fn line(out: &mut String, i: usize, node: &Node, weight_name: &impl Fn(WeightId)
     let dtype = match node.dtype {
         DType::F32 => "f32",
         DType::I32 => "i32",
+        DType::Bf16 => "bf16",
     };
     let suffix = node.layer.map(|l| format!("-{l}")).unwrap_or_default();
     writeln!(

@@ -1,13 +1,14 @@
 //! Checks a graph before it is lowered.
 //!
 //! 1. Every source is an earlier node.
-//! 2. Element types fit: indices, token ids and positions are I32, all else is F32, as sources and as results.
+//! 2. Element types fit: indices, token ids and positions are I32, normalised rows BF16, all else is F32, as sources and as
+//!    results.
 //! 3. Shapes fit the operation: elementwise sources agree, indices are `[1, m]`, heads and groups divide the features.
 //! 4. Selections are possible: `0 < forced <= m <= n`.
 //! 5. Every layer has exactly one attention node, the anchored one, and no other layer has any; its keys and values have the
 //!    same rows, and no fewer than its queries.
 //! 6. Rows are in position order: indices come from `top_k`, which sorts them.
-//! 7. A value that is scattered into has no reader after the scatter: it is written in place.
+//! 7. A value that is scattered into, or of which rows are normalised anew, has no reader afterwards: it is written in place.
 //! 8. The logits have one row.
 
 use super::ir::*;
@@ -59,7 +60,7 @@ fn check_node(graph: &Graph, id: NodeId) -> Result<(), String> {
         Op::Rope { .. } | Op::Glu { .. } | Op::Add | Op::GetRows | Op::ProbeScores { .. } | Op::Mul => 2,
         Op::IsMember | Op::Prune => 2,
         Op::GatedFfn { .. } => node.src.len().clamp(1, 2),
-        Op::ScatterAdd => 3,
+        Op::ScatterAdd | Op::NormalizeRows { .. } => 3,
         Op::Attention { .. } => 5,
         _ => 1,
     };
@@ -81,6 +82,7 @@ fn check_node(graph: &Graph, id: NodeId) -> Result<(), String> {
     let result = match node.op {
         Op::Tokens | Op::Positions | Op::TopK { .. } => DType::I32,
         Op::GetRows | Op::Prune | Op::LastRows { .. } => src(0).dtype,
+        Op::Normalize { .. } | Op::NormalizeRows { .. } => DType::Bf16,
         _ => DType::F32,
     };
     want(node.dtype == result, "not the operation's element type")?;
@@ -91,6 +93,8 @@ fn check_node(graph: &Graph, id: NodeId) -> Result<(), String> {
         Op::RmsNorm { group, .. } => {
             want(same(0) && *group > 0 && node.n_feat.is_multiple_of(*group), "groups divide the features")
         }
+        Op::Normalize { .. } => want(same(0), "shape of its source"),
+        Op::NormalizeRows { .. } => want(same(0) && indices(1) && same(2), "rows of one value"),
         Op::Linear { .. } => want(src(0).n_rows == node.n_rows, "rows as its source"),
         Op::Rope { head_dim, rope } => {
             want(same(0) && *head_dim > 0 && node.n_feat.is_multiple_of(*head_dim), "heads divide the features")?;
@@ -153,8 +157,14 @@ fn element_type(op: &Op, i: usize) -> Option<DType> {
         (Op::GetRows | Op::LastRows { .. } | Op::Prune | Op::RandomScores { .. }, 0) => None,
         (Op::Embed { .. }, 0)
         | (Op::IsMember, _)
+        | (Op::NormalizeRows { .. }, 1)
         | (Op::Rope { .. } | Op::GetRows | Op::Prune | Op::ScatterAdd, 1)
         | (Op::Attention { .. }, 3 | 4) => Some(DType::I32),
+        (Op::NormalizeRows { .. }, 0)
+        | (
+            Op::Linear { norm: Some(_), .. } | Op::GatedFfn { norm: Some(_), .. } | Op::ProxyNorm { norm: Some(_), .. },
+            0,
+        ) => Some(DType::Bf16),
         _ => Some(DType::F32),
     }
 }
@@ -186,7 +196,7 @@ fn check_layers(graph: &Graph) -> Result<(), VerifyError> {
 
 fn check_scatter_targets(graph: &Graph) -> Result<(), VerifyError> {
     for (i, node) in graph.nodes.iter().enumerate() {
-        if node.op != Op::ScatterAdd {
+        if !matches!(node.op, Op::ScatterAdd | Op::NormalizeRows { .. }) {
             continue;
         }
         let target = node.src[0];

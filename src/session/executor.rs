@@ -41,7 +41,7 @@ const PROBE_LOGITS: usize = 128 << 20;
 
 /// Weights of which a GPU holds 16-bit copies at a time, the largest at worst: those made ahead
 /// (vendor/ggml-sys/src/wide_weights.cu), and one of a captured graph.
-const WIDE_WEIGHTS: usize = 3 + 1;
+const WIDE_WEIGHTS: usize = 2 + 1;
 
 impl Device {
     /// A started device.

@@ -8,7 +8,8 @@ use std::time::Instant;
 
 use crate::ggml::GgmlError;
 use crate::graph::fuse_ffn::fuse_gated_ffn;
-use crate::graph::ir::{Graph, NodeId, Tap};
+use crate::graph::ir::{Graph, NodeId, Op, Tap, WeightId};
+use crate::graph::keep_normalized::keep_normalized;
 use crate::graph::last_row::{CPU_QUERIES, keep_last_row};
 use crate::graph::lower::CacheMode;
 use crate::graph::phases::{self, Phase, Program};
@@ -108,7 +109,7 @@ impl Session {
                 };
                 let on_gpu = self.devices.iter().any(|d| !d.backend.is_cpu());
                 let graph = keep_last_row(&graph, if on_gpu { 1 } else { CPU_QUERIES });
-                self.prepare(if on_gpu { fuse_gated_ffn(&graph) } else { graph })?
+                self.prepare(if on_gpu { self.fuse(&graph) } else { graph })?
             }
         };
         self.run_prefill(start, tokens, prepared, resolved, progress, None)
@@ -137,6 +138,25 @@ impl Session {
         let report = self.run_prefill(start, tokens, prepared, None, progress, Some(sink));
         self.prepared = None;
         report
+    }
+
+    /// Rewrites a graph for what GPUs compute in one operation.
+    fn fuse(&self, graph: &Graph) -> Graph {
+        let graph = fuse_gated_ffn(graph);
+        let kernels = || self.devices.iter().map(|d| d.backend.kernels());
+        if !kernels().all(|k| k.rows_of(self.model.hparams().n_embd)) {
+            return graph;
+        }
+        let proxy = self.options.sidecar.as_ref().map(|s| s.size());
+        keep_normalized(&graph, &|op, rows| {
+            let product = |w: &WeightId| kernels().all(|k| k.product(rows, self.model.weight(*w).ty));
+            match op {
+                Op::Linear { weight, .. } => product(weight),
+                Op::GatedFfn { gate, up, down, .. } => [gate, up, down].into_iter().all(product),
+                Op::ProxyNorm { .. } => proxy.is_some_and(|p| kernels().all(|k| k.proxy_norm(rows, p.rank, p.d_low))),
+                _ => false,
+            }
+        })
     }
 
     fn check_prompt(&self, tokens: &[u32]) -> Result<()> {
@@ -279,9 +299,12 @@ impl Session {
         verify(&graph)?;
         self.reserve_caches(&graph)?;
         let placement = self.model.placement().clone();
+        // Programs that skip are too long to keep their graphs. Cut by layers, a device computes one while the next is built.
+        let skips = graph.layers.iter().any(|a| a.scores.is_some());
         let mut tile = self.tile();
         loop {
-            let program = phases::plan(&graph, tile, &|l| l > 0 && placement.layer[l] != placement.layer[l - 1]);
+            let cuts = |l: usize| l > 0 && (skips || placement.layer[l] != placement.layer[l - 1]);
+            let program = phases::plan(&graph, tile, &cuts);
             let slots = self.slot_memory(&graph, &program)?;
             let run = Run {
                 model: &self.model,

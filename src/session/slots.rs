@@ -8,7 +8,7 @@ use crate::ggml::arena::{Arena, TensorId};
 use crate::ggml::backend::BufferType;
 use crate::gguf::GgmlType;
 use crate::graph::ir::{DType, Graph, NodeId};
-use crate::graph::phases::{Program, Storage};
+use crate::graph::phases::{Contents, Program, Storage};
 
 /// All stored values of a program.
 pub struct SlotMemory {
@@ -22,7 +22,12 @@ pub fn layout(program: &Program, key: GgmlType, align: usize) -> (Vec<usize>, us
     let mut size = 0;
     for slot in &program.slots {
         offsets.push(size);
-        let bytes = slot.elements * if slot.is_key { key.type_size() } else { 4 };
+        let bytes = slot.elements
+            * match slot.contents {
+                Contents::Words => 4,
+                Contents::Keys => key.type_size(),
+                Contents::Normalized => 2,
+            };
         size = (size + bytes).next_multiple_of(align);
     }
     (offsets, size)
@@ -51,7 +56,8 @@ impl SlotMemory {
             let node = graph.node(id);
             let ty = match node.dtype {
                 DType::I32 => GgmlType::I32,
-                DType::F32 if program.slots[slot].is_key => key,
+                DType::Bf16 => GgmlType::BF16,
+                DType::F32 if program.slots[slot].contents == Contents::Keys => key,
                 DType::F32 => GgmlType::F32,
             };
             let t = arena.declare(node.name, ty, &[node.n_feat, node.n_rows]);

@@ -51,7 +51,7 @@ fn beside_values(graph: &Graph, capture: &Capture) -> Graph {
             rw.b.set_layer(Some(layer));
             let mut seen = rw.map[&value];
             if tap == Tap::ProxyNorm {
-                seen = rw.b.push(Op::ProxyNorm { layer, act: a.act }, &[seen], "proxy_norm");
+                seen = rw.b.push(Op::ProxyNorm { layer, act: a.act, norm: None }, &[seen], "proxy_norm");
             }
             rw.b.push(Op::Capture { layer, tap }, &[seen], name);
         }

@@ -37,7 +37,7 @@ pub fn insert_ffn_proxies(graph: &Graph, budgets: &[LayerBudget], probe: &ProbeS
         let mut scores = rw.map[&a.scores.expect("checked above")];
         if use_proxy {
             let y = rw.recompute(a.ffn_norm);
-            let norm = rw.b.push(Op::ProxyNorm { layer, act: a.act }, &[y], "proxy_norm");
+            let norm = rw.b.push(Op::ProxyNorm { layer, act: a.act, norm: None }, &[y], "proxy_norm");
             scores = rw.b.push(Op::Mul, &[norm, scores], "ffn_scores");
         }
         let active = rw.b.push(Op::TopK { m, forced: probe.queries.min(m) }, &[scores], "active_ffn");

@@ -270,21 +270,25 @@ impl Sidecar {
     /// Out of memory.
     pub fn load(&self, buft: BufferType, bf16: bool) -> Result<ProxyMemory, GgmlError> {
         let ty = if bf16 { GgmlType::BF16 } else { GgmlType::F16 };
-        let mut arena = Arena::new(4 * self.layers.len() + 1);
-        let mut by_layer: Vec<Option<[TensorId; 4]>> = vec![None; self.layers.iter().max().map_or(0, |l| l + 1)];
+        let ProxySize { d_low, rank } = self.size;
+        let mut arena = Arena::new(3 * self.layers.len() + 1);
+        let mut by_layer = vec![None; self.layers.iter().max().map_or(0, |l| l + 1)];
         let mut all = Vec::new();
         for &layer in &self.layers {
-            let shapes = shapes(self.n_embd, self.size);
-            let ids = std::array::from_fn(|i| arena.declare(&tensor_name(layer, TENSORS[i]), ty, &shapes[i]));
+            let shapes = [[self.n_embd, 2 * rank], [rank, 2 * d_low], [d_low, rank]];
+            let ids: [TensorId; 3] = shapes.map(|ne| arena.declare("proxy", ty, &ne));
             by_layer[layer] = Some(ids);
             all.extend(ids);
         }
         arena.allocate(&all, buft, "FFN proxies")?;
         for &layer in &self.layers {
-            for (i, id) in by_layer[layer].into_iter().flatten().enumerate() {
-                if let Some(info) = self.gguf.tensor(&tensor_name(layer, TENSORS[i])) {
+            let Some([u_gu, v_gu, v_down]) = by_layer[layer] else { continue };
+            let behind_gate = rank * d_low * ty.type_size();
+            let places = [(u_gu, 0), (v_gu, 0), (v_gu, behind_gate), (v_down, 0)];
+            for (name, (id, offset)) in TENSORS.iter().zip(places) {
+                if let Some(info) = self.gguf.tensor(&tensor_name(layer, name)) {
                     let data = self.gguf.tensor_data(info);
-                    if bf16 { arena.set(id, 0, &bf16_of_f16(data)) } else { arena.set(id, 0, data) }
+                    if bf16 { arena.set(id, offset, &bf16_of_f16(data)) } else { arena.set(id, offset, data) }
                 }
             }
         }
@@ -305,7 +309,7 @@ pub fn tensor_name(layer: usize, tensor: &str) -> String {
 /// Proxies on a device.
 pub struct ProxyMemory {
     arena: Arena,
-    by_layer: Vec<Option<[TensorId; 4]>>,
+    by_layer: Vec<Option<[TensorId; 3]>>,
 }
 
 impl ProxyMemory {
@@ -315,8 +319,8 @@ impl ProxyMemory {
     /// If the layer has none; sessions check that before they run.
     pub fn get(&self, layer: usize) -> ProxyTensors<'_> {
         let ids = self.by_layer[layer].expect("a layer with a proxy");
-        let [u_gu, v_gate, v_up, v_down] = ids.map(|id| self.arena.get(id));
-        ProxyTensors { u_gu, v_gate, v_up, v_down }
+        let [u_gu, v_gu, v_down] = ids.map(|id| self.arena.get(id));
+        ProxyTensors { u_gu, v_gu, v_down }
     }
 }
 

@@ -1,4 +1,4 @@
-//! What a device with kernels of ours computes in one step with its neighbours: who may read 16 bits, who gathers, who adds.
+//! What a device with kernels of ours computes in one step with its neighbours: who may read 16 bits, who adds, who normalises.
 
 use super::Lowerer;
 use crate::ggml::Tensor;
@@ -23,7 +23,7 @@ impl<'a> Lowerer<'a, '_> {
 
     fn takes_16_bit(&self, node: &Node) -> bool {
         match node.op {
-            Op::ProxyNorm { layer, .. } => self.takes_proxy_norm(layer, self.tile.len()),
+            Op::ProxyNorm { .. } => self.takes_proxy_norm(node),
             _ => self.is_our_product(node),
         }
     }
@@ -53,26 +53,25 @@ impl<'a> Lowerer<'a, '_> {
         self.graph.nodes.iter().filter(same).map(|n| n.n_rows).fold(rows, usize::max)
     }
 
-    pub(super) fn takes_proxy_norm(&self, layer: usize, rows: usize) -> bool {
-        let v = self.memory.proxy(layer).v_gate;
-        self.memory.kernels().proxy_norm(rows, v.ne(0), v.ne(1))
+    /// Whether a node is an [`Op::ProxyNorm`] that the device computes (`Ops::proxy_norm`).
+    pub(super) fn takes_proxy_norm(&self, node: &Node) -> bool {
+        let Op::ProxyNorm { layer, .. } = node.op else { return false };
+        let v_down = self.memory.proxy(layer).v_down; // [d_low, rank]
+        self.memory.kernels().proxy_norm(self.tile.len(), v_down.ne(1), v_down.ne(0))
     }
 
-    /// Whether these rows are gathered for norms alone, which then pick them out themselves.
-    pub(super) fn is_gathered_by_norm(&self, id: NodeId) -> bool {
-        self.graph.node(id).op == Op::GetRows
+    /// Whether a proxy's norm is computed when the product with S is that alone reads it.
+    pub(super) fn is_scored(&self, id: NodeId) -> bool {
+        self.takes_proxy_norm(self.graph.node(id))
             && self.program.storage[id.index()] == Storage::Transient
-            && self.readers.get(&id).is_some_and(|r| r.iter().all(|r| self.is_16_bit_norm(*r)))
+            && matches!(self.readers.get(&id).map(Vec::as_slice), Some([by]) if self.graph.node(*by).op == Op::Mul)
     }
 
-    pub(super) fn rms_norm_16(&self, node: &Node, weight: WeightId, eps: f32) -> Tensor<'a> {
-        let (source, weight) = (node.src[0], self.memory.weight(weight));
-        if self.is_gathered_by_norm(source) {
-            let rows = self.graph.node(source);
-            let (all, idx) = (self.memory.stored(rows.src[0]), self.index(rows.src[1]));
-            return self.ops.rms_norm_16(all, weight, Some(idx), eps);
-        }
-        self.ops.rms_norm_16(self.rows(source), weight, None, eps)
+    /// Whether one reader alone looks at a value that has memory of its own in this tile, so that it may write over it.
+    pub(super) fn is_read_once(&self, id: NodeId) -> bool {
+        self.program.storage[id.index()] == Storage::Transient
+            && matches!(self.graph.node(id).op, Op::Linear { .. } | Op::RmsNorm { .. })
+            && self.readers.get(&id).is_some_and(|r| r.len() == 1)
     }
 
     /// How a product of ours is best written: rounded to 16 bits where a scatter-add alone reads it, and adds it in F32.
@@ -119,15 +118,23 @@ impl<'a> Lowerer<'a, '_> {
 
     /// Computes a product and adds it to `h`.
     pub(super) fn add_product(&self, h: Tensor<'a>, node: &Node) -> Tensor<'a> {
-        let x = self.rows(node.src[0]);
-        let matrix = |w: WeightId| self.memory.matrix(w, x.ne(1));
         match node.op {
-            Op::GatedFfn { gate, up, down, act } => {
-                let factors = node.src.get(1).map(|s| self.rows(*s));
-                self.ops.gated_ffn(act, [gate, up, down].map(matrix), x, factors, Target::Added(h))
+            Op::GatedFfn { .. } => self.gated_ffn(node, Target::Added(h)),
+            Op::Linear { weight, norm, .. } => {
+                let x = self.rows(node.src[0]);
+                let factors = norm.map(|n| self.memory.weight(n));
+                self.ops.product(self.memory.matrix(weight, x.ne(1)), x, factors, Target::Added(h))
             }
-            Op::Linear { weight, .. } => self.ops.product(matrix(weight), x, Target::Added(h)),
             _ => unreachable!("only products are added"),
         }
+    }
+
+    /// Where the rows that a scatter-add changes are normalised anew at once.
+    pub(super) fn normalized_along(&self, id: NodeId) -> Option<(Tensor<'a>, f32)> {
+        let readers = self.readers.get(&id)?;
+        readers.iter().find_map(|r| match self.graph.node(*r).op {
+            Op::NormalizeRows { eps } => Some((self.memory.stored(self.graph.node(*r).src[0]), eps)),
+            _ => None,
+        })
     }
 }

@@ -1,6 +1,6 @@
 //! Scores of candidates: by probing queries, pooled, and the norms of the FFNs' proxies.
 
-use super::Lowerer;
+use super::{Lowerer, ProxyTensors};
 use crate::ggml::Tensor;
 use crate::ggml::ops::Precision;
 use crate::graph::ir::*;
@@ -65,18 +65,33 @@ impl<'a> Lowerer<'a, '_> {
         self.values.get(&id).copied().unwrap_or_else(|| self.memory.stored(id))
     }
 
-    pub(super) fn proxy_norm(&self, node: &Node, layer: usize, act: Activation) -> Tensor<'a> {
-        let y = self.rows(node.src[0]);
-        let p = self.memory.proxy(layer);
-        let (rank, n) = (p.v_gate.ne(0), y.ne(1));
-        if self.takes_proxy_norm(layer, n) {
-            return self.ops.proxy_norm(act, p.u_gu, [p.v_gate, p.v_up, p.v_down], y);
+    /// C, the norms of the FFNs' proxies.
+    pub(super) fn proxy_norm(&self, node: &Node) -> Tensor<'a> {
+        let (act, p, y, factors) = self.proxied(node);
+        if self.takes_proxy_norm(node) {
+            return self.ops.proxy_norm(act, p.u_gu, [p.v_gu, p.v_down], y, factors, None, None);
         }
+        let y = self.by_norm(y, factors);
+        let (rank, d_low, n) = (p.v_gu.ne(0), p.v_down.ne(0), y.ne(1));
         let both = self.product(p.u_gu, y);
         let half = |i: usize| self.ops.cont(self.ops.view_2d(both, [rank, n], both.nb(1), i * rank * 4));
-        let gate = self.product(p.v_gate, half(0));
-        let up = self.product(p.v_up, half(1));
+        let v = |i: usize| self.ops.rows(p.v_gu, i * d_low, d_low);
+        let gate = self.product(v(0), half(0));
+        let up = self.product(v(1), half(1));
         let out = self.product(p.v_down, self.ops.glu(act, gate, up));
         self.ops.sqrt(self.ops.sum_rows(self.ops.sqr(out)))
+    }
+
+    /// C times `scores`, in `to` if that is given.
+    pub(super) fn proxy_scores(&self, node: &Node, scores: Tensor<'a>, to: Option<Tensor<'a>>) -> Tensor<'a> {
+        let (act, p, y, factors) = self.proxied(node);
+        self.ops.proxy_norm(act, p.u_gu, [p.v_gu, p.v_down], y, factors, Some(scores), to)
+    }
+
+    /// A proxy's activation and matrices, its rows, and the weight of their norm if they still want it.
+    fn proxied(&self, node: &Node) -> (Activation, ProxyTensors<'a>, Tensor<'a>, Option<Tensor<'a>>) {
+        let Op::ProxyNorm { layer, act, norm } = node.op else { unreachable!("the caller has seen the node") };
+        let factors = norm.map(|n| self.memory.weight(n));
+        (act, self.memory.proxy(layer), self.rows(node.src[0]), factors)
     }
 }

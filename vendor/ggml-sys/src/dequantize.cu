@@ -63,36 +63,81 @@ __device__ Eight load(const block_q6_K & block, const int lane) {
     return out;
 }
 
-template <typename Block> __global__ void dequantize(const Block * from, Bf16x8 * to, const int64_t n_blocks) {
+// Eight factors, or ones.
+template <bool scaled> struct EightFactors {
+    float at[8];
+
+    __device__ EightFactors(const ColumnFactors & factors, const int64_t i) {
+        if (scaled) {
+            const float4 * from = (const float4 *) (factors.values + i % factors.n_in);
+            const float4 low = from[0], high = from[1];
+            at[0] = low.x;  at[1] = low.y;  at[2] = low.z;  at[3] = low.w;
+            at[4] = high.x; at[5] = high.y; at[6] = high.z; at[7] = high.w;
+        }
+    }
+
+    __device__ float operator()(const float x, const int i) const { return scaled ? x*at[i] : x; }
+};
+
+template <bool scaled, typename Block> __global__ void dequantize(const Block * from, Bf16x8 * to, const ColumnFactors factors,
+                                                                  const int64_t n_blocks) {
     const int     lane  = threadIdx.x % WARP_SIZE;
     const int64_t first = (int64_t(blockIdx.x)*(THREADS/WARP_SIZE) + threadIdx.x/WARP_SIZE)*EACH;
 #pragma unroll
     for (int k = 0; k < EACH; k++) {
         if (first + k < n_blocks) {
-            const Eight x = load(from[first + k], lane);
+            const Eight   x = load(from[first + k], lane);
+            const int64_t at = (first + k)*WARP_SIZE + lane;
+            const EightFactors<scaled> times(factors, at*VALUES);
             Bf16x8 out;
 #pragma unroll
             for (int i = 0; i < VALUES/2; i++) {
-                out.pair[i] = __floats2bfloat162_rn(x.scale*x.q[2*i] - x.min, x.scale*x.q[2*i + 1] - x.min);
+                out.pair[i] = __floats2bfloat162_rn(times(x.scale*x.q[2*i] - x.min, 2*i), times(x.scale*x.q[2*i + 1] - x.min, 2*i + 1));
             }
-            to[(first + k)*WARP_SIZE + lane] = out;
+            to[at] = out;
         }
     }
 }
 
-template <typename Block> void launch(const void * from, nv_bfloat16 * to, const int64_t n, cudaStream_t stream) {
+template <typename Block> void launch(const void * from, nv_bfloat16 * to, const int64_t n, const ColumnFactors & factors, cudaStream_t stream) {
     const int64_t     n_blocks  = n/QK_K;
     constexpr int64_t per_block = EACH*THREADS/WARP_SIZE;
-    dequantize<<<(n_blocks + per_block - 1)/per_block, THREADS, 0, stream>>>((const Block *) from, (Bf16x8 *) to, n_blocks);
+    const auto        kernel    = factors.values != nullptr ? dequantize<true, Block> : dequantize<false, Block>;
+    kernel<<<(n_blocks + per_block - 1)/per_block, THREADS, 0, stream>>>((const Block *) from, (Bf16x8 *) to, factors, n_blocks);
     CUDA_CHECK(cudaGetLastError());
+}
+
+// Eight values a thread; `to` may be `from`.
+__global__ void scale_columns(const Bf16x8 * from, Bf16x8 * to, const ColumnFactors factors, const int64_t n) {
+    const int64_t at = int64_t(blockIdx.x)*THREADS + threadIdx.x;
+    if (at >= n) {
+        return;
+    }
+    const EightFactors<true> times(factors, 8*at);
+    Bf16x8 x = from[at];
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        const float2 pair = __bfloat1622float2(x.pair[i]);
+        x.pair[i] = __floats2bfloat162_rn(times(pair.x, 2*i), times(pair.y, 2*i + 1));
+    }
+    to[at] = x;
 }
 
 } // namespace
 
-void dequantize_16(const ggml_type type, const void * from, nv_bfloat16 * to, const int64_t n, cudaStream_t stream) {
+void dequantize_16(const ggml_type type, const void * from, nv_bfloat16 * to, const int64_t n, const ColumnFactors & factors, cudaStream_t stream) {
+    GGML_ASSERT(factors.values == nullptr || factors.n_in % 8 == 0);
     switch (type) {
-        case GGML_TYPE_Q4_K: return launch<block_q4_K>(from, to, n, stream);
-        case GGML_TYPE_Q6_K: return launch<block_q6_K>(from, to, n, stream);
-        default:             return ggml_get_to_bf16_cuda(type)(from, to, n, stream);
+        case GGML_TYPE_Q4_K: return launch<block_q4_K>(from, to, n, factors, stream);
+        case GGML_TYPE_Q6_K: return launch<block_q6_K>(from, to, n, factors, stream);
+        default:             break;
+    }
+    if (type != GGML_TYPE_BF16) {
+        ggml_get_to_bf16_cuda(type)(from, to, n, stream);
+        from = to;
+    }
+    if (factors.values != nullptr) {
+        scale_columns<<<(n/8 + THREADS - 1)/THREADS, THREADS, 0, stream>>>((const Bf16x8 *) from, (Bf16x8 *) to, factors, n/8);
+        CUDA_CHECK(cudaGetLastError());
     }
 }

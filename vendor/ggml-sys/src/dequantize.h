@@ -4,5 +4,11 @@
 
 #include "common.cuh"
 
-// to [n] = the values of `from`. Types of the usual 4-bit files have kernels here, the others ggml's.
-void dequantize_16(ggml_type type, const void * from, nv_bfloat16 * to, int64_t n, cudaStream_t stream);
+// Factors on the columns of a matrix: one for each of n_in values of a row. A multiple of 8.
+struct ColumnFactors {
+    const float * values = nullptr; // null: there are none
+    int64_t       n_in   = 0;
+};
+
+// to [n] = the values of `from`, times their columns' factors. Types of the usual 4-bit files have kernels here, the others ggml's.
+void dequantize_16(ggml_type type, const void * from, nv_bfloat16 * to, int64_t n, const ColumnFactors & factors, cudaStream_t stream);

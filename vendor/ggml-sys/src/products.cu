@@ -17,7 +17,7 @@ class Bf16 {
         GGML_ASSERT(ggml_is_contiguous(t));
         if (t->type != GGML_TYPE_BF16) {
             values = copy.alloc(ggml_nelements(t));
-            dequantize_16(t->type, t->data, copy.get(), ggml_nelements(t), ctx.stream());
+            dequantize_16(t->type, t->data, copy.get(), ggml_nelements(t), {}, ctx.stream());
         }
     }
 
@@ -49,6 +49,16 @@ void multiply(ggml_backend_cuda_context & ctx, const bf16 * w, const bf16 * x, c
     CUBLAS_CHECK(cublasGemmEx(ctx.cublas_handle(), CUBLAS_OP_T, CUBLAS_OP_N, n_out, rows, n_in,
         &one, w, CUDA_R_16BF, n_in, x, CUDA_R_16BF, x_stride, &before, y.data, y.type, n_out,
         CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT_TENSOR_OP));
+}
+
+// Two products at once, of two weights [n_in, n_out] with the two halves of rows [2 n_in, rows]. Weights lie one behind the other,
+// and so do the results.
+void multiply_halves(ggml_backend_cuda_context & ctx, const bf16 * w, const bf16 * x, bf16 * y, const int64_t n_in,
+                     const int64_t n_out, const int64_t rows) {
+    const float one = 1.0f, zero = 0.0f;
+    CUBLAS_CHECK(cublasGemmStridedBatchedEx(ctx.cublas_handle(), CUBLAS_OP_T, CUBLAS_OP_N, n_out, rows, n_in,
+        &one, w, CUDA_R_16BF, n_in, n_in*n_out, x, CUDA_R_16BF, 2*n_in, n_in, &zero, y, CUDA_R_16BF, n_out, n_out*rows,
+        2, CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT_TENSOR_OP));
 }
 
 // Eight values at a time: 16 bytes.
@@ -96,8 +106,8 @@ void activate_gate(ggml_backend_cuda_context & ctx, const bool gelu, bf16 * gate
     CUDA_CHECK(cudaGetLastError());
 }
 
-// norms[i] = || x[i] ||, one warp a row.
-__global__ void row_norms(const float * x, float * norms, const int width, const int n) {
+// norms[i] = || x[i] ||, times factors[i] unless they are null, one warp a row.
+__global__ void row_norms(const float * x, const float * factors, float * norms, const int width, const int n) {
     const int row = blockIdx.x*(THREADS/WARP_SIZE) + threadIdx.x/WARP_SIZE;
     if (row >= n) {
         return;
@@ -109,7 +119,7 @@ __global__ void row_norms(const float * x, float * norms, const int width, const
     }
     sum = warp_reduce_sum(sum);
     if (threadIdx.x % WARP_SIZE == 0) {
-        norms[row] = sqrtf(sum);
+        norms[row] = sqrtf(sum)*(factors != nullptr ? factors[row] : 1.0f);
     }
 }
 
@@ -118,7 +128,7 @@ __global__ void row_norms(const float * x, float * norms, const int width, const
 void product(ggml_backend_cuda_context & ctx, ggml_tensor * dst) {
     const ggml_tensor * w = dst->src[0];
     const ggml_tensor * x = dst->src[1];
-    const WideWeight weights(ctx, w);
+    const WideWeight weights(ctx, w, dst->src[2]);
     const Bf16 rows(ctx, x);
     multiply(ctx, weights.get(), rows.get(), w->ne[0], Target(dst, spts_argument(dst, 1) == 1), w->ne[0], w->ne[1], x->ne[1]);
 }
@@ -136,7 +146,7 @@ void gated_ffn(ggml_backend_cuda_context & ctx, ggml_tensor * dst) {
     {
         const Bf16 input(ctx, x);
         for (const auto & [w, y] : {std::pair(w_gate, gate.get()), std::pair(w_up, up.get())}) {
-            const WideWeight weights(ctx, w);
+            const WideWeight weights(ctx, w, dst->src[5]);
             multiply(ctx, weights.get(), input.get(), n_embd, y, n_embd, n_ff, rows);
         }
     }
@@ -148,25 +158,28 @@ void gated_ffn(ggml_backend_cuda_context & ctx, ggml_tensor * dst) {
 
 void proxy_norm(ggml_backend_cuda_context & ctx, ggml_tensor * dst) {
     const ggml_tensor * x = dst->src[0];
-    const int64_t n_embd = x->ne[0], rows = x->ne[1], rank = dst->src[2]->ne[0], d_low = dst->src[2]->ne[1];
+    const int64_t n_embd = x->ne[0], rows = x->ne[1], rank = dst->src[2]->ne[0], d_low = dst->src[3]->ne[0];
+    const ggml_tensor * factors = dst->src[5];
     GGML_ASSERT(ggml_is_contiguous(dst));
+    GGML_ASSERT(factors == nullptr || (factors->type == GGML_TYPE_F32 && ggml_is_contiguous(factors) && ggml_nelements(factors) == rows));
 
     ggml_cuda_pool_alloc<bf16> low(ctx.pool(), 2*rank*rows); // y_g over y_u
     {
         const Bf16 input(ctx, x);
-        const Bf16 u(ctx, dst->src[1]);
+        const WideWeight u(ctx, dst->src[1], dst->src[4]);
         multiply(ctx, u.get(), input.get(), n_embd, low.get(), n_embd, 2*rank, rows);
     }
-    ggml_cuda_pool_alloc<bf16> gate(ctx.pool(), d_low*rows);
-    ggml_cuda_pool_alloc<bf16> up(ctx.pool(), d_low*rows);
-    const Bf16 v_gate(ctx, dst->src[2]), v_up(ctx, dst->src[3]), v_down(ctx, dst->src[4]);
-    multiply(ctx, v_gate.get(), low.get(), 2*rank, gate.get(), rank, d_low, rows);
-    multiply(ctx, v_up.get(), low.get() + rank, 2*rank, up.get(), rank, d_low, rows);
-    activate_gate(ctx, spts_argument(dst, 1) == 1, gate.get(), up.get(), nullptr, d_low, rows);
+    ggml_cuda_pool_alloc<bf16> both(ctx.pool(), 2*d_low*rows); // gate, then up
+    bf16 * const gate = both.get();
+    bf16 * const up   = gate + d_low*rows;
+    const Bf16 v_gu(ctx, dst->src[2]), v_down(ctx, dst->src[3]);
+    multiply_halves(ctx, v_gu.get(), low.get(), gate, rank, d_low, rows);
+    activate_gate(ctx, spts_argument(dst, 1) == 1, gate, up, nullptr, d_low, rows);
 
     ggml_cuda_pool_alloc<float> out(ctx.pool(), rank*rows);
-    multiply(ctx, v_down.get(), gate.get(), d_low, out.get(), d_low, rank, rows);
+    multiply(ctx, v_down.get(), gate, d_low, out.get(), d_low, rank, rows);
     constexpr int each = THREADS/WARP_SIZE;
-    row_norms<<<(rows + each - 1)/each, THREADS, 0, ctx.stream()>>>(out.get(), (float *) dst->data, rank, rows);
+    row_norms<<<(rows + each - 1)/each, THREADS, 0, ctx.stream()>>>(
+        out.get(), factors != nullptr ? (const float *) factors->data : nullptr, (float *) dst->data, rank, rows);
     CUDA_CHECK(cudaGetLastError());
 }

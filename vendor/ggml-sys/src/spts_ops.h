@@ -22,23 +22,26 @@ enum spts_op : int32_t {
     // that + i. Argument 2: scale (F32).
     SPTS_CAUSAL_ATTENTION,
     // dst [n_out, n] = src0 [n_in, n_out] src1 [n_in, n], summed in F32 after both were rounded to BF16. src1 and dst are F32 or
-    // BF16. Argument 1: 1 to add to what is in dst (F32).
+    // BF16. src2 = F32 [n_in], factors on the features of src1 (taken as factors on the columns of src0), or null. Argument 1: 1 to
+    // add to what is in dst (F32).
     SPTS_PRODUCT,
     // dst [n_embd, n] = W_down (act(W_gate x) * (W_up x)), with the same roundings. src0 = W_down, src1 = x [n_embd, n], src2 =
-    // W_gate, src3 = W_up, src4 = F32 [1, n], a factor on each row of act(..) * .., or null. Argument 1 as above, 2: 0 for SiLU, 1
-    // for GELU (tanh).
+    // W_gate, src3 = W_up, src4 = F32 [1, n], a factor on each row of act(..) * .., or null, src5 = F32 [n_embd], factors on the
+    // features of x as above, or null. Argument 1 as above, 2: 0 for SiLU, 1 for GELU (tanh).
     SPTS_GATED_FFN,
     // dst F32 [1, n] = || V_down (act(V_gate y_g) * (V_up y_u)) ||, y_g over y_u = U^T x. src0 = x F32 or BF16 [n_embd, n], src1 = U
-    // [n_embd, 2 rank], src2 = V_gate, src3 = V_up [rank, d_low], src4 = V_down [d_low, rank]. Argument 1: the activation.
+    // [n_embd, 2 rank], src2 = V_gate, then V_up [rank, 2 d_low], src3 = V_down [d_low, rank], src4 = factors on the features of x as
+    // above, or null, src5 = F32 [1, n], factors on the results, or null. Argument 1: the activation.
     SPTS_PROXY_NORM,
-    // dst BF16 [n_embd, n] = rms_norm(x) * weight. src0 = x F32 [n_embd, n or more], src1 = weight F32 [n_embd], src2 = I32 [n],
-    // the rows of x to take, or null for all. Argument 1: eps (F32).
+    // dst BF16 [n_embd, n] = rms_norm(x) * weight. src0 = x F32 [n_embd, n], src1 = weight F32 [n_embd] or null for ones. Argument 1:
+    // eps (F32).
     SPTS_RMS_NORM,
     // dst F32 or F16 [f, n] = src0 F32 [f, n] with its heads rotated by src1 = positions I32 [n]; frequencies are divided by src2 F32
     // [n_rot/2] or by nothing (null). Arguments 1: head size, 2: n_rot, 3: 0 if neighbours are pairs, 1 if halves are, 4: base of
     // the frequencies (F32), 5: factor on the positions (F32), 6: on the rotated values (F32).
     SPTS_ROPE,
-    // dst[idx] += x, dst F32 [f, rows]. src0 = x F32 or BF16 [f, n], src1 = idx I32 [n], distinct.
+    // dst[idx] += x, dst F32 [f, rows]. src0 = x F32 or BF16 [f, n], src1 = idx I32 [n], distinct. src2 = BF16 [f, rows] or null:
+    // src2[idx] = rms_norm(dst[idx]), with argument 1: eps (F32).
     SPTS_SCATTER_ADD,
     // dst [f, n] = src0[idx], of any type, the same on both sides. src1 = idx I32 [n].
     SPTS_GATHER,

@@ -1,17 +1,17 @@
 #include "wide_weights.h"
-#include "dequantize.h"
 #include "ggml-backend-impl.h"
 
 #include <algorithm>
 
 struct WideWeights {
     // src/session/executor.rs counts them when it looks for room.
-    static constexpr int BUFFERS = 3;
+    static constexpr int BUFFERS = 2;
 
     struct Buffer {
         nv_bfloat16 * data = nullptr;
         int64_t       size = 0;
-        const void *  source = nullptr; // the weight that it holds
+        const void *  source = nullptr; // the weight that it holds,
+        const float * scaled = nullptr; // and its columns' factors
         cudaEvent_t   ready, read;      // filled, and used
 
         // False if the device is full.
@@ -33,15 +33,16 @@ struct WideWeights {
         }
 
         // Only weights of a model stay as they are.
-        bool holds(const ggml_tensor * w) const {
-            return source == w->data && w->buffer != nullptr && w->buffer->usage == GGML_BACKEND_BUFFER_USAGE_WEIGHTS;
+        bool holds(const ggml_tensor * w, const ColumnFactors & factors) const {
+            return source == w->data && scaled == factors.values && w->buffer != nullptr && w->buffer->usage == GGML_BACKEND_BUFFER_USAGE_WEIGHTS;
         }
 
-        void fill(const ggml_tensor * w, cudaStream_t stream) {
+        void fill(const ggml_tensor * w, const ColumnFactors & factors, cudaStream_t stream) {
             CUDA_CHECK(cudaStreamWaitEvent(stream, read));
-            dequantize_16(w->type, w->data, data, ggml_nelements(w), stream);
+            dequantize_16(w->type, w->data, data, ggml_nelements(w), factors, stream);
             CUDA_CHECK(cudaEventRecord(ready, stream));
             source = w->data;
+            scaled = factors.values;
         }
     };
 
@@ -57,8 +58,9 @@ struct WideWeights {
     }
 
     // The buffer that holds a weight, or the one whose turn it is to take one.
-    Buffer & buffer_for(const ggml_tensor * w) {
-        const auto found = std::find_if(std::begin(buffers), std::end(buffers), [&](const Buffer & b) { return b.holds(w); });
+    Buffer & buffer_for(const ggml_tensor * w, const ColumnFactors & factors) {
+        const auto holds = [&](const Buffer & b) { return b.holds(w, factors); };
+        const auto found = std::find_if(std::begin(buffers), std::end(buffers), holds);
         if (found != std::end(buffers)) {
             return *found;
         }
@@ -86,16 +88,21 @@ static bool is_captured(cudaStream_t stream) {
     return status != cudaStreamCaptureStatusNone;
 }
 
-WideWeight::WideWeight(ggml_backend_cuda_context & ctx, const ggml_tensor * w)
+WideWeight::WideWeight(ggml_backend_cuda_context & ctx, const ggml_tensor * w, const ggml_tensor * factors)
     : ctx(ctx), copy(ctx.pool()), values((const nv_bfloat16 *) w->data) {
     GGML_ASSERT(ggml_is_contiguous(w));
-    if (w->type != GGML_TYPE_BF16 && !make_ahead(w)) {
+    ColumnFactors columns;
+    if (factors != nullptr) {
+        GGML_ASSERT(factors->type == GGML_TYPE_F32 && ggml_nelements(factors) == w->ne[0]);
+        columns = {(const float *) factors->data, w->ne[0]};
+    }
+    if ((w->type != GGML_TYPE_BF16 || factors != nullptr) && !make_ahead(w, columns)) {
         values = copy.alloc(ggml_nelements(w));
-        dequantize_16(w->type, w->data, copy.get(), ggml_nelements(w), ctx.stream());
+        dequantize_16(w->type, w->data, copy.get(), ggml_nelements(w), columns, ctx.stream());
     }
 }
 
-bool WideWeight::make_ahead(const ggml_tensor * w) {
+bool WideWeight::make_ahead(const ggml_tensor * w, const ColumnFactors & factors) {
     // A captured graph is started without this code, which then could not tell when it has read a buffer.
     if (is_captured(ctx.stream())) {
         return false;
@@ -103,13 +110,13 @@ bool WideWeight::make_ahead(const ggml_tensor * w) {
     WideWeights & wide = WideWeights::of(ctx.device);
     held = std::unique_lock(wide.mutex);
     wide.start();
-    WideWeights::Buffer & buffer = wide.buffer_for(w);
-    if (!buffer.holds(w)) {
+    WideWeights::Buffer & buffer = wide.buffer_for(w, factors);
+    if (!buffer.holds(w, factors)) {
         if (!buffer.grow(ggml_nelements(w))) {
             held.unlock();
             return false;
         }
-        buffer.fill(w, wide.stream);
+        buffer.fill(w, factors, wide.stream);
     }
     CUDA_CHECK(cudaStreamWaitEvent(ctx.stream(), buffer.ready));
     read   = buffer.read;
