@@ -121,10 +121,11 @@ enum Op {
     TopK,
     IsMember,
     ProbeScores,
+    Scratch,
 }
 
 /// Names for [`super::profile`], by number.
-const NAMES: [&str; 12] = [
+const NAMES: [&str; 13] = [
     "causal_attention",
     "product",
     "gated_ffn",
@@ -137,6 +138,7 @@ const NAMES: [&str; 12] = [
     "top_k",
     "is_member",
     "probe_scores",
+    "scratch",
 ];
 
 /// Where a product goes.
@@ -190,7 +192,10 @@ impl Ops {
         to: Target<'a>,
     ) -> Tensor<'a> {
         let (out, adds) = self.target(to, [down.ne(1), x.ne(1)]);
-        let src = [Some(down), Some(x), Some(gate), Some(up), row_factors, factors];
+        // Gate and up: in the graph's memory, which other operations use before and after.
+        let hidden = self.fresh(GgmlType::BF16, [gate.ne(1), 2 * x.ne(1), 1]);
+        let hidden = self.ours(Op::Scratch, hidden, &[Some(x)], &[]);
+        let src = [Some(down), Some(x), Some(gate), Some(up), row_factors, factors, Some(hidden)];
         self.ours(Op::GatedFfn, out, &src, &[adds, activation(act)])
     }
 
@@ -325,7 +330,7 @@ impl Ops {
 
     fn ours<'a>(&'a self, op: Op, out: Tensor<'a>, src: &[Option<Tensor<'a>>], arguments: &[i32]) -> Tensor<'a> {
         // SAFETY: a fresh tensor of this context that nobody computes yet; its sources live as long (they borrow from the
-        // same run); at most six sources and six arguments, of ten and fifteen.
+        // same run); at most seven sources and six arguments, of ten and fifteen.
         unsafe {
             let out = out.raw();
             (*out).op = HOST_OP;

@@ -41,7 +41,7 @@ const PROBE_LOGITS: usize = 128 << 20;
 
 /// Weights of which a GPU holds 16-bit copies at a time, the largest at worst: those made ahead
 /// (vendor/ggml-sys/src/wide_weights.cu), and one of a captured graph.
-const WIDE_WEIGHTS: usize = 2 + 1;
+const WIDE_WEIGHTS: usize = 3 + 1;
 
 impl Device {
     /// A started device.
@@ -49,26 +49,32 @@ impl Device {
         Self { backend, masks: Masks::default(), ops: Ops::default(), copies: 0, op_times: None }
     }
 
-    /// A GPU's products make 16-bit copies of weights and rows, and its probes logits, in memory that ggml takes when it needs
-    /// it, and aborts if it gets none.
-    fn check_room_for_copies(&mut self, run: &Run) -> Result<()> {
+    /// A GPU's products make 16-bit copies of weights and rows, and what scores candidates has values in between, in memory that
+    /// ggml takes when it needs it, and aborts if it gets none.
+    fn check_room_for_copies(&mut self, device: usize, run: &Run) -> Result<()> {
         let hp = run.model.hparams();
         let rows = run.tile.min(run.graph.n_tokens);
-        let copies = 2 * (rows * (hp.n_embd + 2 * hp.n_ff) + WIDE_WEIGHTS * hp.n_embd * hp.n_ff);
-        let logits = |node: &Node| match node.op {
+        let needs = |node: &Node| match node.op {
+            Op::Linear { .. } => 2 * rows * run.graph.node(node.src[0]).n_feat,
+            Op::ProxyNorm { layer, .. } => {
+                let v_down = run.proxy(device, layer).v_down; // [d_low, rank]
+                rows * (4 * v_down.ne(0) + 8 * v_down.ne(1))
+            }
             Op::ProbeScores { heads } => {
                 let of_a_query = 4 * node.n_rows * heads.n_head;
                 (of_a_query * run.graph.node(node.src[0]).n_rows).min(PROBE_LOGITS.max(of_a_query))
             }
             _ => 0,
         };
-        let bytes = run.graph.nodes.iter().map(logits).max().unwrap_or(0).max(copies);
+        let mine = |node: &&Node| run.model.placement().of(node.layer, false) == device;
+        let most = run.graph.nodes.iter().filter(mine).map(needs).max().unwrap_or(0);
+        let bytes = most + 2 * WIDE_WEIGHTS * hp.n_embd * hp.n_ff;
         // What was found room for before is ggml's already.
         let (more, free) = (bytes.saturating_sub(self.copies), self.backend.buffer_type().free_bytes());
         if more > free {
             let (device, what) = (
                 self.backend.name().to_owned(),
-                "16-bit copies of a tile's rows and weights, or logits of probes".to_owned(),
+                "16-bit copies of weights and of a tile's rows, or scores of candidates".to_owned(),
             );
             return Err(GgmlError::OutOfMemory { device, what, bytes: more, free }.into());
         }
@@ -97,6 +103,13 @@ pub struct Run<'r> {
     pub mode: CacheMode,
     /// Position of the first token of this call.
     pub first_position: usize,
+}
+
+impl Run<'_> {
+    /// The proxy of a layer in a device's memory.
+    fn proxy(&self, device: usize, layer: usize) -> ProxyTensors<'_> {
+        self.proxies[device].as_ref().expect("a graph with proxies runs with them loaded").get(layer)
+    }
 }
 
 /// What the executor tells while it runs.
@@ -173,7 +186,7 @@ impl Memory for DeviceMemory<'_> {
     }
 
     fn proxy(&self, layer: usize) -> ProxyTensors<'_> {
-        self.run.proxies[self.device].as_ref().expect("a graph with proxies runs with them loaded").get(layer)
+        self.run.proxy(self.device, layer)
     }
 
     fn kernels(&self) -> Kernels {
@@ -249,8 +262,8 @@ pub fn reserve(run: &Run, devices: &mut [Device]) -> Result<()> {
         d.backend.check_support(&d.ops)?;
         d.backend.reserve(&d.ops)?;
     }
-    for d in devices.iter_mut().filter(|d| !d.backend.is_cpu()) {
-        d.check_room_for_copies(run)?;
+    for (device, d) in devices.iter_mut().enumerate().filter(|(_, d)| !d.backend.is_cpu()) {
+        d.check_room_for_copies(device, run)?;
     }
     Ok(())
 }

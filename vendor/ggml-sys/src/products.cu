@@ -141,19 +141,19 @@ void gated_ffn(ggml_backend_cuda_context & ctx, ggml_tensor * dst) {
     const ggml_tensor * w_up   = dst->src[3];
     const int64_t n_embd = x->ne[0], n_ff = w_gate->ne[1], rows = x->ne[1];
 
-    ggml_cuda_pool_alloc<bf16> gate(ctx.pool(), n_ff*rows);
-    ggml_cuda_pool_alloc<bf16> up(ctx.pool(), n_ff*rows);
+    bf16 * const gate = (bf16 *) dst->src[6]->data;
+    bf16 * const up   = gate + n_ff*rows;
     {
         const Bf16 input(ctx, x);
-        for (const auto & [w, y] : {std::pair(w_gate, gate.get()), std::pair(w_up, up.get())}) {
+        for (const auto & [w, y] : {std::pair(w_gate, gate), std::pair(w_up, up)}) {
             const WideWeight weights(ctx, w, dst->src[5]);
             multiply(ctx, weights.get(), input.get(), n_embd, y, n_embd, n_ff, rows);
         }
     }
-    activate_gate(ctx, spts_argument(dst, 2) == 1, gate.get(), up.get(), dst->src[4], n_ff, rows);
+    activate_gate(ctx, spts_argument(dst, 2) == 1, gate, up, dst->src[4], n_ff, rows);
 
     const WideWeight weights(ctx, w_down);
-    multiply(ctx, weights.get(), gate.get(), n_ff, Target(dst, spts_argument(dst, 1) == 1), n_ff, n_embd, rows);
+    multiply(ctx, weights.get(), gate, n_ff, Target(dst, spts_argument(dst, 1) == 1), n_ff, n_embd, rows);
 }
 
 void proxy_norm(ggml_backend_cuda_context & ctx, ggml_tensor * dst) {

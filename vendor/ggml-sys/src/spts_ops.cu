@@ -25,6 +25,7 @@ void ggml_cuda_op_timestep_embedding(ggml_backend_cuda_context & ctx, ggml_tenso
         case SPTS_TOP_K:            return top_k(ctx, dst);
         case SPTS_IS_MEMBER:        return is_member(ctx, dst);
         case SPTS_PROBE_SCORES:     return probe_scores(ctx, dst);
+        case SPTS_SCRATCH:          return;
     }
     GGML_ABORT("an operation of ggml's that no graph of ours holds");
 }

@@ -27,7 +27,8 @@ enum spts_op : int32_t {
     SPTS_PRODUCT,
     // dst [n_embd, n] = W_down (act(W_gate x) * (W_up x)), with the same roundings. src0 = W_down, src1 = x [n_embd, n], src2 =
     // W_gate, src3 = W_up, src4 = F32 [1, n], a factor on each row of act(..) * .., or null, src5 = F32 [n_embd], factors on the
-    // features of x as above, or null. Argument 1 as above, 2: 0 for SiLU, 1 for GELU (tanh).
+    // features of x as above, or null, src6 = BF16 [n_ff, 2 n] of SPTS_SCRATCH, for gate and up. Argument 1 as above, 2: 0 for SiLU, 1 for
+    // GELU (tanh).
     SPTS_GATED_FFN,
     // dst F32 [1, n] = || V_down (act(V_gate y_g) * (V_up y_u)) ||, y_g over y_u = U^T x. src0 = x F32 or BF16 [n_embd, n], src1 = U
     // [n_embd, 2 rank], src2 = V_gate, then V_up [rank, 2 d_low], src3 = V_down [d_low, rank], src4 = factors on the features of x as
@@ -56,6 +57,8 @@ enum spts_op : int32_t {
     // column sees (equation 4 of arXiv 2601.13155). src0 = q F32 [d n_head, n_probe] of the last n_probe candidates, src1 = k F16
     // [d n_head_kv, n]. Column i sees n - n_probe + i + 1 candidates. Argument 1: scale (F32), 2: d.
     SPTS_PROBE_SCORES,
+    // Nothing: memory that dst's readers write to. src0 says when: once it is there.
+    SPTS_SCRATCH,
 };
 
 inline int32_t spts_argument(const ggml_tensor * t, const int i) {

@@ -5,7 +5,7 @@
 
 struct WideWeights {
     // src/session/executor.rs counts them when it looks for room.
-    static constexpr int BUFFERS = 2;
+    static constexpr int BUFFERS = 3;
 
     struct Buffer {
         nv_bfloat16 * data = nullptr;
