@@ -672,16 +672,16 @@ fn proxy_norm() {
         for x_there in inputs {
             for (x, factors) in [(&x, None), (&x_scaled, Some(factors))] {
                 let (what, expected) = (format!("{act:?}, factors: {}", factors.is_some()), norms(x));
-                let v = [v_gu, v_down];
+                let proxy = [u, v_gu, v_down];
                 let got = gpu.fresh(|ops, a| {
-                    let (v, factors) = (v.map(|v| a.get(v)), factors.map(|f| a.get(f)));
-                    ops.proxy_norm(act, a.get(u), v, a.get(x_there), factors, None, None)
+                    let (proxy, factors) = (proxy.map(|w| a.get(w)), factors.map(|f| a.get(f)));
+                    ops.proxy_norm(act, proxy, a.get(x_there), factors, None, None)
                 });
                 check(&what, &f32s(&got), &expected, 1e-2);
                 let got = gpu.within(all, |ops, a| {
-                    let (v, factors) = (v.map(|v| a.get(v)), factors.map(|f| a.get(f)));
+                    let (proxy, factors) = (proxy.map(|w| a.get(w)), factors.map(|f| a.get(f)));
                     let to = ops.rows(a.get(all), 1, rows);
-                    ops.proxy_norm(act, a.get(u), v, a.get(x_there), factors, Some(a.get(scores_there)), Some(to))
+                    ops.proxy_norm(act, proxy, a.get(x_there), factors, Some(a.get(scores_there)), Some(to))
                 });
                 let (got, times) = (f32s(&got), expected.iter().zip(&scores).map(|(c, s)| c * f64::from(*s)));
                 assert!(got[0].is_nan() && got[rows + 1].is_nan(), "{what}: written beside");

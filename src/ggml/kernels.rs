@@ -212,8 +212,7 @@ impl Ops {
     pub fn proxy_norm<'a>(
         &'a self,
         act: Activation,
-        u_gu: Tensor<'a>,
-        [v_gu, v_down]: [Tensor<'a>; 2],
+        [u_gu, v_gu, v_down]: [Tensor<'a>; 3],
         x: Tensor<'a>,
         factors: Option<Tensor<'a>>,
         times: Option<Tensor<'a>>,

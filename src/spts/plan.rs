@@ -10,8 +10,9 @@
 //! - *probes*: of attention, the queries' projection and their scores `2 q n d_k H` over all n candidates; of the FFN, the
 //!   low-rank proxy of all candidates, `2 n (2 D r + 2 r d_low + d_low r)` for a gated one.
 //!
-//! Not counted: the output head, element-wise work (norms, rope, softmax, gathers), and what the last layer saves by
-//! computing only what the last token needs. Nor does anything here know how fast a kernel is: the ratio is a ceiling.
+//! Not counted: the output head, element-wise work (norms, rope, softmax, gathers), and what last layers save by computing
+//! only what will be read: the model's what the last token needs, a stage's the FFN of the tokens that stay, 1 to 2 % of a prompt
+//! ([`super::prune`]). Nor does anything here know how fast a kernel is. But for those percents the ratio is a ceiling.
 
 use std::fmt;
 

@@ -69,7 +69,7 @@ impl<'a> Lowerer<'a, '_> {
     pub(super) fn proxy_norm(&self, node: &Node) -> Tensor<'a> {
         let (act, p, y, factors) = self.proxied(node);
         if self.takes_proxy_norm(node) {
-            return self.ops.proxy_norm(act, p.u_gu, [p.v_gu, p.v_down], y, factors, None, None);
+            return self.ops.proxy_norm(act, [p.u_gu, p.v_gu, p.v_down], y, factors, None, None);
         }
         let y = self.by_norm(y, factors);
         let (rank, d_low, n) = (p.v_gu.ne(0), p.v_down.ne(0), y.ne(1));
@@ -85,7 +85,7 @@ impl<'a> Lowerer<'a, '_> {
     /// C times `scores`, in `to` if that is given.
     pub(super) fn proxy_scores(&self, node: &Node, scores: Tensor<'a>, to: Option<Tensor<'a>>) -> Tensor<'a> {
         let (act, p, y, factors) = self.proxied(node);
-        self.ops.proxy_norm(act, p.u_gu, [p.v_gu, p.v_down], y, factors, Some(scores), to)
+        self.ops.proxy_norm(act, [p.u_gu, p.v_gu, p.v_down], y, factors, Some(scores), to)
     }
 
     /// A proxy's activation and matrices, its rows, and the weight of their norm if they still want it.

@@ -26,6 +26,7 @@ const OWN: &[&str] = &[
     "dequantize.cu",
     "hopper_attention.cu",
     "product_choice.cu",
+    "product_tiles.cu",
     "products.cu",
     "rope.cu",
     "rows.cu",

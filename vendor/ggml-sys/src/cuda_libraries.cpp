@@ -5,6 +5,7 @@
 // and without a GPU, and can say what is missing. All names here are hidden (-fvisibility): they never stand in for the
 // real ones in other libraries of the process.
 
+#include <cublasLt.h>
 #include <cublas_v2.h>
 #include <cuda.h>
 #include <cuda_runtime_api.h>
@@ -37,18 +38,31 @@ std::string program_dir() {
 
 // cuBLAS of the major version that this was compiled with: beside the program, where the loader looks,
 // in the toolkit that compiled this. Its helper cublasLt comes first, so that it is found as well.
-void * open_cublas() {
-    static void * const handle = [] {
+struct Cublas {
+    void * blas = nullptr;
+    void * lt   = nullptr;
+};
+
+const Cublas & cublas() {
+    static const Cublas handles = [] {
         const std::string version = "." TEXT(CUBLAS_VER_MAJOR);
         for (const std::string & dir : {program_dir(), std::string(), std::string(SPTS_CUDA_LIBRARY_DIR "/")}) {
-            dlopen((dir + "libcublasLt.so" + version).c_str(), RTLD_NOW | RTLD_GLOBAL);
-            if (void * found = dlopen((dir + "libcublas.so" + version).c_str(), RTLD_NOW | RTLD_LOCAL)) {
-                return found;
+            void * lt = dlopen((dir + "libcublasLt.so" + version).c_str(), RTLD_NOW | RTLD_GLOBAL);
+            if (void * blas = dlopen((dir + "libcublas.so" + version).c_str(), RTLD_NOW | RTLD_LOCAL)) {
+                return Cublas{blas, lt};
             }
         }
-        return (void *) nullptr;
+        return Cublas{};
     }();
-    return handle;
+    return handles;
+}
+
+void * open_cublas() {
+    return cublas().blas;
+}
+
+void * open_cublas_lt() {
+    return cublas().lt;
 }
 
 template <typename Function> Function lookup(void * library, const char * name) {
@@ -142,3 +156,25 @@ CUBLAS(cublasGemmStridedBatchedEx,
      long long sb, const void * beta, void * C, cudaDataType type_c, int ldc, long long sc, int count,
      cublasComputeType_t compute, cublasGemmAlgo_t algo),
     (h, ta, tb, m, n, k, alpha, A, type_a, lda, sa, B, type_b, ldb, sb, beta, C, type_c, ldc, sc, count, compute, algo))
+
+#define CUBLAS_LT(name, params, args) FORWARD(cublasStatus_t, CUBLAS_STATUS_NOT_INITIALIZED, open_cublas_lt, name, params, args)
+
+CUBLAS_LT(cublasLtMatmulDescInit_internal,
+    (cublasLtMatmulDesc_t a, size_t b, cublasComputeType_t c, cudaDataType_t d), (a, b, c, d))
+CUBLAS_LT(cublasLtMatmulDescSetAttribute,
+    (cublasLtMatmulDesc_t a, cublasLtMatmulDescAttributes_t b, const void * c, size_t d), (a, b, c, d))
+CUBLAS_LT(cublasLtMatrixLayoutInit_internal,
+    (cublasLtMatrixLayout_t a, size_t b, cudaDataType c, uint64_t d, uint64_t e, int64_t f), (a, b, c, d, e, f))
+CUBLAS_LT(cublasLtMatmulPreferenceInit_internal, (cublasLtMatmulPreference_t a, size_t b), (a, b))
+CUBLAS_LT(cublasLtMatmulAlgoGetHeuristic,
+    (cublasLtHandle_t h, cublasLtMatmulDesc_t product, cublasLtMatrixLayout_t A, cublasLtMatrixLayout_t B,
+     cublasLtMatrixLayout_t C, cublasLtMatrixLayout_t D, cublasLtMatmulPreference_t wanted, int most,
+     cublasLtMatmulHeuristicResult_t results[], int * n),
+    (h, product, A, B, C, D, wanted, most, results, n))
+CUBLAS_LT(cublasLtMatmulAlgoConfigGetAttribute,
+    (const cublasLtMatmulAlgo_t * a, cublasLtMatmulAlgoConfigAttributes_t b, void * c, size_t d, size_t * e), (a, b, c, d, e))
+CUBLAS_LT(cublasLtMatmul,
+    (cublasLtHandle_t h, cublasLtMatmulDesc_t product, const void * alpha, const void * A, cublasLtMatrixLayout_t a,
+     const void * B, cublasLtMatrixLayout_t b, const void * beta, const void * C, cublasLtMatrixLayout_t c, void * D,
+     cublasLtMatrixLayout_t d, const cublasLtMatmulAlgo_t * algo, void * workspace, size_t bytes, cudaStream_t stream),
+    (h, product, alpha, A, a, B, b, beta, C, c, D, d, algo, workspace, bytes, stream))

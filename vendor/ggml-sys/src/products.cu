@@ -1,5 +1,6 @@
 #include "products.h"
 #include "dequantize.h"
+#include "product_tiles.h"
 #include "spts_ops.h"
 #include "unary.cuh"
 #include "wide_weights.h"
@@ -45,6 +46,9 @@ struct Target {
 // y [n_out, rows] = w [n_in, n_out] x [n_in, rows], summed in F32. Rows of x lie `x_stride` apart.
 void multiply(ggml_backend_cuda_context & ctx, const bf16 * w, const bf16 * x, const int64_t x_stride, const Target y,
               const int64_t n_in, const int64_t n_out, const int64_t rows) {
+    if (multiply_in_tiles(ctx, w, x, y.data, {n_in, n_out, rows, x_stride, y.type, y.adds})) {
+        return;
+    }
     const float one = 1.0f, before = y.adds ? 1.0f : 0.0f;
     CUBLAS_CHECK(cublasGemmEx(ctx.cublas_handle(), CUBLAS_OP_T, CUBLAS_OP_N, n_out, rows, n_in,
         &one, w, CUDA_R_16BF, n_in, x, CUDA_R_16BF, x_stride, &before, y.data, y.type, n_out,
