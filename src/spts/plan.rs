@@ -11,8 +11,9 @@
 //!   low-rank proxy of all candidates, `2 n (2 D r + 2 r d_low + d_low r)` for a gated one.
 //!
 //! Not counted: the output head, element-wise work (norms, rope, softmax, gathers), and what last layers save by computing
-//! only what will be read: the model's what the last token needs, a stage's the FFN of the tokens that stay, 1 to 2 % of a prompt
-//! ([`super::prune`]). Nor does anything here know how fast a kernel is. But for those percents the ratio is a ceiling.
+//! only what will be read: the model's what the last token needs, a stage's the FFN of the tokens that stay ([`super::prune`];
+//! 0.5 to 1.2 % of LLaMA's operations between 32K and 8K tokens). Nor does anything here know how fast a kernel is. But for that
+//! percent the ratio is a ceiling.
 
 use std::fmt;
 
