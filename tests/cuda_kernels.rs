@@ -413,12 +413,15 @@ fn scatter_add() {
 fn scatter_add_normalized() {
     let (mut gpu, mut random) = (Gpu::start(), Prng::named(1, "scatter_add_normalized"));
     let (n_all, n, eps) = (50, 37, 1e-5);
-    for width in [64, 4096, 8192 + 64] {
+    for (width, rounds) in [64, 4096, 8192 + 64].into_iter().flat_map(|width| [(width, false), (width, true)]) {
         gpu.clear();
         let mut sums = uniform(&mut random, width * n_all, 1.0);
         let h = gpu.f32([width, n_all], &sums);
-        let (x, idx) = (uniform(&mut random, width * n, 1.0), distinct(&mut random, n, n_all));
-        let (rows, at) = (gpu.f32([width, n], &x), gpu.i32(&idx));
+        let idx = distinct(&mut random, n, n_all);
+        let at = gpu.i32(&idx);
+        let ([in_f32, in_bf16], rounded) = rows_to_round(&mut gpu, &mut random, [width, n]);
+        let exact = f32s(&gpu.arena.read(in_f32, 0, 4 * width * n));
+        let (rows, x) = if rounds { (in_bf16, rounded) } else { (in_f32, exact) };
         let normalized = gpu.poison(GgmlType::BF16, [width, n_all]);
         let got = gpu.within(normalized, |ops, a| {
             ops.scatter_add_normalized(a.get(h), a.get(rows), a.get(at), a.get(normalized), eps)
@@ -598,6 +601,43 @@ fn product() {
     }
 }
 
+/// A shape for which cuBLAS' first choice on Hopper are tiles that are passed over.
+#[test]
+fn product_in_other_tiles() {
+    let (mut gpu, mut random) = (Gpu::start(), Prng::named(1, "product_in_other_tiles"));
+    let (n_in, n_out, rows) = (1536, 8960, 2048);
+    gpu.clear();
+    let (w, w_values) = weight(&mut gpu, &mut random, GgmlType::Q4_K, [n_in, n_out]);
+    let ([_, x], x_values) = rows_to_round(&mut gpu, &mut random, [n_in, rows]);
+    let expected = product_of(&w_values, &x_values, n_in);
+    check_targets(&mut gpu, "many rows", &expected, [n_out, rows], [2e-5, 4e-3], |ops, a, to| {
+        ops.product(a.get(w), a.get(x), None, to)
+    });
+}
+
+/// Widened weights are kept by weight and factors: neither stands in for the other. The factors are no powers of two, so that
+/// rounding once and rounding twice differ.
+#[test]
+fn product_of_one_weight_by_several_factors() {
+    let (mut gpu, mut random) = (Gpu::start(), Prng::named(1, "product_of_one_weight_by_several_factors"));
+    let (n_in, n_out, rows) = (512, 136, 300);
+    for ty in [GgmlType::Q4_K, GgmlType::Q6_K, GgmlType::Q8_0, GgmlType::BF16] {
+        gpu.clear();
+        let (w, w_values) = weight(&mut gpu, &mut random, ty, [n_in, n_out]);
+        gpu.arena.mark_as_weights();
+        let ([_, x], x_values) = rows_to_round(&mut gpu, &mut random, [n_in, rows]);
+        let factors = [(); 2].map(|()| uniform(&mut random, n_in, 2.0));
+        let there = factors.each_ref().map(|f| gpu.f32([n_in, 1], f));
+        for i in [None, Some(0), Some(1), None, Some(0)] {
+            let by = |k: usize| i.map_or(1.0, |i| factors[i][k % n_in]);
+            let scaled: Vec<f32> = w_values.iter().enumerate().map(|(k, w)| w * by(k)).collect();
+            let expected = product_of(&scaled, &x_values, n_in);
+            let got = gpu.fresh(|ops, a| ops.product(a.get(w), a.get(x), i.map(|i| a.get(there[i])), Target::F32));
+            check(&format!("{}, factors {i:?}", ty.name()), &f32s(&got), &expected, 4e-3);
+        }
+    }
+}
+
 /// Factors on the features of rows of n_in, powers of two so that rounding stays as it is, and the rows multiplied by them.
 fn feature_factors(gpu: &mut Gpu, x: &[f32], n_in: usize) -> (TensorId, Vec<f32>) {
     let factors: Vec<f32> = (0..n_in).map(|i| [1.0, 0.5, 2.0, 0.0, 4.0][i % 5]).collect();
@@ -628,9 +668,16 @@ fn gated_ffn() {
             let row_factors: Vec<f32> = (0..rows).map(|i| [1.0, 0.0, 0.5][i % 3]).collect();
             let by_rows = gpu.f32([1, rows], &row_factors);
             let (plain, of_scaled) = (output(&x), output(&x_scaled));
-            let scaled_rows = plain.chunks(n_embd).zip(&row_factors);
-            let scaled_rows = scaled_rows.flat_map(|(y, f)| y.iter().map(|y| y * f64::from(*f))).collect();
-            let cases = [(plain, None, None), (of_scaled, Some(factors), None), (scaled_rows, None, Some(by_rows))];
+            let in_rows = |y: &[f64]| -> Vec<f64> {
+                let rows = y.chunks(n_embd).zip(&row_factors);
+                rows.flat_map(|(y, f)| y.iter().map(|y| y * f64::from(*f))).collect()
+            };
+            let cases = [
+                (in_rows(&plain), None, Some(by_rows)),
+                (in_rows(&of_scaled), Some(factors), Some(by_rows)),
+                (plain, None, None),
+                (of_scaled, Some(factors), None),
+            ];
             for (x, from) in inputs.into_iter().zip(["F32", "BF16"]) {
                 for (case, (expected, factors, row_factors)) in cases.iter().enumerate() {
                     let what = format!("{act:?}, {} x {from}, case {case}", types[0].name());

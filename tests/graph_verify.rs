@@ -5,7 +5,9 @@ mod runtime;
 mod support;
 
 use runtime::Pair;
+use spts::graph::fuse_ffn::fuse_gated_ffn;
 use spts::graph::ir::{DType, Node};
+use spts::graph::keep_normalized::keep_normalized;
 use spts::graph::verify::{VerifyError, verify};
 use spts::graph::{Graph, NodeId, Op};
 use spts::spts::passes::skip_and_prune;
@@ -33,10 +35,21 @@ fn op(g: &Graph, name: &str) -> NodeId {
     first(g, |n| n.op.name() == name)
 }
 
+/// The same as GPUs compute it that multiply rows of 16 bits.
+fn graph_for_gpu() -> Graph {
+    let graph = keep_normalized(&fuse_gated_ffn(&graph()), &|_, _| true);
+    verify(&graph).expect("an intact graph");
+    graph
+}
+
 /// Breaks a graph at the node that `change` returns; the verifier must name that node and say why.
 #[track_caller]
 fn rejects(why: &str, change: impl FnOnce(&mut Graph) -> NodeId) -> VerifyError {
-    let mut g = graph();
+    rejects_in(graph(), why, change)
+}
+
+#[track_caller]
+fn rejects_in(mut g: Graph, why: &str, change: impl FnOnce(&mut Graph) -> NodeId) -> VerifyError {
     let node = change(&mut g);
     let error = verify(&g).expect_err("a broken graph was accepted");
     assert_eq!(error.node, node, "{error}");
@@ -149,6 +162,52 @@ fn invariant_3_shapes_fit() {
     rejects_op("pool_scores", "one score a row", |n, _| n.n_rows -= 1);
     rejects_op("proxy_norm", "one norm a row", |n, _| n.n_feat = 2);
     rejects_op("top_k", "one score a row", |n, find| n.src[0] = find("rms_norm"));
+}
+
+#[test]
+fn normalised_rows_go_where_they_are_wanted() {
+    let rejects_op = |name: &str, why: &str, change: &dyn Fn(&mut Node)| {
+        rejects_in(graph_for_gpu(), why, |g| {
+            let id = op(g, name);
+            change(&mut g.nodes[id.index()]);
+            id
+        });
+    };
+    let unweighted = |n: &mut Node| match &mut n.op {
+        Op::GatedFfn { norm, .. } | Op::ProxyNorm { norm, .. } => *norm = None,
+        _ => unreachable!(),
+    };
+    rejects_op("proxy_norm", "has the element type Bf16", &unweighted);
+    rejects_in(graph_for_gpu(), "has the element type Bf16", |g| {
+        let id = first(g, |n| matches!(n.op, Op::GatedFfn { norm: Some(_), .. }));
+        unweighted(&mut g.nodes[id.index()]);
+        id
+    });
+    rejects_in(graph_for_gpu(), "a factor a row", |g| {
+        let (id, other) = (first(g, |n| n.name == "ffn_out_active"), op(g, "probe_scores"));
+        g.nodes[id.index()].src[1] = other;
+        id
+    });
+    rejects_op("normalize", "not the operation's element type", &|n| n.dtype = DType::F32);
+    rejects_op("normalize", "shape of its source", &|n| n.n_rows -= 1);
+    rejects_op("normalize_rows", "rows of one value", &|n| n.n_rows -= 1);
+    // Rows that nobody has changed, or others than those that were.
+    rejects_in(graph_for_gpu(), "the rows that a scatter-add has changed", |g| {
+        let (id, embed) = (op(g, "normalize_rows"), op(g, "embed"));
+        g.nodes[id.index()].src[2] = embed;
+        id
+    });
+    rejects_in(graph_for_gpu(), "reads", |g| {
+        // After a row was normalised anew, the rows before it.
+        let (changed, before) = (op(g, "normalize_rows"), op(g, "normalize"));
+        let later = NodeId(
+            (changed.0 + 1..g.nodes.len() as u32)
+                .find(|i| g.nodes[*i as usize].src.first() == Some(&changed))
+                .expect("a reader"),
+        );
+        g.nodes[later.index()].src[0] = before;
+        later
+    });
 }
 
 #[test]

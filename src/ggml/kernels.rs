@@ -50,7 +50,7 @@ impl Kernels {
         self.product(usize::MAX >> 1, GgmlType::BF16)
     }
 
-    /// [`Ops::rms_norm_16`] and [`Ops::scatter_add`] of rows of so many features.
+    /// [`Ops::rms_norm_16`], [`Ops::scatter_add`] and [`Ops::scatter_add_normalized`] of rows of so many features.
     pub fn rows_of(&self, n_feat: usize) -> bool {
         self.cuda_device.is_some() && n_feat.is_multiple_of(8)
     }
@@ -168,7 +168,8 @@ impl Ops {
     }
 
     /// `w [n_in, n_out] x [n_in, n]`, both rounded to BF16 (x may be so already), summed in F32. x is multiplied, feature by
-    /// feature, by `factors [n_in]`, if there are any: before w is rounded, with which they are taken together. `-> [n_out, n]`
+    /// feature, by `factors [n_in]`, if there are any: w is, in fact, and rounded with them (types but Q4_K and Q6_K before, too).
+    /// `-> [n_out, n]`
     pub fn product<'a>(
         &'a self,
         w: Tensor<'a>,

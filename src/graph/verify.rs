@@ -94,7 +94,10 @@ fn check_node(graph: &Graph, id: NodeId) -> Result<(), String> {
             want(same(0) && *group > 0 && node.n_feat.is_multiple_of(*group), "groups divide the features")
         }
         Op::Normalize { .. } => want(same(0), "shape of its source"),
-        Op::NormalizeRows { .. } => want(same(0) && indices(1) && same(2), "rows of one value"),
+        Op::NormalizeRows { .. } => {
+            want(same(0) && indices(1) && same(2), "rows of one value")?;
+            want(src(2).op == Op::ScatterAdd && src(2).src[1] == node.src[1], "the rows that a scatter-add has changed")
+        }
         Op::Linear { .. } => want(src(0).n_rows == node.n_rows, "rows as its source"),
         Op::Rope { head_dim, rope } => {
             want(same(0) && *head_dim > 0 && node.n_feat.is_multiple_of(*head_dim), "heads divide the features")?;

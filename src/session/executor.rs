@@ -53,12 +53,18 @@ impl Device {
     /// ggml takes when it needs it, and aborts if it gets none.
     fn check_room_for_copies(&mut self, device: usize, run: &Run) -> Result<()> {
         let hp = run.model.hparams();
-        let rows = run.tile.min(run.graph.n_tokens);
+        let kernels = self.backend.kernels();
+        let rows = |node: &Node| node.n_rows.min(run.tile);
+        let ours = |node: &Node, w: WeightId| kernels.product(rows(node), run.model.weight(w).ty);
+        // ggml's products round rows on both sides, ours those that come in F32.
         let needs = |node: &Node| match node.op {
-            Op::Linear { .. } => 2 * rows * run.graph.node(node.src[0]).n_feat,
+            Op::Linear { .. } => 2 * rows(node) * (run.graph.node(node.src[0]).n_feat + node.n_feat),
+            Op::GatedFfn { gate, up, down, .. } if ![gate, up, down].into_iter().all(|w| ours(node, w)) => {
+                2 * rows(node) * (hp.n_embd + hp.n_ff)
+            }
             Op::ProxyNorm { layer, .. } => {
                 let v_down = run.proxy(device, layer).v_down; // [d_low, rank]
-                rows * (4 * v_down.ne(0) + 8 * v_down.ne(1))
+                rows(run.graph.node(node.src[0])) * (4 * v_down.ne(0) + 8 * v_down.ne(1))
             }
             Op::ProbeScores { heads } => {
                 let of_a_query = 4 * node.n_rows * heads.n_head;

@@ -71,7 +71,7 @@ pub struct Selection {
     pub candidates: Vec<i32>,
     /// Active in attention (all candidates where nothing is skipped).
     pub active_attn: Vec<i32>,
-    /// Active in the FFN.
+    /// Active in the FFN. Where a stage ends, those of them that it prunes are not computed.
     pub active_ffn: Vec<i32>,
 }
 
@@ -149,6 +149,7 @@ impl Session {
         }
         let proxy = self.options.sidecar.as_ref().map(|s| s.size());
         keep_normalized(&graph, &|op, rows| {
+            let rows = rows.min(self.tile());
             let product = |w: &WeightId| kernels().all(|k| k.product(rows, self.model.weight(*w).ty));
             match op {
                 Op::Linear { weight, .. } => product(weight),
@@ -299,11 +300,12 @@ impl Session {
         verify(&graph)?;
         self.reserve_caches(&graph)?;
         let placement = self.model.placement().clone();
-        // Programs that skip are too long to keep their graphs. Cut by layers, a device computes one while the next is built.
-        let skips = graph.layers.iter().any(|a| a.scores.is_some());
+        // A program that skips is long. Cut by layers, it has a GPU compute one while the next is built.
+        let on_gpu = self.devices.iter().any(|d| !d.backend.is_cpu());
+        let in_layers = on_gpu && graph.layers.iter().any(|a| a.scores.is_some());
         let mut tile = self.tile();
         loop {
-            let cuts = |l: usize| l > 0 && (skips || placement.layer[l] != placement.layer[l - 1]);
+            let cuts = |l: usize| l > 0 && (in_layers || placement.layer[l] != placement.layer[l - 1]);
             let program = phases::plan(&graph, tile, &cuts);
             let slots = self.slot_memory(&graph, &program)?;
             let run = Run {

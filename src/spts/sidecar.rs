@@ -275,8 +275,10 @@ impl Sidecar {
         let mut by_layer = vec![None; self.layers.iter().max().map_or(0, |l| l + 1)];
         let mut all = Vec::new();
         for &layer in &self.layers {
-            let shapes = [[self.n_embd, 2 * rank], [rank, 2 * d_low], [d_low, rank]];
-            let ids: [TensorId; 3] = shapes.map(|ne| arena.declare("proxy", ty, &ne));
+            let all_of_layer =
+                [("u_gu", [self.n_embd, 2 * rank]), ("v_gu", [rank, 2 * d_low]), ("v_down", [d_low, rank])];
+            let ids: [TensorId; 3] =
+                all_of_layer.map(|(name, ne)| arena.declare(&tensor_name(layer, &format!("proxy_{name}")), ty, &ne));
             by_layer[layer] = Some(ids);
             all.extend(ids);
         }

@@ -49,7 +49,8 @@ const Cublas & cublas() {
         for (const std::string & dir : {program_dir(), std::string(), std::string(SPTS_CUDA_LIBRARY_DIR "/")}) {
             void * lt = dlopen((dir + "libcublasLt.so" + version).c_str(), RTLD_NOW | RTLD_GLOBAL);
             if (void * blas = dlopen((dir + "libcublas.so" + version).c_str(), RTLD_NOW | RTLD_LOCAL)) {
-                return Cublas{blas, lt};
+                // cuBLAS may have found its helper elsewhere.
+                return Cublas{blas, lt != nullptr ? lt : dlopen(("libcublasLt.so" + version).c_str(), RTLD_NOW | RTLD_LOCAL)};
             }
         }
         return Cublas{};
@@ -166,6 +167,8 @@ CUBLAS_LT(cublasLtMatmulDescSetAttribute,
 CUBLAS_LT(cublasLtMatrixLayoutInit_internal,
     (cublasLtMatrixLayout_t a, size_t b, cudaDataType c, uint64_t d, uint64_t e, int64_t f), (a, b, c, d, e, f))
 CUBLAS_LT(cublasLtMatmulPreferenceInit_internal, (cublasLtMatmulPreference_t a, size_t b), (a, b))
+CUBLAS_LT(cublasLtMatmulPreferenceSetAttribute,
+    (cublasLtMatmulPreference_t a, cublasLtMatmulPreferenceAttributes_t b, const void * c, size_t d), (a, b, c, d))
 CUBLAS_LT(cublasLtMatmulAlgoGetHeuristic,
     (cublasLtHandle_t h, cublasLtMatmulDesc_t product, cublasLtMatrixLayout_t A, cublasLtMatrixLayout_t B,
      cublasLtMatrixLayout_t C, cublasLtMatrixLayout_t D, cublasLtMatmulPreference_t wanted, int most,

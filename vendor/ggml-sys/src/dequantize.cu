@@ -126,7 +126,7 @@ __global__ void scale_columns(const Bf16x8 * from, Bf16x8 * to, const ColumnFact
 } // namespace
 
 void dequantize_16(const ggml_type type, const void * from, nv_bfloat16 * to, const int64_t n, const ColumnFactors & factors, cudaStream_t stream) {
-    GGML_ASSERT(factors.values == nullptr || factors.n_in % 8 == 0);
+    GGML_ASSERT(factors.values == nullptr ? type != GGML_TYPE_BF16 : factors.n_in % 8 == 0);
     switch (type) {
         case GGML_TYPE_Q4_K: return launch<block_q4_K>(from, to, n, factors, stream);
         case GGML_TYPE_Q6_K: return launch<block_q6_K>(from, to, n, factors, stream);

@@ -10,5 +10,6 @@ struct ColumnFactors {
     int64_t       n_in   = 0;
 };
 
-// to [n] = the values of `from`, times their columns' factors. Types of the usual 4-bit files have kernels here, the others ggml's.
+// to [n] = the values of `from`, times their columns' factors (which BF16 must have). Types of the usual 4-bit files have kernels
+// here, the others ggml's.
 void dequantize_16(ggml_type type, const void * from, nv_bfloat16 * to, int64_t n, const ColumnFactors & factors, cudaStream_t stream);

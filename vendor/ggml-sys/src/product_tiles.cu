@@ -8,8 +8,8 @@
 #include <tuple>
 
 // On a Hopper GPU cuBLAS' first choice for many products are tiles of 192x192. Long prompts run at the card's power limit, where
-// smaller tiles, which it ranks lower, are up to a tenth faster: tests/product_tiles_check.cu measures it. Its other first choices
-// are as good as any.
+// smaller tiles, which it ranks lower, are up to a tenth faster: tests/product_tiles_check.cu measures it. Other tiles in place of
+// its other first choices gained nothing within a prompt.
 
 #if CUBLAS_VER_MAJOR >= 13 // whose headers name these tiles
 
@@ -23,9 +23,10 @@ constexpr int64_t LEAST_OUT = 2048; // and narrow ones in whatever cuBLAS says
 
 using Candidate = cublasLtMatmulHeuristicResult_t;
 
+// 0, which no tile or cluster has, if it is not known.
 template <typename Value> Value config(const Candidate & candidate, const cublasLtMatmulAlgoConfigAttributes_t what) {
     Value value{};
-    CUBLAS_CHECK(cublasLtMatmulAlgoConfigGetAttribute(&candidate.algo, what, &value, sizeof(value), nullptr));
+    (void) cublasLtMatmulAlgoConfigGetAttribute(&candidate.algo, what, &value, sizeof(value), nullptr);
     return value;
 }
 
@@ -41,20 +42,10 @@ struct Plan {
     bool                         found = false;
 
     Plan(const cublasLtHandle_t handle, const ProductShape & s) {
-        const cublasOperation_t transposed = CUBLAS_OP_T;
-        cublasLtMatmulPreferenceOpaque_t preference; // no workspace
-        CUBLAS_CHECK(cublasLtMatmulDescInit(&product, CUBLAS_COMPUTE_32F, CUDA_R_32F));
-        CUBLAS_CHECK(cublasLtMatmulDescSetAttribute(&product, CUBLASLT_MATMUL_DESC_TRANSA, &transposed, sizeof(transposed)));
-        CUBLAS_CHECK(cublasLtMatrixLayoutInit(&w, CUDA_R_16BF, s.n_in, s.n_out, s.n_in));
-        CUBLAS_CHECK(cublasLtMatrixLayoutInit(&x, CUDA_R_16BF, s.n_in, s.rows, s.x_stride));
-        CUBLAS_CHECK(cublasLtMatrixLayoutInit(&y, s.type, s.n_out, s.rows, s.n_out));
-        CUBLAS_CHECK(cublasLtMatmulPreferenceInit(&preference));
-
         constexpr int MOST = 8;
-        Candidate all[MOST]; // the first is what cuBLAS would take
-        int n = 0;
-        const auto status = cublasLtMatmulAlgoGetHeuristic(handle, &product, &w, &x, &y, &y, &preference, MOST, all, &n);
-        if (status != CUBLAS_STATUS_SUCCESS || n == 0 || !is_in(UNWANTED, all[0])) {
+        Candidate all[MOST]; // the first is what cuBLAS would take without a workspace
+        const int n = candidates(handle, s, all, MOST);
+        if (n == 0 || !is_in(UNWANTED, all[0])) {
             return;
         }
         for (const cublasLtMatmulTile_t tile : BETTER) {
@@ -68,6 +59,27 @@ struct Plan {
                 return;
             }
         }
+    }
+
+    // Fills the descriptors, and in the order of cuBLAS the kernels for them; returns how many. None if it refuses.
+    int candidates(const cublasLtHandle_t handle, const ProductShape & s, Candidate * all, const int most) {
+        const cublasOperation_t transposed = CUBLAS_OP_T;
+        const uint32_t          alignment  = 16; // of any row of a matrix whose width is a multiple of 8
+        cublasLtMatmulPreferenceOpaque_t preference;
+        int n = 0;
+        cublasStatus_t status = cublasLtMatmulDescInit(&product, CUBLAS_COMPUTE_32F, CUDA_R_32F);
+        const auto then = [&](const auto & call) { status = status == CUBLAS_STATUS_SUCCESS ? call() : status; };
+        then([&] { return cublasLtMatmulDescSetAttribute(&product, CUBLASLT_MATMUL_DESC_TRANSA, &transposed, sizeof(transposed)); });
+        then([&] { return cublasLtMatrixLayoutInit(&w, CUDA_R_16BF, s.n_in, s.n_out, s.n_in); });
+        then([&] { return cublasLtMatrixLayoutInit(&x, CUDA_R_16BF, s.n_in, s.rows, s.x_stride); });
+        then([&] { return cublasLtMatrixLayoutInit(&y, s.type, s.n_out, s.rows, s.n_out); });
+        then([&] { return cublasLtMatmulPreferenceInit(&preference); });
+        for (const auto of : {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
+                              CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES}) {
+            then([&] { return cublasLtMatmulPreferenceSetAttribute(&preference, of, &alignment, sizeof(alignment)); });
+        }
+        then([&] { return cublasLtMatmulAlgoGetHeuristic(handle, &product, &w, &x, &y, &y, &preference, most, all, &n); });
+        return status == CUBLAS_STATUS_SUCCESS ? n : 0;
     }
 };
 
@@ -100,9 +112,8 @@ bool multiply_in_tiles(ggml_backend_cuda_context & ctx, const nv_bfloat16 * w, c
         return false;
     }
     const float one = 1.0f, before = s.adds ? 1.0f : 0.0f;
-    CUBLAS_CHECK(cublasLtMatmul(handle, &plan.product, &one, w, &plan.w, x, &plan.x, &before, y, &plan.y, y, &plan.y,
-        &plan.algo, nullptr, 0, ctx.stream()));
-    return true;
+    return cublasLtMatmul(handle, &plan.product, &one, w, &plan.w, x, &plan.x, &before, y, &plan.y, y, &plan.y,
+        &plan.algo, nullptr, 0, ctx.stream()) == CUBLAS_STATUS_SUCCESS;
 }
 
 #else

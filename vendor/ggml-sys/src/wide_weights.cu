@@ -11,7 +11,7 @@ struct WideWeights {
         nv_bfloat16 * data = nullptr;
         int64_t       size = 0;
         const void *  source = nullptr; // the weight that it holds,
-        const float * scaled = nullptr; // and its columns' factors
+        const float * factors = nullptr; // and its columns' factors
         cudaEvent_t   ready, read;      // filled, and used
 
         // False if the device is full.
@@ -33,16 +33,16 @@ struct WideWeights {
         }
 
         // Only weights of a model stay as they are.
-        bool holds(const ggml_tensor * w, const ColumnFactors & factors) const {
-            return source == w->data && scaled == factors.values && w->buffer != nullptr && w->buffer->usage == GGML_BACKEND_BUFFER_USAGE_WEIGHTS;
+        bool holds(const ggml_tensor * w, const ColumnFactors & wanted) const {
+            return source == w->data && factors == wanted.values && w->buffer != nullptr && w->buffer->usage == GGML_BACKEND_BUFFER_USAGE_WEIGHTS;
         }
 
-        void fill(const ggml_tensor * w, const ColumnFactors & factors, cudaStream_t stream) {
+        void fill(const ggml_tensor * w, const ColumnFactors & columns, cudaStream_t stream) {
             CUDA_CHECK(cudaStreamWaitEvent(stream, read));
-            dequantize_16(w->type, w->data, data, ggml_nelements(w), factors, stream);
+            dequantize_16(w->type, w->data, data, ggml_nelements(w), columns, stream);
             CUDA_CHECK(cudaEventRecord(ready, stream));
-            source = w->data;
-            scaled = factors.values;
+            source  = w->data;
+            factors = columns.values;
         }
     };
 

@@ -5,7 +5,7 @@
 
 #include <mutex>
 
-// Buffers for wide copies of quantized weights, and the stream that fills them.
+// Buffers for wide copies of weights, and the stream that fills them.
 struct WideWeights;
 
 // A weight as BF16, itself or a copy, for the one product that is queued while this lives. A thread has one at a time. Its columns
