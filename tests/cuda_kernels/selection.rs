@@ -1,0 +1,140 @@
+//! Scores of probing queries, the best of them, membership.
+
+use rayon::prelude::*;
+use spts::gguf::GgmlType;
+use spts::graph::ir::Heads;
+
+use crate::gpu::{Gpu, f32s, i32s};
+use crate::naive::*;
+use crate::support::prng::Prng;
+
+/// Scores of every kind that can trouble a selection.
+fn kinds_of_scores(random: &mut Prng, n: usize) -> Vec<(&'static str, Vec<f32>)> {
+    let mut draw = |score: fn(&mut Prng) -> f32| -> Vec<f32> { (0..n).map(|_| score(random)).collect() };
+    vec![
+        ("few values", draw(|r| r.below(5) as f32 / 4.0)),
+        ("all equal", vec![0.25; n]),
+        ("NaN", draw(|r| [f32::NAN, -f32::NAN, r.signed(), r.signed(), -1.0][r.below(5) as usize])),
+        ("all NaN", vec![f32::NAN; n]),
+        ("negative", draw(|r| -1.0 - r.signed())),
+        ("zeros", draw(|r| [0.0, -0.0, f32::MIN_POSITIVE, -f32::MIN_POSITIVE][r.below(4) as usize])),
+        ("infinite", draw(|r| [f32::INFINITY, f32::NEG_INFINITY, f32::MAX, f32::MIN, r.signed()][r.below(5) as usize])),
+        ("decades", draw(|r| 10f32.powf(-20.0 - 20.0 * r.signed()))),
+    ]
+}
+
+/// Indices from the best score to the worst.
+fn ranking(scores: &[f32]) -> Vec<i32> {
+    let mut order: Vec<i32> = (0..scores.len() as i32).collect();
+    order.sort_by(|a, b| {
+        let (a, b) = (scores[*a as usize], scores[*b as usize]);
+        a.is_nan().cmp(&b.is_nan()).then(b.partial_cmp(&a).unwrap_or(std::cmp::Ordering::Equal))
+    });
+    order
+}
+
+#[test]
+fn top_k() {
+    let (mut gpu, mut random) = (Gpu::start(), Prng::named(1, "top_k"));
+    for n in [1, 2, 31, 33, 1000, 1024, 4097, 32768, 60000, 131_072] {
+        for (kind, scores) in kinds_of_scores(&mut random, n) {
+            for forced in [0, 1, 32].into_iter().filter(|forced| *forced <= n) {
+                let best = ranking(&scores[..n - forced]);
+                let mut sizes = vec![1, forced, n / 4, n - 1, n];
+                sizes.retain(|m| *m >= forced.max(1));
+                sizes.sort_unstable();
+                sizes.dedup();
+                for m in sizes {
+                    gpu.clear();
+                    let (from, all) = (gpu.f32([n, 1], &scores), gpu.poison(GgmlType::I32, [1, m + 2]));
+                    let got =
+                        gpu.within(all, |ops, a| ops.top_k(a.get(from), m, forced, Some(ops.rows(a.get(all), 1, m))));
+                    let mut expected = best[..m - forced].to_vec();
+                    expected.extend((n - forced) as i32..n as i32);
+                    expected.sort_unstable();
+                    expected.insert(0, -1);
+                    expected.push(-1);
+                    assert!(i32s(&got) == expected, "{kind}: {m} of {n}, {forced} forced");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn is_member() {
+    let (mut gpu, mut random) = (Gpu::start(), Prng::named(1, "is_member"));
+    for n in [1, 300, 33_000] {
+        for [m, k] in [[1, 1], [n, n], [n, 1], [1, n], [n / 2, n / 3], [n / 3, n / 2]].map(|s| s.map(|s| s.max(1))) {
+            gpu.clear();
+            let [rows, members] = [m, k].map(|m| {
+                let mut list = distinct(&mut random, m, n);
+                list.sort_unstable();
+                list
+            });
+            let [rows_there, members_there] = [&rows, &members].map(|list| gpu.i32(list));
+            let all = gpu.poison(GgmlType::F32, [1, m + 2]);
+            let got = gpu.within(all, |ops, a| {
+                ops.is_member(a.get(rows_there), a.get(members_there), Some(ops.rows(a.get(all), 1, m)))
+            });
+            let got = f32s(&got);
+            assert!(got[0].is_nan() && got[m + 1].is_nan(), "{m} of {n} among {k}: written beside");
+            let mut expected = vec![0.0; n];
+            members.iter().for_each(|i| expected[*i as usize] = 1.0);
+            for (row, found) in rows.iter().zip(&got[1..]) {
+                assert_eq!(*found, expected[*row as usize], "{row} of {m} among {k} of {n}");
+            }
+        }
+    }
+}
+
+/// Equation 4 of arXiv 2601.13155: `q [d n_head, n_probe]`, `k [d n_head_kv, n]`.
+fn mean_attention(q: &[f32], k: &[f32], heads: &Heads) -> Vec<f64> {
+    let (d, group) = (heads.head_dim, heads.n_head / heads.n_head_kv);
+    let (n, n_probe) = (k.len() / (d * heads.n_head_kv), q.len() / (d * heads.n_head));
+    let add = |mut sums: Vec<f64>, terms: Vec<f64>| {
+        sums.iter_mut().zip(terms).for_each(|(s, t)| *s += t);
+        sums
+    };
+    let all = (0..n_probe * heads.n_head).into_par_iter().map(|i| {
+        let (column, head) = (i / heads.n_head, i % heads.n_head);
+        let key = |j: usize| &k[(j * heads.n_head_kv + head / group) * d..][..d];
+        let logit = |j| f64::from(heads.scale) * dot(&q[i * d..][..d], key(j));
+        softmax(&(0..n - n_probe + column + 1).map(logit).collect::<Vec<_>>())
+    });
+    let sums = all.fold(|| vec![0.0; n], add).reduce(|| vec![0.0; n], add);
+    sums.iter().map(|s| s / (n_probe * heads.n_head) as f64).collect()
+}
+
+#[test]
+fn probe_scores() {
+    let (mut gpu, mut random) = (Gpu::start(), Prng::named(1, "probe_scores"));
+    let mut cases = Vec::new();
+    for (n_head, n_head_kv) in [(8, 8), (8, 2), (14, 2)] {
+        for head_dim in [64, 128] {
+            cases.extend([(1, 1), (32, 32), (257, 1), (999, 32), (1000, 32)].map(|n| (n_head, n_head_kv, head_dim, n)));
+        }
+    }
+    cases.push((28, 4, 64, (40_001, 32))); // the logits of all queries are more than are kept at a time
+    for (n_head, n_head_kv, head_dim, (n, n_probe)) in cases {
+        let what = format!("{n_head}/{n_head_kv} heads of {head_dim}, {n_probe} of {n} candidates");
+        let heads = Heads { n_head, n_head_kv, head_dim, scale: (head_dim as f32).sqrt().recip() };
+        let q = halves(&mut random, head_dim * n_head * n_probe, 8.0);
+        let mut k = halves(&mut random, head_dim * n_head_kv * n, 1.0);
+        let expected = mean_attention(&q, &k, &heads);
+        k.resize(head_dim * n_head_kv * (n + 5), f32::NAN);
+        gpu.clear();
+        let q = gpu.f32([head_dim * n_head, n_probe], &q);
+        let (k, all) = (gpu.f16([head_dim * n_head_kv, n + 5], &k), gpu.poison(GgmlType::F32, [1, n + 2]));
+        let got = f32s(&gpu.within(all, |ops, a| {
+            ops.probe_scores(a.get(q), ops.rows(a.get(k), 0, n), &heads, Some(ops.rows(a.get(all), 1, n)))
+        }));
+        assert!(got[0].is_nan() && got[n + 1].is_nan(), "{what}: written outside");
+        let sum: f64 = got[1..=n].iter().map(|x| f64::from(*x)).sum();
+        assert!((sum - 1.0).abs() <= 1e-5, "{what}: the sum is {sum}");
+        for (i, (got, expected)) in got[1..=n].iter().zip(&expected).enumerate() {
+            let e = (f64::from(*got) / expected - 1.0).abs();
+            assert!(e <= 1e-4, "{what}: score {i} is {got}, expected {expected}");
+        }
+    }
+}
