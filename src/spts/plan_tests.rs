@@ -130,7 +130,7 @@ fn the_table_shows_stages_and_the_cliff() {
 
 #[test]
 fn sliding_windows_cost_less_and_are_not_skipped() {
-    let p = plan("gemma-3-270m", 32 * 1024, |s| s.probe = Probe::WINDOW, false);
+    let p = plan("gemma-3-270m", 32 * 1024, |s| s.probe = Probe::SPANS, false);
     let shape = Shape::named("gemma-3-270m").unwrap();
     for (l, budget) in p.resolved.layers.iter().enumerate() {
         assert!(!shape.is_swa(l) || !budget.probe);

@@ -112,8 +112,8 @@ fn assemble(name: &str, skip_from: usize, stages: Vec<Stage>, proxy: ProxySize) 
     Schedule {
         name: name.to_owned(),
         skip_from,
+        probe: Probe::for_budgets(stages[0].budget),
         stages,
-        probe: Probe::WINDOW,
         proxy,
         skip_attn: true,
         skip_ffn: true,
@@ -125,7 +125,7 @@ fn assemble(name: &str, skip_from: usize, stages: Vec<Stage>, proxy: ProxySize) 
 
 impl Schedule {
     /// What a model runs with unless told otherwise: its table of the paper, else [`Schedule::rule_for`]; probed by
-    /// [`Probe::WINDOW`].
+    /// [`Probe::SPANS`].
     ///
     /// # Errors
     /// [`ScheduleError::NoLayers`] for a model without layers.

@@ -37,8 +37,8 @@ fn the_rule_gives_llamas_table() {
 fn paper_differs_from_default_in_the_probe_alone() {
     let paper = Schedule::preset("paper", &CODER).unwrap().unwrap();
     let default = Schedule::preset("default", &CODER).unwrap().unwrap();
-    assert_eq!((paper.probe, default.probe), (Probe::PAPER, Probe::WINDOW));
-    assert_eq!(Schedule { name: "rule".into(), probe: Probe::WINDOW, ..paper }, default);
+    assert_eq!((paper.probe, default.probe), (Probe::PAPER, Probe::SPANS));
+    assert_eq!(Schedule { name: "rule".into(), probe: Probe::SPANS, ..paper }, default);
 }
 
 #[test]

@@ -9,7 +9,7 @@
 //! stage         = 18 7K 1K        # a count is an integer (9216) or in units of 1024 (9K)
 //! stage         = 28 2K 1K        # a fraction of the prompt has a point (0.28) or is in percent (28%)
 //! probe_queries = 32              # last tokens that score the others
-//! pool          = max 13          # none, avg WIDTH or max WIDTH
+//! pool          = max 65          # none, avg WIDTH or max WIDTH
 //! proxy         = 512 192         # channels and rank of the FFN proxies
 //! skip_attn     = true
 //! skip_ffn      = true
@@ -18,8 +18,8 @@
 //! selection     = probe           # or: random SEED
 //! ```
 //!
-//! `skip_from` and at least one `stage` are required. The others default to the values above; `name` to `schedule`, and
-//! `proxy` to what the rule gives for the model.
+//! `skip_from` and at least one `stage` are required. The others default to the values above, but `pool` to `max 13` where the
+//! budgets are fractions; `name` to `schedule`, and `proxy` to what the rule gives for the model.
 
 use std::fmt;
 use std::fs::File;
@@ -114,7 +114,7 @@ pub fn parse_schedule(text: &str, origin: &str, key: &ModelKey) -> Result<Schedu
         name: "schedule".into(),
         skip_from: 0,
         stages: Vec::new(),
-        probe: Probe::WINDOW,
+        probe: Probe::SPANS,
         proxy: key.proxy_size(),
         skip_attn: true,
         skip_ffn: true,
@@ -144,6 +144,13 @@ pub fn parse_schedule(text: &str, origin: &str, key: &ModelKey) -> Result<Schedu
         if !seen.contains(&required) {
             return Err(ScheduleFileError::Missing { origin: origin.into(), key: required });
         }
+    }
+    let usual = Probe::for_budgets(s.stages[0].budget);
+    if !seen.contains(&"probe_queries") {
+        s.probe.queries = usual.queries;
+    }
+    if !seen.contains(&"pool") {
+        s.probe.pool = usual.pool;
     }
     s.validate().map_err(|source| ScheduleFileError::Invalid { origin: origin.into(), source })?;
     Ok(s)
@@ -284,15 +291,18 @@ mod tests {
     #[test]
     fn the_documented_example_is_llamas_preset() {
         let text = "name = llama-3.1-8b\nskip_from = 10 # first\r\n\n# c\nstage=13 9K 1K\nstage = 18 7168 1024\nstage = 23 4k 1K\nstage = 28 2K 1K\n\
-                    probe_queries = 32\npool = max 13\nproxy = 512 192\nskip_attn = true\nselection = probe";
+                    probe_queries = 32\npool = max 65\nproxy = 512 192\nskip_attn = true\nselection = probe";
         assert_eq!(parse(text).unwrap(), Schedule::default_for(&LLAMA).unwrap());
     }
 
     #[test]
     fn short_files_take_the_defaults() {
         let s = parse("skip_from = 1\nstage = 2 28% 3%\n").unwrap();
-        assert_eq!((s.probe, s.proxy.d_low, s.prune), (Probe::WINDOW, 512, true));
+        assert_eq!((s.probe, s.proxy.d_low, s.prune), (Probe::SHORT_SPANS, 512, true));
         assert_eq!(s.stages[0].budget, Budget::Fraction(0.28));
+        assert_eq!(parse("skip_from = 1\nstage = 2 9K 1K\n").unwrap().probe, Probe::SPANS);
+        let queries = parse("probe_queries = 4\nskip_from = 1\nstage = 2 28% 3%\n").unwrap().probe;
+        assert_eq!(queries, Probe { queries: 4, ..Probe::SHORT_SPANS });
     }
 
     #[test]

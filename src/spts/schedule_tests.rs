@@ -97,7 +97,7 @@ fn fractions_round_down_to_at_least_one() {
 
 #[test]
 fn probing_tokens_are_never_dropped() {
-    let s = Schedule { probe: Probe::WINDOW, ..one_stage(Budget::Fraction(0.1), Budget::Fraction(0.05)) };
+    let s = Schedule { probe: Probe::SHORT_SPANS, ..one_stage(Budget::Fraction(0.1), Budget::Fraction(0.05)) };
     let r = s.resolve(4, 100, NO_SWA).unwrap();
     assert_eq!((r.layers[1].active_attn, r.layers[2].prune_to, r.queries), (32, Some(32), 32));
     assert!(s.resolve(4, 32, NO_SWA).unwrap().is_dense());
