@@ -6,19 +6,21 @@ use std::sync::Arc;
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use spts::bench::synthetic::Synthetic;
+use spts::compile::lower::CacheMode;
+use spts::compile::target::Target;
+use spts::compile::{self, phases};
 use spts::ggml::backend::Backend;
 use spts::gguf::GgmlType;
-use spts::graph::Graph;
-use spts::graph::last_row::{CPU_QUERIES, keep_last_row};
-use spts::graph::lower::CacheMode;
-use spts::graph::phases::{self, Program};
-use spts::graph::verify::verify;
-use spts::session::executor::{self, Device, Run};
-use spts::session::kv_cache::{CacheType, LayerCache};
+use spts::graph::verify::check;
+use spts::method::Method;
+use spts::method::spts::Spts;
+use spts::method::spts::schedule::Schedule;
+use spts::model::shape::Shape;
+use spts::session::device::Device;
+use spts::session::executor;
+use spts::session::run::Run;
+use spts::session::sequence::{CacheType, LayerCache, Sequence};
 use spts::session::slots::SlotMemory;
-use spts::spts::passes;
-use spts::spts::schedule::Schedule;
-use spts::spts::shape::Shape;
 use spts::{Model, ModelOptions};
 use spts_quant::Preset;
 
@@ -31,54 +33,44 @@ fn model() -> (Shape, Arc<Model>) {
         Shape { n_embd: 64, n_ff: 96, n_head: 4, n_head_kv: 1, head_dim_k: 16, head_dim_v: 16, n_vocab: 300, ..full };
     let made = Synthetic { shape: shape.clone(), preset: Preset::F16, seed: 1 };
     let gguf = made.open(|_, _| {}).expect("a temporary file");
-    let mut options = ModelOptions { device: Some("CPU".into()), ..ModelOptions::default() };
-    (shape, Model::from_gguf(Arc::new(gguf), &mut options).expect("a model"))
-}
-
-fn program(graph: &Graph) -> Program {
-    phases::plan(graph, TILE, &|_| false)
+    let options = ModelOptions { device: Some("CPU".into()), ..ModelOptions::default() };
+    (shape, Model::from_gguf(Arc::new(gguf), options).expect("a model"))
 }
 
 fn graph(c: &mut Criterion) {
     let (shape, model) = model();
-    let hp = model.hparams();
     // The schedule of the real width, with scores by attention alone: there are no proxies for this model.
-    let key = Shape::named("llama-3.1-8b").expect("a named shape");
-    let schedule = Schedule { use_proxy: false, ..Schedule::default_for(&key.key()).expect("a schedule") };
-    let resolved = schedule.resolve(shape.n_layer, N_TOKENS, &|_| false).expect("budgets");
+    let full = Shape::named("llama-3.1-8b").expect("a named shape");
+    let method = Spts::new(Schedule { use_proxy: false, ..Schedule::default_for(&full).expect("a schedule") });
+    let budgets = method.budgets(&shape, N_TOKENS).expect("budgets");
     let dense = model.graph(N_TOKENS, N_TOKENS);
-    let rewritten = passes::skip_and_prune(&dense, &resolved, &schedule).expect("a rewritten graph");
-    let rewritten = keep_last_row(&rewritten, CPU_QUERIES);
-    let plan = program(&rewritten);
+    let target = Target::new(model.file(), model.placement(), Some(TILE), None);
+    let compile = || compile::prompt(dense.clone(), &method, &shape, &target).expect("a program");
+    let compiled = compile();
 
     let mut group = c.benchmark_group("graph");
     group.sample_size(20);
     group.bench_function("build", |b| b.iter(|| model.graph(black_box(N_TOKENS), N_TOKENS)));
-    group.bench_function("rewrite", |b| b.iter(|| passes::skip_and_prune(black_box(&dense), &resolved, &schedule)));
-    group.bench_function("verify", |b| b.iter(|| verify(black_box(&rewritten))));
-    group.bench_function("phases", |b| b.iter(|| program(black_box(&rewritten))));
+    group.bench_function("rewrite", |b| b.iter(|| method.rewrite(black_box(&dense), &budgets)));
+    group.bench_function("verify", |b| b.iter(|| check(black_box(&compiled.graph))));
+    group.bench_function("phases", |b| b.iter(|| phases::plan(black_box(&compiled.graph), TILE, &|_| false)));
+    group.bench_function("compile", |b| b.iter(compile));
 
     let mut device = Device::new(Backend::start("CPU", 1).expect("a CPU"));
     let buft = device.backend.buffer_type();
     device.masks.prepare(N_TOKENS, None, buft).expect("masks");
-    let caches: Vec<LayerCache> = (0..shape.n_layer)
-        .map(|_| {
-            let mut cache = LayerCache::new(buft, hp.n_embd_kv(), (CacheType::F16, CacheType::F16));
-            cache.reserve(N_TOKENS).expect("memory");
-            cache
-        })
-        .collect();
-    let slots = [SlotMemory::new(&rewritten, &plan, GgmlType::F16, buft).expect("memory")];
+    let types = (CacheType::F16, CacheType::F16);
+    let caches = (0..shape.n_layer).map(|_| LayerCache::new(buft, model.hparams().n_embd_kv(), types)).collect();
+    let mut sequence = Sequence::new(caches);
+    sequence.reserve(&vec![N_TOKENS; shape.n_layer], 0).expect("memory");
+    let slots = [SlotMemory::new(&compiled.graph, &compiled.program, GgmlType::F16, buft).expect("memory")];
     let run = Run {
         model: &model,
-        graph: &rewritten,
-        program: &plan,
-        caches: &caches,
+        compiled: &compiled,
+        sequence: &sequence,
         proxies: &[None],
         slots: &slots,
-        tile: TILE,
         mode: CacheMode::Fixed,
-        first_position: 0,
     };
     let mut devices = [device];
     // One tile of every phase, with its place in scratch memory.

@@ -3,10 +3,9 @@
 use std::io::Write;
 use std::ops::ControlFlow;
 
+use spts::method::spts::schedule::Schedule;
 use spts::session::generate::GenerateOptions;
 use spts::session::sampler::{Sampler, SamplerParams};
-use spts::spts::preset::ModelKey;
-use spts::spts::schedule::Schedule;
 
 use spts::tokenizer::{Message, StreamDecoder};
 use spts::{Model, ModelOptions, Session, SessionOptions};
@@ -15,13 +14,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let args: Vec<String> = std::env::args().collect();
     let [_, path, document, question] = &args[..] else { return Err("usage: embed MODEL FILE QUESTION".into()) };
     let model = Model::open(path.as_ref(), ModelOptions::default())?;
-    let hp = model.hparams();
 
     // Half of the prompt's tokens, then ever fewer; scored by attention alone, so that no sidecar is needed.
-    let key = ModelKey { arch: hp.arch.name(), n_layer: hp.n_layer, n_embd: hp.n_embd, n_ff: hp.n_ff };
-    let schedule = Schedule { use_proxy: false, ..Schedule::fractional(&key, [0.5, 0.4, 0.3, 0.2], 0.03)? };
+    let schedule = Schedule { use_proxy: false, ..Schedule::fractional(model.shape(), [0.5, 0.4, 0.3, 0.2], 0.03)? };
     let mut session =
-        Session::new(model.clone(), SessionOptions { schedule: Some(schedule), ..SessionOptions::default() })?;
+        Session::new(model.clone(), SessionOptions { method: schedule.into(), ..SessionOptions::default() })?;
 
     let content = format!("{}\n\n{question}", std::fs::read_to_string(document)?);
     let chat = model.chat_template().apply(&[Message::new("user", content)], true)?;

@@ -25,7 +25,7 @@ use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use spts_quant::Preset;
 
-use options::{DeviceArgs, MemoryArgs, SamplingArgs, SptsArgs};
+use options::{DeviceArgs, MemoryArgs, PlacementArgs, SamplingArgs, SptsArgs};
 
 const ABOUT: &str = "Runs GGUF language models on long prompts, and skips the tokens that do not matter.";
 const USAGE: &str = "spts-cli -m MODEL [-f FILE] [-p TEXT] [FLAGS]\n       spts-cli COMMAND ...";
@@ -191,7 +191,7 @@ pub struct PlanArgs {
     #[arg(short, long, value_name = "FILE", required_unless_present = "shape", conflicts_with = "shape")]
     pub model: Option<PathBuf>,
     /// A well-known model's shape instead: llama-3.1-8b, llama-3.2-1b, qwen2.5-7b, qwen2.5-1.5b, qwen2.5-0.5b, smollm2-135m, gemma-3-270m
-    #[arg(long, value_name = "NAME", value_parser = clap::builder::PossibleValuesParser::new(spts::spts::shape::SHAPE_NAMES), hide_possible_values = true)]
+    #[arg(long, value_name = "NAME", value_parser = clap::builder::PossibleValuesParser::new(spts::model::shape::SHAPE_NAMES), hide_possible_values = true)]
     pub shape: Option<String>,
     /// Tokens of the prompt
     #[arg(short = 'n', long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1 << 30))]
@@ -202,9 +202,11 @@ pub struct PlanArgs {
     /// Count the stages even if the prompt is not longer than the first budget
     #[arg(long)]
     pub forced: bool,
-    /// Print the graph after all rewrites (needs -m)
+    /// Print the program that would run: its graph after all rewrites, and its devices (needs -m)
     #[arg(long, conflicts_with_all = ["json", "shape", "forced"])]
     pub graph: bool,
+    #[command(flatten)]
+    pub placement: PlacementArgs,
     #[command(flatten)]
     pub spts: SptsArgs,
     #[command(flatten)]
@@ -246,7 +248,7 @@ pub struct BenchArgs {
     #[arg(short, long, value_name = "FILE", required_unless_present = "synthetic", conflicts_with = "synthetic")]
     pub model: Option<PathBuf>,
     /// A well-known model's shape with random weights instead; plan's --shape lists the names
-    #[arg(long, value_name = "SHAPE", value_parser = clap::builder::PossibleValuesParser::new(spts::spts::shape::SHAPE_NAMES), hide_possible_values = true)]
+    #[arg(long, value_name = "SHAPE", value_parser = clap::builder::PossibleValuesParser::new(spts::model::shape::SHAPE_NAMES), hide_possible_values = true)]
     pub synthetic: Option<String>,
     /// Types of the random weights: q4_0, q4_k_s, q4_k_m (also q4_k), q5_k_m, q6_k, q8_0, f16 or f32
     #[arg(long = "type", value_name = "TYPE", default_value = "q4_k_m", value_parser = preset)]
@@ -401,7 +403,7 @@ mod tests {
             (a.prompt.as_deref(), a.system_prompt.as_deref(), a.predict, a.ctx_size),
             (Some("question"), Some("be-brief"), 5, Some(4096))
         );
-        assert_eq!((a.device.threads, a.device.n_gpu_layers, a.memory.n_ubatch()), (Some(2), Some(99), Some(256)));
+        assert_eq!((a.device.threads, a.device.placement.n_gpu_layers, a.memory.n_ubatch()), (Some(2), Some(99), Some(256)));
         assert_eq!((a.memory.cache_type_k.bytes(), a.memory.cache_type_v.bytes()), (34.0 / 32.0, 4.0));
         assert!(a.device.no_mmap && a.ignore_eos && a.verbose && !a.device.mlock);
         assert_eq!(a.sampling.params(0).seed, 7);
@@ -413,7 +415,7 @@ mod tests {
             (p.temp, p.top_k, p.top_p, p.min_p, p.repeat_penalty, p.repeat_last_n, p.seed),
             (0.0, 1, 0.5, 0.1, 1.1, -1, 99)
         );
-        assert_eq!((a.predict, a.device.n_gpu_layers), (3, Some(0)));
+        assert_eq!((a.predict, a.device.placement.n_gpu_layers), (3, Some(0)));
     }
 
     #[test]

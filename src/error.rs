@@ -17,10 +17,10 @@ pub enum Error {
     Ggml(#[from] crate::ggml::GgmlError),
     /// A schedule that does not fit the model.
     #[error(transparent)]
-    Schedule(#[from] crate::spts::schedule::ScheduleError),
+    Schedule(#[from] crate::method::spts::schedule::ScheduleError),
     /// A file of proxies that does not fit the model.
     #[error(transparent)]
-    Sidecar(#[from] crate::spts::sidecar::SidecarError),
+    Sidecar(#[from] crate::method::spts::sidecar::SidecarError),
     /// A model file that can't be quantized.
     #[error(transparent)]
     Quantize(#[from] crate::quantize::QuantizeError),
@@ -64,12 +64,22 @@ pub enum Error {
         "this schedule scores FFNs by low-rank proxies, but none are loaded: make them with `spts-cli calibrate`, or score without them (--no-proxy)"
     )]
     ProxiesMissing,
+    /// Tokens that can't be forgotten by themselves: which entries of the caches are theirs is not known.
+    #[error(
+        "{n} tokens can't be kept: of a prompt of {least} tokens some were left out, so it is kept whole or not at all"
+    )]
+    Truncate {
+        /// Tokens that were to stay.
+        n: usize,
+        /// The fewest that can stay, besides none.
+        least: usize,
+    },
     /// Decoding before any prefill.
     #[error("decode needs a prefill first")]
     NothingPrefilled,
     /// Calibration could not be done.
     #[error(transparent)]
-    Calibration(#[from] crate::spts::calibrate::CalibrationError),
+    Calibration(#[from] crate::proxies::calibrate::CalibrationError),
     /// Something cannot be measured.
     #[error(transparent)]
     Eval(#[from] crate::eval::EvalError),
@@ -79,4 +89,4 @@ pub enum Error {
 }
 
 /// The library's result.
-pub type Result<T> = std::result::Result<T, Error>;
+pub type Result<T, E = Error> = std::result::Result<T, E>;

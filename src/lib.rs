@@ -18,25 +18,30 @@
 //! # How it is built
 //!
 //! Data flows one way: a file ([`gguf`]) becomes a [`model`] (hyperparameters, weights, [`tokenizer`]); an architecture builds the
-//! dense [`graph`] of a prompt; the passes of [`spts`] rewrite it to skip and prune tokens; a [`session`] cuts it into phases, lowers
-//! each tile of a phase to [`ggml`], and runs it. [`eval`] measures what comes out.
+//! dense [`graph`] of a prompt; a [`method`] says what of it is left out and rewrites it; [`compile`] makes the result a program of
+//! phases for the devices at hand; a [`session`] runs it, tile by tile, on [`ggml`]'s kernels. [`proxies`] finds and makes what a
+//! method has to know of a model beforehand, [`plan`] counts what a prompt will cost, [`bench`] and [`eval`] measure what comes out.
 #![deny(unsafe_code)]
 #![warn(missing_docs)]
 
 pub mod bench;
+pub mod compile;
 pub mod error;
 pub mod eval;
 #[allow(unsafe_code)]
 pub mod ggml;
 pub mod gguf;
 pub mod graph;
+pub mod method;
 pub mod model;
+pub mod plan;
+pub mod proxies;
 pub mod quantize;
 mod random;
 pub mod session;
-pub mod spts;
 pub mod tokenizer;
 
 pub use error::{Error, Result};
-pub use model::loaded::{Model, ModelOptions};
+pub use model::file::ModelFile;
+pub use model::weights::{Model, ModelOptions};
 pub use session::{Session, SessionOptions};

@@ -8,7 +8,7 @@ use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
-pub use spts::spts::plan::grouped;
+pub use spts::plan::grouped;
 
 /// Time between two updates of the progress line.
 const UPDATE_EVERY: Duration = Duration::from_millis(80);

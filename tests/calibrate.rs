@@ -7,10 +7,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use spts::graph::ir::Tap;
-use spts::spts::calibrate::{CalibrateOptions, CalibrationError, calibrate};
-use spts::spts::capture::Capture;
-use spts::spts::schedule::{Probe, ProxySize};
-use spts::spts::sidecar::Sidecar;
+use spts::method::spts::capture::Capture;
+use spts::method::spts::schedule::{Probe, ProxySize};
+use spts::method::spts::sidecar::Sidecar;
+use spts::proxies::calibrate::{CalibrateOptions, CalibrationError, calibrate};
 use spts::{Error, Model, ModelOptions, Session, SessionOptions};
 use support::scene::{Scene, stderr};
 use support::tiny::Tiny;

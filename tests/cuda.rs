@@ -13,13 +13,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use spts::gguf::{GgmlType, Gguf, GgufWriter, OpenOptions};
+use spts::method::spts::schedule::{Pool, ProxySize, Schedule};
+use spts::method::spts::sidecar::Sidecar;
+use spts::proxies::calibrate::{CalibrateOptions, calibrate};
 use spts::quantize::{QuantizeOptions, quantize};
-use spts::session::kv_cache::CacheType;
-use spts::session::prefill::Selection;
-use spts::spts::calibrate::{CalibrateOptions, calibrate};
-use spts::spts::preset::ModelKey;
-use spts::spts::schedule::{Pool, ProxySize, Schedule};
-use spts::spts::sidecar::Sidecar;
+use spts::session::prefill::LayerSelection;
+use spts::session::sequence::CacheType;
 use spts::{Error, Model, ModelOptions, Session, SessionOptions};
 use spts_quant::Preset;
 use support::tiny::Tiny;
@@ -77,7 +76,7 @@ fn run(
     prompt: &[u32],
     more: &[u32],
     options: SessionOptions,
-) -> (Vec<Vec<f32>>, Vec<Selection>) {
+) -> (Vec<Vec<f32>>, Vec<LayerSelection>) {
     let mut session = Session::new(open(path, device), options).unwrap();
     let report = session.prefill(prompt, &mut |_| ControlFlow::Continue(())).unwrap();
     let mut logits = vec![session.logits().to_vec()];
@@ -116,9 +115,8 @@ fn compare_with(what: &str, path: &Path, prompt: &[u32], more: &[u32], options: 
 }
 
 fn schedule(model: &Model) -> Schedule {
-    let hp = model.hparams();
-    let key = ModelKey { arch: hp.arch.name(), n_layer: hp.n_layer, n_embd: hp.n_embd, n_ff: hp.n_ff };
-    let mut schedule = Schedule { use_proxy: false, ..Schedule::fractional(&key, [0.5, 0.4, 0.3, 0.2], 0.03).unwrap() };
+    let mut schedule =
+        Schedule { use_proxy: false, ..Schedule::fractional(model.shape(), [0.5, 0.4, 0.3, 0.2], 0.03).unwrap() };
     (schedule.probe.queries, schedule.probe.pool) = (8, Pool::Max(3));
     schedule
 }

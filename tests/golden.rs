@@ -14,8 +14,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use serde_json::Value;
 use spts::ggml::quantize::dequantize;
 use spts::gguf::{GgmlType, Gguf, GgufWriter, OpenOptions};
-use spts::session::kv_cache::CacheType;
 use spts::session::sampler::log_softmax_top;
+use spts::session::sequence::CacheType;
 use spts::{Model, ModelOptions, Session, SessionOptions};
 
 fn model_path(name: &str) -> Option<PathBuf> {

@@ -10,16 +10,16 @@ mod support;
 use std::path::PathBuf;
 
 use runtime::Pair;
+use spts::compile::fuse_ffn::fuse_gated_ffn;
+use spts::compile::keep_normalized::keep_normalized;
+use spts::compile::last_row::keep_last_row;
 use spts::graph::Graph;
-use spts::graph::fuse_ffn::fuse_gated_ffn;
 use spts::graph::ir::{Node, Op, Tap};
-use spts::graph::keep_normalized::keep_normalized;
-use spts::graph::last_row::keep_last_row;
 use spts::graph::print::print;
-use spts::graph::verify::verify;
-use spts::spts::capture::{Capture, insert_captures};
-use spts::spts::passes::skip_and_prune;
-use spts::spts::schedule::{Pool, Probe, Schedule};
+use spts::graph::verify::check as verify;
+use spts::method::spts::capture::{Capture, insert_captures};
+use spts::method::spts::passes::skip_and_prune;
+use spts::method::spts::schedule::{Pool, Probe, Reach, Schedule};
 use support::tiny::Tiny;
 
 const N: usize = 40;
@@ -55,7 +55,9 @@ fn snapshots(name: &str, schedule: &Schedule) {
     check(&pair, &dense, &format!("{name}-dense"));
     check(&pair, &keep_last_row(&dense, 1), &format!("{name}-prefill"));
     let hp = pair.model.hparams();
-    let budgets = schedule.resolve(hp.n_layer, N, &|l| hp.window(l).is_some()).expect("a schedule that fits");
+    let budgets = schedule
+        .resolve(hp.n_layer, N, &|l| hp.window(l).is_some(), Reach::AboveFirstBudget)
+        .expect("a schedule that fits");
     let skipping = skip_and_prune(&dense, &budgets, schedule).expect("passes that keep the invariants");
     check(&pair, &keep_last_row(&skipping, 1), &format!("{name}-spts"));
     for graph in [&dense, &skipping] {

@@ -5,13 +5,13 @@ mod runtime;
 mod support;
 
 use runtime::Pair;
-use spts::graph::fuse_ffn::fuse_gated_ffn;
+use spts::compile::fuse_ffn::fuse_gated_ffn;
+use spts::compile::keep_normalized::keep_normalized;
 use spts::graph::ir::{DType, Node};
-use spts::graph::keep_normalized::keep_normalized;
-use spts::graph::verify::{VerifyError, verify};
+use spts::graph::verify::{VerifyError, check as verify};
 use spts::graph::{Graph, NodeId, Op};
-use spts::spts::passes::skip_and_prune;
-use spts::spts::schedule::{Pool, Probe};
+use spts::method::spts::passes::skip_and_prune;
+use spts::method::spts::schedule::{Pool, Probe, Reach};
 use support::tiny::Tiny;
 
 const N: usize = 40;
@@ -20,7 +20,7 @@ const N: usize = 40;
 fn graph() -> Graph {
     let pair = Pair::new(Tiny::named("qwen2"));
     let schedule = runtime::schedule(&[(2, 20, 5)], Probe { queries: 3, pool: Pool::Max(3) });
-    let budgets = schedule.resolve(4, N, &|_| false).expect("a schedule that fits");
+    let budgets = schedule.resolve(4, N, &|_| false, Reach::AboveFirstBudget).expect("a schedule that fits");
     let graph = skip_and_prune(&pair.model.graph(N, pair.n_ctx), &budgets, &schedule).expect("an intact graph");
     verify(&graph).expect("an intact graph");
     graph
@@ -320,7 +320,7 @@ fn invariant_7_nothing_reads_what_was_scattered_into() {
 #[test]
 fn invariant_8_logits_have_one_row() {
     rejects("logits of 15 rows, expected 1", |g| {
-        g.logits = g.layers[3].out;
-        g.logits
+        g.outputs[0] = g.layers[3].out;
+        g.outputs[0]
     });
 }

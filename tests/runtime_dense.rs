@@ -9,7 +9,7 @@ use std::ops::ControlFlow;
 use std::sync::atomic::Ordering;
 
 use runtime::{Pair, assert_close, distance, logits, prefill};
-use spts::session::kv_cache::CacheType;
+use spts::session::sequence::CacheType;
 use spts::{Error, Session};
 use support::tiny::{NAMES, Scaling, Tiny};
 

@@ -5,6 +5,7 @@ mod reference;
 mod runtime;
 mod support;
 
+use std::sync::Arc;
 use std::ops::{ControlFlow, Range};
 
 use proptest::prelude::*;
@@ -12,10 +13,11 @@ use proptest::test_runner::RngSeed;
 use reference::{Chosen, Follow, Layout, Output, SptsPlan};
 use runtime::proxies::{Proxies, SidecarFile};
 use runtime::{Pair, assert_close, distance, logits, prefill};
-use spts::session::kv_cache::CacheType;
+use spts::method::spts::Spts;
+use spts::method::spts::schedule::{Pool, Probe, Reach, Schedule, Selection};
 use spts::session::prefill::PrefillReport;
 use spts::session::select::random_scores;
-use spts::spts::schedule::{Pool, Probe, Schedule, Selection};
+use spts::session::sequence::CacheType;
 use spts::{Error, Session, SessionOptions};
 use support::tiny::{Arch, NAMES, Tiny};
 
@@ -63,7 +65,7 @@ impl Run {
 
     /// Session options that make the runtime do this.
     fn apply(&self, o: &mut SessionOptions, proxies: Option<&Proxies>) {
-        o.schedule = Some(self.schedule());
+        o.method = self.schedule().into();
         o.n_ubatch = Some(self.n_ubatch);
         o.record_selection = true;
         o.sidecar = proxies.map(|p| p.sidecar.clone());
@@ -372,7 +374,7 @@ fn probes_forced_upon_a_budget_of_the_whole_prompt_compute_the_dense_model() {
         let run = Run { use_proxy: true, n_ubatch: 16, ..run(0, &whole).queries(4) };
         let mut session = pair.session(|o| {
             run.apply(o, Some(&proxies));
-            o.force_probes = true;
+            o.method = Arc::new(Spts { schedule: run.schedule(), reach: Reach::EveryLayer });
         });
         let report = prefill(&mut session, &tokens).unwrap();
         assert!(report.layers.iter().any(|l| l.probe), "{}", pair.tiny.name);

@@ -10,11 +10,12 @@ use std::sync::Arc;
 use runtime::Pair;
 use runtime::proxies::SidecarFile;
 use spts::gguf::Gguf;
+use spts::method::spts::Spts;
+use spts::method::spts::schedule::{Budget, Pool, Probe, Reach, Schedule, Stage};
+use spts::method::spts::schedule_file::parse_schedule_arg;
+use spts::method::spts::sidecar::Sidecar;
+use spts::model::shape::Shape;
 use spts::session::prefill::PrefillReport;
-use spts::spts::preset::ModelKey;
-use spts::spts::schedule::{Budget, Pool, Probe, Schedule, Stage};
-use spts::spts::schedule_file::parse_schedule_arg;
-use spts::spts::sidecar::Sidecar;
 use spts::{Error, Session, SessionOptions};
 use support::tiny::Tiny;
 
@@ -33,16 +34,10 @@ fn sidecar(file: &SidecarFile) -> Result<Arc<Sidecar>, Error> {
 }
 
 /// Opens the sidecar, a session with it, and reads a prompt.
-fn use_sidecar(
-    pair: &Pair,
-    file: &SidecarFile,
-    schedule: Schedule,
-    force_probes: bool,
-) -> Result<PrefillReport, Error> {
+fn use_sidecar(pair: &Pair, file: &SidecarFile, schedule: Schedule, reach: Reach) -> Result<PrefillReport, Error> {
     let options = SessionOptions {
-        schedule: Some(schedule),
+        method: Arc::new(Spts { schedule, reach }),
         sidecar: Some(sidecar(file)?),
-        force_probes,
         ..runtime::exact(pair.n_ctx)
     };
     let mut session = Session::new(pair.model.clone(), options)?;
@@ -66,11 +61,11 @@ fn a_good_sidecar_is_accepted() {
     let good = SidecarFile::for_model(&pair, 8, 4);
     let opened = sidecar(&good).unwrap();
     assert_eq!((opened.size().d_low, opened.size().rank, opened.layers()), (8, 4, &[0, 1, 2, 3, 4][..]));
-    assert!(use_sidecar(&pair, &good, schedule(), false).unwrap().cache_kept < 1.0);
+    assert!(use_sidecar(&pair, &good, schedule(), Reach::AboveFirstBudget).unwrap().cache_kept < 1.0);
     // Only the layers that skip need a proxy.
     let mut few = good.clone();
     few.tensors.retain(|t| ["blk.1.", "blk.2.", "blk.3."].iter().any(|l| t.0.starts_with(l)));
-    use_sidecar(&pair, &few, schedule(), false).unwrap();
+    use_sidecar(&pair, &few, schedule(), Reach::AboveFirstBudget).unwrap();
 }
 
 #[test]
@@ -138,7 +133,7 @@ fn a_sidecar_of_another_model() {
     let twin = Pair::new(Tiny { seed: 2, ..Tiny::named("llama") });
     let other = SidecarFile::for_model(&twin, 8, 4);
     let own = SidecarFile::for_model(&pair, 8, 4).fingerprint.unwrap();
-    let text = message(use_sidecar(&pair, &other, schedule(), false));
+    let text = message(use_sidecar(&pair, &other, schedule(), Reach::AboveFirstBudget));
     assert_eq!(
         text,
         format!(
@@ -150,14 +145,14 @@ fn a_sidecar_of_another_model() {
     // The right fingerprint over tensors that can't be this model's: wider, and of layers that it lacks.
     let wide = Pair::new(Tiny { n_embd: 30, ..Tiny::named("llama") });
     let forged = SidecarFile { fingerprint: Some(own), ..SidecarFile::for_model(&wide, 8, 4) };
-    let text = message(use_sidecar(&pair, &forged, schedule(), false));
+    let text = message(use_sidecar(&pair, &forged, schedule(), Reach::AboveFirstBudget));
     assert_eq!(text, "model.spts.gguf: tensor 'blk.0.proxy_u_gu' is F16 [30, 8], expected F16 [24, 8]");
     for layer in ["5", "4000000000", "18446744073709551614"] {
         let mut forged = SidecarFile::for_model(&pair, 8, 4);
         for t in &mut forged.tensors {
             t.0 = t.0.replace("blk.4.", &format!("blk.{layer}."));
         }
-        let text = message(use_sidecar(&pair, &forged, schedule(), false));
+        let text = message(use_sidecar(&pair, &forged, schedule(), Reach::AboveFirstBudget));
         assert!(text.contains(&format!("blk.{layer}.proxy_u_gu")), "{text}");
     }
 }
@@ -172,34 +167,37 @@ fn a_layer_without_its_proxy() {
     };
     for missing in [1, 2, 3] {
         assert_eq!(
-            message(use_sidecar(&pair, &without(&[missing]), schedule(), false)),
+            message(use_sidecar(&pair, &without(&[missing]), schedule(), Reach::AboveFirstBudget)),
             format!(
                 "model.spts.gguf: no proxy for layer {missing}, where the schedule skips: calibrate again with this schedule"
             )
         );
     }
-    assert!(message(use_sidecar(&pair, &without(&[0, 1, 2, 3, 4]), schedule(), false)).contains("layer 1"));
+    assert!(
+        message(use_sidecar(&pair, &without(&[0, 1, 2, 3, 4]), schedule(), Reach::AboveFirstBudget))
+            .contains("layer 1")
+    );
     // Without skipping in the FFN, or without proxies asked for, none is missed.
     let none = without(&[0, 1, 2, 3, 4]);
-    use_sidecar(&pair, &none, Schedule { skip_ffn: false, ..schedule() }, false).unwrap();
-    use_sidecar(&pair, &none, Schedule { use_proxy: false, ..schedule() }, false).unwrap();
+    use_sidecar(&pair, &none, Schedule { skip_ffn: false, ..schedule() }, Reach::AboveFirstBudget).unwrap();
+    use_sidecar(&pair, &none, Schedule { use_proxy: false, ..schedule() }, Reach::AboveFirstBudget).unwrap();
     // Forced probes score every FFN of a stage.
-    let forced = use_sidecar(&pair, &none, Schedule { skip_ffn: false, ..schedule() }, true);
+    let forced = use_sidecar(&pair, &none, Schedule { skip_ffn: false, ..schedule() }, Reach::EveryLayer);
     assert!(message(forced).contains("no proxy for layer 1"));
 }
 
 #[test]
 fn proxies_asked_for_and_not_there() {
     let pair = pair();
-    let wants = |schedule: Schedule, force_probes: bool| {
-        let options = SessionOptions { schedule: Some(schedule), force_probes, ..runtime::exact(pair.n_ctx) };
+    let wants = |schedule: Schedule, reach: Reach| {
+        let options = SessionOptions { method: Arc::new(Spts { schedule, reach }), ..runtime::exact(pair.n_ctx) };
         runtime::prefill(&mut Session::new(pair.model.clone(), options).unwrap(), &pair.tiny.prompt(40))
     };
-    let text = message(wants(schedule(), false));
+    let text = message(wants(schedule(), Reach::AboveFirstBudget));
     assert!(text.contains("none are loaded") && text.contains("--no-proxy"), "{text}");
-    assert!(matches!(wants(Schedule { skip_ffn: false, ..schedule() }, true), Err(Error::ProxiesMissing)));
-    wants(Schedule { skip_ffn: false, ..schedule() }, false).unwrap();
-    wants(Schedule { use_proxy: false, ..schedule() }, false).unwrap();
+    assert!(matches!(wants(Schedule { skip_ffn: false, ..schedule() }, Reach::EveryLayer), Err(Error::ProxiesMissing)));
+    wants(Schedule { skip_ffn: false, ..schedule() }, Reach::AboveFirstBudget).unwrap();
+    wants(Schedule { use_proxy: false, ..schedule() }, Reach::AboveFirstBudget).unwrap();
 }
 
 #[test]
@@ -210,7 +208,7 @@ fn schedules_that_don_t_fit() {
     let refused = |change: &dyn Fn(&mut Schedule)| {
         let mut s = schedule();
         change(&mut s);
-        let options = SessionOptions { schedule: Some(s), ..runtime::exact(pair.n_ctx) };
+        let options = SessionOptions { method: s.into(), ..runtime::exact(pair.n_ctx) };
         message(Session::new(pair.model.clone(), options).map(|_| ()))
     };
     assert_eq!(
@@ -256,10 +254,10 @@ fn schedules_that_don_t_fit() {
 fn schedule_files_that_don_t_fit() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("mine.schedule");
-    let key = ModelKey { arch: "llama", n_layer: 5, n_embd: 24, n_ff: 40 };
+    let shape = Shape { n_layer: 5, ..Shape::named("llama-3.1-8b").unwrap() };
     let refused = |text: &str| {
         std::fs::write(&path, text).unwrap();
-        let Err(error) = parse_schedule_arg(path.to_str().unwrap(), &key) else { panic!("accepted: {text}") };
+        let Err(error) = parse_schedule_arg(path.to_str().unwrap(), &shape) else { panic!("accepted: {text}") };
         let message = error.to_string();
         assert!(!message.contains('\n') && message.contains("mine.schedule"), "{message:?}");
         message
@@ -283,5 +281,5 @@ fn schedule_files_that_don_t_fit() {
         assert!(message.contains(part), "{message:?} does not say {part:?}");
     }
     std::fs::write(&path, "skip_from = 1\nstage = 2 20 2 # fine").unwrap();
-    assert_eq!(parse_schedule_arg(path.to_str().unwrap(), &key).unwrap().skip_from, 1);
+    assert_eq!(parse_schedule_arg(path.to_str().unwrap(), &shape).unwrap().skip_from, 1);
 }

@@ -4,13 +4,13 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use spts::bench::measure::{BenchOptions, Mode, Observer, measure};
+use spts::bench::measure::{BenchOptions, Mode, Progress, measure};
 use spts::bench::synthetic::{self, Synthetic};
 use spts::gguf::{Gguf, OpenOptions};
-use spts::spts::schedule::Schedule;
-use spts::spts::shape::{SHAPE_NAMES, Shape};
-use spts::spts::sidecar::Sidecar;
-use spts::{Model, ModelOptions, Session, SessionOptions};
+use spts::method::spts::schedule::Schedule;
+use spts::method::spts::sidecar::Sidecar;
+use spts::model::shape::{SHAPE_NAMES, Shape};
+use spts::{Model, ModelFile, ModelOptions, Session, SessionOptions};
 use spts_quant::Preset;
 
 /// A named shape, shrunk until a test can run it. Rows stay whole blocks of every type.
@@ -24,7 +24,7 @@ fn synthetic(name: &str, preset: Preset) -> Synthetic {
 
 fn model(made: &Synthetic) -> Arc<Model> {
     let gguf = made.open(|_, _| {}).expect("a temporary file");
-    Model::from_gguf(Arc::new(gguf), &mut ModelOptions::default()).expect("a valid model")
+    Model::from_gguf(Arc::new(gguf), ModelOptions::default()).expect("a valid model")
 }
 
 fn prompt(n: u32) -> Vec<u32> {
@@ -36,7 +36,7 @@ fn activations_are_those_of_a_model_and_not_of_zeros() {
     for name in SHAPE_NAMES {
         for preset in Preset::ALL {
             let model = model(&synthetic(name, preset));
-            assert_eq!(model.unused_tensors(), [""; 0], "{name}");
+            assert_eq!(model.file().unused_tensors(), [""; 0], "{name}");
             let mut session = Session::new(model, SessionOptions::default()).expect("a session");
             session.prefill(&prompt(40), &mut |_| ControlFlow::Continue(())).expect("a prefill");
             let logits = session.logits();
@@ -81,12 +81,12 @@ fn proxies_beside_a_made_up_model() {
     let made = synthetic("llama-3.1-8b", Preset::Q8_0);
     made.write(&path, |_, _| {}).expect("written");
     let gguf = Gguf::open(&path, OpenOptions::default()).expect("opened");
-    let schedule = Schedule::default_for(&made.shape.key()).expect("a schedule");
+    let schedule = Schedule::default_for(&made.shape).expect("a schedule");
     let beside = Sidecar::path_beside(&path);
     synthetic::write_sidecar(&gguf, &made.shape, &schedule, &beside).expect("written");
     let sidecar = Sidecar::open(&beside).expect("a sidecar");
     assert_eq!(sidecar.size(), schedule.proxy);
-    sidecar.check(&Model::open(&path, ModelOptions::default()).expect("a model")).expect("made for this model");
+    sidecar.check(&ModelFile::open(&path, OpenOptions::default()).expect("a model")).expect("made for this model");
     sidecar.check_layers(schedule.skip_from..4).expect("a proxy for each layer that skips");
 }
 
@@ -96,7 +96,7 @@ struct Log {
     runs: Vec<(usize, Mode, Option<usize>)>,
 }
 
-impl Observer for Log {
+impl Progress for Log {
     fn session(&mut self, _: &Arc<AtomicBool>) {
         self.sessions += 1;
     }
@@ -110,7 +110,7 @@ impl Observer for Log {
 fn dense_and_spts_take_turns() {
     let made = synthetic("llama-3.1-8b", Preset::Q4_0);
     let model = model(&made);
-    let schedule = Schedule::fractional(&made.shape.key(), [0.5, 0.4, 0.3, 0.2], 0.05).expect("a schedule");
+    let schedule = Schedule::fractional(&made.shape, [0.5, 0.4, 0.3, 0.2], 0.05).expect("a schedule");
     let sidecar = synthetic::open_sidecar(model.gguf(), &made.shape, &schedule).expect("proxies");
     let sidecar = Sidecar::from_gguf(sidecar).expect("a sidecar");
     let options = BenchOptions {
@@ -120,12 +120,8 @@ fn dense_and_spts_take_turns() {
         op_times: true,
         repetitions: 3,
         seed: 1,
-        session: SessionOptions {
-            n_threads: Some(1),
-            schedule: Some(schedule),
-            sidecar: Some(Arc::new(sidecar)),
-            ..SessionOptions::default()
-        },
+        method: Some(schedule.into()),
+        session: SessionOptions { n_threads: Some(1), sidecar: Some(Arc::new(sidecar)), ..SessionOptions::default() },
     };
     let mut log = Log::default();
     let out = measure(&model, &options, 0, &mut log).expect("measured");

@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 
 use crate::ggml::backend;
+use crate::method::{Dense, Method};
 use crate::random::SplitMix64;
 use crate::session::prefill::PrefillReport;
 use crate::session::sampler::{Sampler, SamplerParams};
@@ -42,13 +43,14 @@ pub struct BenchOptions {
     pub rest: Duration,
     /// Seed of the random token ids.
     pub seed: u64,
-    /// How sessions run. The schedule and the sidecar are those of SPTS; without a schedule only dense runs are made. The
-    /// context is made as long as each run needs.
+    /// What is measured beside dense; without one only dense runs are made.
+    pub method: Option<Arc<dyn Method>>,
+    /// How sessions run. The method's place is taken by the mode's, and the context is made as long as each run needs.
     pub session: SessionOptions,
 }
 
 /// Told what happens.
-pub trait Observer {
+pub trait Progress {
     /// A session was made; the flag stops it.
     fn session(&mut self, stop: &Arc<AtomicBool>);
     /// The next run begins.
@@ -162,27 +164,26 @@ pub fn measure(
     model: &Arc<Model>,
     options: &BenchOptions,
     device_bytes_before: u64,
-    observer: &mut dyn Observer,
+    progress: &mut dyn Progress,
 ) -> Result<Measurements> {
     let mut out = Measurements { ubatch: 0, decode_empty_tps: None, prompts: Vec::new() };
     if options.n_decode > 0 {
-        let mut lane = Lane::new(model, options, SHORTEST_PROMPT, Mode::Dense, device_bytes_before, observer)?;
+        let mut lane = Lane::new(model, options, SHORTEST_PROMPT, Mode::Dense, device_bytes_before, progress)?;
         for repetition in 0..options.repetitions {
-            observer.run(SHORTEST_PROMPT, Mode::Dense, Some(repetition));
+            progress.run(SHORTEST_PROMPT, Mode::Dense, Some(repetition));
             std::thread::sleep(options.rest);
             lane.run(&mut || {})?;
         }
         out.decode_empty_tps = Samples::new(lane.decode_tps);
     }
     for &n_prompt in &options.prompts {
-        let modes: &[Mode] =
-            if options.session.schedule.is_some() { &[Mode::Dense, Mode::Spts] } else { &[Mode::Dense] };
+        let modes: &[Mode] = if options.method.is_some() { &[Mode::Dense, Mode::Spts] } else { &[Mode::Dense] };
         // What is in use besides the lane under way: before the model, so that the weights count for every lane.
         let mut others = device_bytes_before;
         let mut lanes = Vec::new();
         for &mode in modes {
             let before = backend::gpu_bytes_used();
-            let lane = Lane::new(model, options, n_prompt, mode, others, observer)?;
+            let lane = Lane::new(model, options, n_prompt, mode, others, progress)?;
             out.ubatch = lane.session.tile();
             lanes.push(lane);
             others += backend::gpu_bytes_used().saturating_sub(before);
@@ -190,7 +191,7 @@ pub fn measure(
         for repetition in 0..options.repetitions {
             let turn = |i: usize| if repetition % 2 == 0 { i } else { modes.len() - 1 - i };
             for i in 0..modes.len() {
-                observer.run(n_prompt, modes[turn(i)], Some(repetition));
+                progress.run(n_prompt, modes[turn(i)], Some(repetition));
                 std::thread::sleep(options.rest);
                 lanes[turn(i)].run(&mut || {})?;
             }
@@ -241,17 +242,20 @@ impl Lane {
         n_prompt: usize,
         mode: Mode,
         others: u64,
-        observer: &mut dyn Observer,
+        progress: &mut dyn Progress,
     ) -> Result<Lane> {
         let mut session_options = options.session.clone();
         session_options.n_ctx = Some(n_prompt + options.n_decode);
-        if mode == Mode::Dense {
-            session_options.schedule = None;
-            session_options.sidecar = None;
+        match (mode, &options.method) {
+            (Mode::Spts, Some(method)) => session_options.method = method.clone(),
+            _ => {
+                session_options.method = Arc::new(Dense);
+                session_options.sidecar = None;
+            }
         }
         let session = Session::new(model.clone(), session_options)?;
-        observer.session(&session.interrupt_flag());
-        observer.run(n_prompt, mode, None);
+        progress.session(&session.interrupt_flag());
+        progress.run(n_prompt, mode, None);
         let mut rng = SplitMix64(options.seed);
         let n_vocab = model.hparams().n_vocab as u64;
         let mut ids = |n: usize| (0..n).map(|_| (rng.next() % n_vocab) as u32).collect();

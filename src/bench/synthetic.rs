@@ -13,11 +13,11 @@ use spts_quant::rows::convert_rows;
 use spts_quant::{Choice, ModelShape, Preset, TensorType, choose_type};
 
 use crate::gguf::{Array, GgmlType, Gguf, GgufError, GgufWriter, OpenOptions, TensorDecl};
+use crate::method::spts::schedule::Schedule;
+use crate::method::spts::sidecar::{self, ARCHITECTURE, TENSORS, VERSION, tensor_name};
+use crate::model::shape::Shape;
 use crate::quantize::ggml_type;
 use crate::random::SplitMix64;
-use crate::spts::schedule::Schedule;
-use crate::spts::shape::Shape;
-use crate::spts::sidecar::{self, ARCHITECTURE, TENSORS, VERSION, tensor_name};
 use crate::tokenizer::unicode::byte_to_char;
 
 use super::blocks::RandomBlocks;

@@ -10,18 +10,20 @@ use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
-use spts::bench::measure::{self, BenchOptions, Measurements, Mode, ModeResult, Observer, Samples};
+use spts::bench::measure::{self, BenchOptions, Measurements, Mode, ModeResult, Samples};
 use spts::bench::synthetic::{self, Synthetic};
 use spts::ggml::{backend, log};
-use spts::gguf::{Gguf, OpenOptions};
+use spts::gguf::Gguf;
+use spts::method::Method;
+use spts::method::spts::Spts;
+use spts::method::spts::schedule::{Reach, Schedule};
+use spts::method::spts::sidecar::Sidecar;
+use spts::model::shape::Shape;
 use spts::session::physical_cores;
-use spts::spts::schedule::Schedule;
-use spts::spts::shape::Shape;
-use spts::spts::sidecar::Sidecar;
 use spts::{Model, SessionOptions};
 
 use super::failure::Failure;
-use super::{BenchArgs, interrupt, note, plan};
+use super::{BenchArgs, interrupt, note};
 use crate::report::{self, Progress, grouped};
 
 /// Seed of weights and prompts: the same ones every time.
@@ -91,12 +93,14 @@ pub fn bench(args: &BenchArgs) -> Result<String, Failure> {
     let device_bytes_before = backend::gpu_bytes_used();
     let start = Instant::now();
     let shown = progress.clone();
-    let mut options = args.device.model_options(Some(Box::new(move |fraction| shown.borrow_mut().load(fraction))));
-    let model = Model::from_gguf(Arc::new(gguf), &mut options)?;
+    let options = args.device.model_options(Some(Box::new(move |fraction| shown.borrow_mut().load(fraction))));
+    let model = Model::from_gguf(Arc::new(gguf), options)?;
     let load_s = start.elapsed().as_secs_f64();
     progress.borrow_mut().clear();
 
-    let session = session_options(args, &model)?;
+    let (schedule, sidecar) = skipping(args, &model)?.unzip();
+    let reach = reach(args);
+    let method = schedule.clone().map(|schedule| Arc::new(Spts { schedule, reach }) as Arc<dyn Method>);
     let options = BenchOptions {
         prompts: args.prompts.iter().map(|&n| n as usize).collect(),
         n_decode: args.n_gen as usize,
@@ -104,12 +108,13 @@ pub fn bench(args: &BenchArgs) -> Result<String, Failure> {
         op_times: args.ops,
         rest: Duration::from_millis(args.rest.into()),
         seed: SEED,
-        session,
+        method,
+        session: session_options(args, sidecar.flatten()),
     };
     let mut watch = Watch { progress: progress.clone(), repetitions: options.repetitions };
     let measured = measure::measure(&model, &options, device_bytes_before, &mut watch);
     progress.borrow_mut().clear();
-    let report = describe(args, &model, &options, load_s, measured?);
+    let report = describe(args, &model, &options, schedule.as_ref(), load_s, measured?);
     if args.json {
         let json = serde_json::to_string(&report).map_err(|e| Failure::Failed(format!("JSON: {e}")))?;
         return Ok(json + "\n");
@@ -119,7 +124,7 @@ pub fn bench(args: &BenchArgs) -> Result<String, Failure> {
 
 /// The file, or one that is made up.
 fn gguf(args: &BenchArgs, progress: &Rc<RefCell<Progress>>) -> Result<Gguf, Failure> {
-    let options = OpenOptions { mmap: !args.device.no_mmap, mlock: args.device.mlock };
+    let options = args.device.open_options();
     let open = |path: &Path| Gguf::open(path, options).map_err(spts::Error::from);
     let Some(made) = synthetic(args)? else {
         return Ok(open(args.model.as_deref().unwrap_or(Path::new("")))?);
@@ -132,7 +137,7 @@ fn gguf(args: &BenchArgs, progress: &Rc<RefCell<Progress>>) -> Result<Gguf, Fail
     };
     made.write(path, &mut show).map_err(spts::Error::from)?;
     let gguf = open(path)?;
-    if let Some(schedule) = args.spts.schedule(&made.shape.key())? {
+    if let Some(schedule) = args.spts.schedule(&made.shape)? {
         let sidecar = Sidecar::path_beside(path);
         synthetic::write_sidecar(&gguf, &made.shape, &schedule, &sidecar).map_err(spts::Error::from)?;
     }
@@ -145,22 +150,29 @@ fn synthetic(args: &BenchArgs) -> Result<Option<Synthetic>, Failure> {
     Ok(Some(Synthetic { shape, preset: args.preset, seed: SEED }))
 }
 
-fn session_options(args: &BenchArgs, model: &Model) -> Result<SessionOptions, Failure> {
-    let mut schedule = args.spts.schedule(&plan::shape(model.gguf(), model.hparams()).key())?;
-    let sidecar = match &mut schedule {
-        Some(schedule) if schedule.use_proxy && schedule.skip_ffn => sidecar(args, model, schedule)?,
-        _ => None,
+/// What is measured beside dense, with the proxies that it needs.
+fn skipping(args: &BenchArgs, model: &Model) -> Result<Option<(Schedule, Option<Arc<Sidecar>>)>, Failure> {
+    let Some(mut schedule) = args.spts.schedule(model.shape())? else { return Ok(None) };
+    let sidecar = match schedule.use_proxy && schedule.skip_ffn {
+        true => sidecar(args, model, &mut schedule)?,
+        false => None,
     };
-    Ok(SessionOptions {
+    Ok(Some((schedule, sidecar)))
+}
+
+fn reach(args: &BenchArgs) -> Reach {
+    if args.at_any_length { Reach::AnyLength } else { Reach::AboveFirstBudget }
+}
+
+fn session_options(args: &BenchArgs, sidecar: Option<Arc<Sidecar>>) -> SessionOptions {
+    SessionOptions {
         n_ubatch: args.memory.n_ubatch(),
         n_threads: args.device.threads.map(usize::from),
         cache_type_k: args.memory.cache_type_k.library(),
         cache_type_v: args.memory.cache_type_v.library(),
-        schedule,
         sidecar,
-        at_any_length: args.at_any_length,
         ..SessionOptions::default()
-    })
+    }
 }
 
 /// The proxies: those of `--sidecar`, those beside the model, random ones for a model without a file, or none.
@@ -179,12 +191,11 @@ fn sidecar(args: &BenchArgs, model: &Model, schedule: &mut Schedule) -> Result<O
         }
     };
     let sidecar = sidecar.map_err(spts::Error::from)?;
-    sidecar.check(model).map_err(spts::Error::from)?;
-    let hp = model.hparams();
+    sidecar.check(model.file()).map_err(spts::Error::from)?;
+    let method = Spts { schedule: schedule.clone(), reach: reach(args) };
     for &n in &args.prompts {
-        let resolved = schedule.resolve(hp.n_layer, n as usize, &|l| hp.window(l).is_some())?;
-        let skips = |l: &usize| resolved.layers[*l].active_ffn < resolved.layers[*l].candidates;
-        sidecar.check_layers((0..hp.n_layer).filter(skips)).map_err(spts::Error::from)?;
+        let budgets = method.budgets(model.shape(), n as usize)?;
+        sidecar.check_layers(budgets.layers_with_proxy()).map_err(spts::Error::from)?;
     }
     Ok(Some(Arc::new(sidecar)))
 }
@@ -195,7 +206,7 @@ struct Watch {
     repetitions: usize,
 }
 
-impl Observer for Watch {
+impl measure::Progress for Watch {
     fn session(&mut self, stop: &Arc<AtomicBool>) {
         interrupt::stops(stop);
     }
@@ -213,6 +224,7 @@ fn describe(
     args: &BenchArgs,
     model: &Model,
     options: &BenchOptions,
+    schedule: Option<&Schedule>,
     load_s: f64,
     measured: Measurements,
 ) -> BenchReport {
@@ -221,7 +233,6 @@ fn describe(
         name: name.clone(),
         description: all.iter().find(|d| d.name == *name).map_or_else(String::new, |d| d.description.clone()),
     });
-    let schedule = options.session.schedule.as_ref();
     BenchReport {
         version: env!("CARGO_PKG_VERSION"),
         commit: env!("SPTS_COMMIT"),
@@ -255,7 +266,7 @@ fn model_report(args: &BenchArgs, model: &Model) -> ModelReport {
         }
     }
     ModelReport {
-        name: plan::shape(gguf, model.hparams()).name,
+        name: model.shape().name.clone(),
         file: gguf.path().display().to_string(),
         synthetic: args.synthetic.is_some(),
         arch: model.hparams().arch.name(),

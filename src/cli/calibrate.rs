@@ -3,12 +3,12 @@
 use std::path::Path;
 use std::time::Instant;
 
-use spts::Model;
-use spts::spts::calibrate::CalibrateOptions;
-use spts::spts::sidecar::{Sidecar, SidecarError};
+use spts::method::spts::sidecar::{Sidecar, SidecarError};
+use spts::proxies::calibrate::CalibrateOptions;
+use spts::{Model, ModelFile};
 
 use super::failure::Failure;
-use super::{CalibrateArgs, interrupt, note, plan, prompt, proxies};
+use super::{CalibrateArgs, interrupt, note, prompt, proxies};
 use crate::report::{self, Progress};
 
 /// Reads the texts, calibrates, writes the sidecar.
@@ -17,12 +17,13 @@ pub fn calibrate(args: &CalibrateArgs) -> Result<(), Failure> {
     interrupt::install()?;
     let texts = args.files.iter().map(|f| prompt::read_text(f)).collect::<Result<Vec<_>, _>>()?;
     let start = Instant::now();
-    let model = Model::open(&args.model, args.device.model_options(None))?;
+    let file = ModelFile::open(&args.model, args.device.open_options())?;
     let path = args.output.clone().unwrap_or_else(|| Sidecar::path_beside(&args.model));
-    check_target(&path, args, &model)?;
+    check_target(&path, args, &file)?;
+    let model = Model::place(file, args.device.model_options(None))?;
 
     let texts: Vec<Vec<u32>> = texts.iter().map(|t| model.tokenizer().encode(t, false, false)).collect();
-    let mut size = plan::shape(model.gguf(), model.hparams()).key().proxy_size();
+    let mut size = model.shape().proxy_size();
     size.d_low = args.d_low.map_or(size.d_low, |n| n as usize);
     size.rank = args.rank.map_or(size.rank, |n| n as usize);
     let mut options = CalibrateOptions::new(size, "default");
@@ -38,7 +39,7 @@ pub fn calibrate(args: &CalibrateArgs) -> Result<(), Failure> {
 }
 
 /// A file that is there is replaced if it is this model's sidecar; any other only with `--force`, and the model never.
-fn check_target(path: &Path, args: &CalibrateArgs, model: &Model) -> Result<(), Failure> {
+fn check_target(path: &Path, args: &CalibrateArgs, model: &ModelFile) -> Result<(), Failure> {
     let same_file = |a: &Path, b: &Path| matches!((a.canonicalize(), b.canonicalize()), (Ok(a), Ok(b)) if a == b);
     if same_file(path, &args.model) {
         return Err(Failure::Failed(format!("{}: is the model itself; choose another -o", path.display())));

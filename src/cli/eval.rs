@@ -10,15 +10,14 @@ use serde_json::{Value as Json, json};
 use spts::eval::needle::NeedleTask;
 use spts::eval::proxies::LayerQuality;
 use spts::eval::{EvalError, divergence, needle, proxies as proxy_quality};
+use spts::method::spts::schedule::Schedule;
+use spts::method::spts::sidecar::Sidecar;
 use spts::session::prefill::PrefillProgress;
-use spts::spts::schedule::Schedule;
-use spts::spts::sidecar::Sidecar;
 use spts::{Model, Session, SessionOptions};
 
 use super::failure::Failure;
-use super::options::{DeviceArgs, SptsArgs};
-use super::proxies::{self, Wanted};
-use super::{interrupt, plan, prompt};
+use super::options::{DeviceArgs, SptsArgs, method};
+use super::{interrupt, prompt, proxies};
 use crate::report::{Progress, grouped};
 
 const CONFIGURATIONS: &str =
@@ -177,25 +176,24 @@ impl<'a> Subject<'a> {
     }
 
     fn name(&self) -> String {
-        plan::shape(self.model.gguf(), self.model.hparams()).name
+        self.model.shape().name.clone()
     }
 
     fn schedule(&self, spts: &SptsArgs) -> Result<Option<Schedule>, Failure> {
-        Ok(spts.schedule(&plan::shape(self.model.gguf(), self.model.hparams()).key())?)
+        Ok(spts.schedule(self.model.shape())?)
     }
 
     /// A session for prompts like `prompt`.
     fn session(&mut self, config: &Configuration, prompt: &[u32]) -> Result<Session, Failure> {
         let mut schedule = self.schedule(&config.spts)?;
         let n_threads = self.n_threads();
-        let wanted = Wanted { model: &self.model, sidecar: config.spts.sidecar.as_deref(), prompt, n_threads };
-        let sidecar = match &mut schedule {
-            Some(s) => proxies::find(&wanted, s, &mut self.progress)?,
-            None => None,
-        };
+        let given = config.spts.sidecar.as_deref();
+        let found = proxies::find(self.model.file(), given, schedule.as_ref(), prompt.len())?;
+        let sidecar = proxies::settle(found, &self.model, prompt, n_threads, schedule.as_mut(), &mut self.progress)?;
+        let method = method(schedule);
         Ok(Session::new(
             self.model.clone(),
-            SessionOptions { n_threads, schedule, sidecar, ..SessionOptions::default() },
+            SessionOptions { n_threads, method, sidecar, ..SessionOptions::default() },
         )?)
     }
 }

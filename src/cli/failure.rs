@@ -38,14 +38,14 @@ impl From<super::prompt::PromptError> for Failure {
     }
 }
 
-impl From<spts::spts::schedule_file::ScheduleFileError> for Failure {
-    fn from(e: spts::spts::schedule_file::ScheduleFileError) -> Failure {
+impl From<spts::method::spts::schedule_file::ScheduleFileError> for Failure {
+    fn from(e: spts::method::spts::schedule_file::ScheduleFileError) -> Failure {
         Failure::Failed(e.to_string())
     }
 }
 
-impl From<spts::spts::schedule::ScheduleError> for Failure {
-    fn from(e: spts::spts::schedule::ScheduleError) -> Failure {
+impl From<spts::method::spts::schedule::ScheduleError> for Failure {
+    fn from(e: spts::method::spts::schedule::ScheduleError) -> Failure {
         Failure::Failed(e.to_string())
     }
 }

@@ -3,26 +3,37 @@
 //! Parsing has no side effects: no file is opened here, no device asked.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use clap::{Args, ValueEnum};
 use spts::ModelOptions;
-use spts::model::loaded::LoadProgress;
-use spts::session::kv_cache::CacheType;
+use spts::gguf::OpenOptions;
+use spts::method::spts::schedule::{Pool, Schedule, Selection};
+use spts::method::spts::schedule_file::{ScheduleFileError, parse_schedule_arg};
+use spts::method::{Dense, Method};
+use spts::model::shape::Shape;
+use spts::model::weights::LoadProgress;
 use spts::session::sampler::SamplerParams;
-use spts::spts::preset::ModelKey;
-use spts::spts::schedule::{Pool, Schedule, Selection};
-use spts::spts::schedule_file::{ScheduleFileError, parse_schedule_arg};
+use spts::session::sequence::CacheType;
 
-/// Where the model runs.
+/// Which device computes which layers.
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Model and device")]
-pub struct DeviceArgs {
+pub struct PlacementArgs {
     /// Layers on the GPU, counted from the last; 0 is none [default: all]
     #[arg(long, alias = "gpu-layers", value_name = "N")]
     pub n_gpu_layers: Option<u32>,
     /// Device for the layers, as --list-devices names it [default: the first GPU, else CPU]
     #[arg(long, value_name = "NAME", value_parser = device)]
     pub device: Option<String>,
+}
+
+/// Where and how the model runs.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Model and device")]
+pub struct DeviceArgs {
+    #[command(flatten)]
+    pub placement: PlacementArgs,
     /// Threads on the CPU [default: one per physical core]
     #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=512))]
     pub threads: Option<u16>,
@@ -42,14 +53,19 @@ pub struct DeviceArgs {
 }
 
 impl DeviceArgs {
+    /// How the file is opened.
+    pub fn open_options(&self) -> OpenOptions {
+        OpenOptions { mmap: !self.no_mmap, mlock: self.mlock }
+    }
+
     /// The library's options; `progress` sees the share of the weights that is in place.
     pub fn model_options(&self, progress: Option<LoadProgress>) -> ModelOptions {
         ModelOptions {
             mmap: !self.no_mmap,
             mlock: self.mlock,
             repack: !self.no_repack,
-            device: self.device.clone(),
-            n_gpu_layers: self.n_gpu_layers.map(|n| n as usize),
+            device: self.placement.device.clone(),
+            n_gpu_layers: self.placement.n_gpu_layers.map(|n| n as usize),
             progress,
             integer_rows: self.integer_rows.map(|n| n as usize),
             // A process runs one model.
@@ -203,11 +219,11 @@ impl SptsArgs {
     ///
     /// # Errors
     /// No such schedule, a file that cannot be read, or one that does not fit the model.
-    pub fn schedule(&self, key: &ModelKey) -> Result<Option<Schedule>, ScheduleFileError> {
+    pub fn schedule(&self, shape: &Shape) -> Result<Option<Schedule>, ScheduleFileError> {
         if self.no_spts {
             return Ok(None);
         }
-        let mut s = parse_schedule_arg(self.schedule.as_deref().unwrap_or("default"), key)?;
+        let mut s = parse_schedule_arg(self.schedule.as_deref().unwrap_or("default"), shape)?;
         let invalid = |source| ScheduleFileError::Invalid { origin: "flags".into(), source };
         if let Some(keep) = self.keep {
             s = s.scaled(keep).map_err(invalid)?;
@@ -225,9 +241,14 @@ impl SptsArgs {
         s.prune &= !self.no_prune;
         s.skip_attn &= !self.no_attn_skip;
         s.skip_ffn &= !self.no_ffn_skip;
-        s.validate_for(key.n_layer).map_err(invalid)?;
+        s.validate_for(shape.n_layer).map_err(invalid)?;
         Ok(Some(s))
     }
+}
+
+/// What a session runs by: the schedule, or every token in every layer.
+pub fn method(schedule: Option<Schedule>) -> Arc<dyn Method> {
+    schedule.map_or_else(|| Arc::new(Dense) as Arc<dyn Method>, Into::into)
 }
 
 fn device(text: &str) -> Result<String, String> {
@@ -276,7 +297,9 @@ fn pool(text: &str) -> Result<Pool, String> {
 mod tests {
     use super::*;
 
-    const KEY: ModelKey = ModelKey { arch: "llama", n_layer: 32, n_embd: 4096, n_ff: 14336 };
+    fn llama() -> Shape {
+        Shape::named("llama-3.1-8b").unwrap()
+    }
 
     #[derive(clap::Parser)]
     struct Spts {
@@ -286,13 +309,13 @@ mod tests {
 
     fn schedule(args: &[&str]) -> Result<Option<Schedule>, ScheduleFileError> {
         let args = std::iter::once("x").chain(args.iter().copied());
-        <Spts as clap::Parser>::try_parse_from(args).unwrap().args.schedule(&KEY)
+        <Spts as clap::Parser>::try_parse_from(args).unwrap().args.schedule(&llama())
     }
 
     #[test]
     fn flags_change_the_schedule() {
         assert_eq!(schedule(&["--no-spts"]).unwrap(), None);
-        assert_eq!(schedule(&[]).unwrap(), Some(Schedule::default_for(&KEY).unwrap()));
+        assert_eq!(schedule(&[]).unwrap(), Some(Schedule::default_for(&llama()).unwrap()));
         let s = schedule(&[
             "--keep",
             "0.5",
@@ -308,7 +331,7 @@ mod tests {
         let s = s.unwrap().unwrap();
         assert_eq!(
             (s.probe.queries, s.probe.pool, s.stages[0].budget),
-            (4, Pool::Avg(7), spts::spts::schedule::Budget::Tokens(4608))
+            (4, Pool::Avg(7), spts::method::spts::schedule::Budget::Tokens(4608))
         );
         assert!(!(s.use_proxy || s.prune || s.skip_attn || s.skip_ffn));
         assert_eq!(schedule(&["--random-selection", "7"]).unwrap().unwrap().selection, Selection::Random { seed: 7 });

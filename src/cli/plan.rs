@@ -2,18 +2,19 @@
 
 use std::path::Path;
 
-use spts::gguf::{Gguf, OpenOptions};
-use spts::graph::last_row::{CPU_QUERIES, keep_last_row};
+use spts::ModelFile;
+use spts::compile;
+use spts::compile::target::Target;
+use spts::gguf::OpenOptions;
 use spts::graph::print::print;
-use spts::model::hparams::HParams;
-use spts::spts::passes;
-use spts::spts::plan::{Plan, PlanOptions};
-use spts::spts::schedule::Schedule;
-use spts::spts::shape::{Shape, SlidingWindow};
-use spts::{Model, ModelOptions};
+use spts::method::spts::schedule::{Reach, Schedule};
+use spts::model::placement::Placement;
+use spts::model::shape::Shape;
+use spts::plan::{Plan, PlanOptions};
 
 use super::PlanArgs;
 use super::failure::Failure;
+use super::options::method;
 
 /// The text that `plan` prints.
 pub fn plan(args: &PlanArgs) -> Result<String, Failure> {
@@ -23,9 +24,9 @@ pub fn plan(args: &PlanArgs) -> Result<String, Failure> {
             Shape::named(name).ok_or_else(|| Failure::Failed(format!("--shape {name}: no such shape")))?
         }
         (None, Some(path)) if args.graph => return graph(args, path),
-        (None, path) => shape_of_file(path.as_deref().unwrap_or(Path::new("")))?,
+        (None, path) => open(path.as_deref().unwrap_or(Path::new("")))?.shape().clone(),
     };
-    let schedule = match args.spts.schedule(&shape.key())? {
+    let schedule = match args.spts.schedule(&shape)? {
         Some(schedule) => schedule,
         None => dense(&shape)?,
     };
@@ -34,7 +35,7 @@ pub fn plan(args: &PlanArgs) -> Result<String, Failure> {
         k_bytes: args.memory.cache_type_k.bytes(),
         v_bytes: args.memory.cache_type_v.bytes(),
         n_ubatch: args.memory.n_ubatch().unwrap_or(defaults.n_ubatch),
-        forced: args.forced,
+        reach: if args.forced { Reach::EveryLayer } else { Reach::AboveFirstBudget },
     };
     let plan = Plan::new(&shape, &schedule, n_tokens, &options)?;
     if args.json {
@@ -46,52 +47,33 @@ pub fn plan(args: &PlanArgs) -> Result<String, Failure> {
 
 /// `--no-spts`: a schedule whose budget is the whole prompt.
 fn dense(shape: &Shape) -> Result<Schedule, Failure> {
-    Ok(Schedule { name: "dense".into(), ..Schedule::fractional(&shape.key(), [1.0; 4], 0.0)? })
+    Ok(Schedule { name: "dense".into(), ..Schedule::fractional(shape, [1.0; 4], 0.0)? })
 }
 
-fn shape_of_file(path: &Path) -> Result<Shape, Failure> {
-    let gguf = Gguf::open(path, OpenOptions { mmap: true, mlock: false }).map_err(spts::Error::from)?;
-    let hparams = HParams::from_gguf(&gguf).map_err(spts::Error::from)?;
-    Ok(shape(&gguf, &hparams))
+fn open(path: &Path) -> Result<ModelFile, Failure> {
+    Ok(ModelFile::open(path, OpenOptions { mmap: true, mlock: false })?)
 }
 
-/// The shape of a model.
-pub fn shape(gguf: &Gguf, hp: &HParams) -> Shape {
-    let stem = || gguf.path().file_stem().map_or_else(String::new, |s| s.to_string_lossy().into_owned());
-    Shape {
-        name: if hp.name.is_empty() { stem() } else { hp.name.clone() },
-        arch: hp.arch.name().into(),
-        n_layer: hp.n_layer,
-        n_embd: hp.n_embd,
-        n_ff: hp.n_ff,
-        n_head: hp.n_head,
-        n_head_kv: hp.n_head_kv,
-        head_dim_k: hp.head_dim,
-        head_dim_v: hp.head_dim,
-        n_vocab: hp.n_vocab,
-        tied: gguf.tensor("output.weight").is_none(),
-        gated: true,
-        weight_bytes: Some(gguf.tensors().map(|t| t.nbytes).sum()),
-        swa: hp.swa.map(|s| SlidingWindow {
-            window: s.window,
-            layers: (0..hp.n_layer).map(|l| hp.window(l).is_some()).collect(),
-        }),
-    }
-}
-
-/// The graph as it would run, all rewrites done.
+/// The program that would run, all rewrites done, with the devices of its layers.
 fn graph(args: &PlanArgs, path: &Path) -> Result<String, Failure> {
-    let options = ModelOptions { repack: false, device: Some("CPU".into()), ..ModelOptions::default() };
-    let model = Model::open(path, options)?;
-    let hp = model.hparams();
+    let file = open(path)?;
+    let schedule = args.spts.schedule(file.shape())?;
+    let placement = Placement::choose(
+        file.shape().n_layer,
+        args.placement.device.as_deref(),
+        args.placement.n_gpu_layers.map(|n| n as usize),
+    )
+    .map_err(spts::Error::from)?;
+    // Proxies of the size that would be made.
+    let proxy = schedule.as_ref().map(|s| s.proxy);
+    let target = Target::new(&file, &placement, args.memory.n_ubatch(), proxy);
     let n_tokens = args.n_tokens as usize;
-    let dense = model.graph(n_tokens, hp.n_ctx_train.max(n_tokens));
-    let rewritten = match args.spts.schedule(&shape(model.gguf(), hp).key())? {
-        None => dense,
-        Some(schedule) => {
-            let resolved = schedule.resolve(hp.n_layer, n_tokens, &|l| hp.window(l).is_some())?;
-            if resolved.is_dense() { dense } else { passes::skip_and_prune(&dense, &resolved, &schedule)? }
-        }
-    };
-    Ok(print(&keep_last_row(&rewritten, CPU_QUERIES), |w| model.weight(w).name.clone()))
+    let dense = file.graph(n_tokens, file.hparams().n_ctx_train.max(n_tokens));
+    let compiled = compile::prompt(dense, &*method(schedule), file.shape(), &target)?;
+    let layers = |device: usize| placement.layer.iter().filter(|&&d| d == device).count();
+    let devices: Vec<String> =
+        placement.devices.iter().enumerate().map(|(i, name)| format!("{name}: {} layers", layers(i))).collect();
+    let phases = compiled.program.phases.len();
+    let head = format!("{}; {phases} phases, tiles of {} rows\n", devices.join(", "), compiled.tile);
+    Ok(head + &print(&compiled.graph, |w| file.weight(w).name.clone()))
 }

@@ -1,73 +1,68 @@
-//! The FFN proxies of a run: found beside the model or in the user's cache folder, or made on the spot from the prompt.
+//! The FFN proxies of a run: found before the weights are placed, made from the prompt afterwards where there are none.
 
 use std::ops::ControlFlow;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-use spts::Model;
-use spts::spts::calibrate::{CalibrateOptions, CalibrationError, CalibrationStep, calibrate};
-use spts::spts::schedule::Schedule;
-use spts::spts::sidecar::{NewSidecar, Sidecar, fingerprint};
+use spts::method::Method;
+use spts::method::spts::Spts;
+use spts::method::spts::schedule::Schedule;
+use spts::method::spts::sidecar::{NewSidecar, Sidecar};
+use spts::proxies::calibrate::{CalibrateOptions, CalibrationError, CalibrationStep, calibrate};
+use spts::proxies::{self, Found, PROMPT_TOKENS};
+use spts::{Model, ModelFile};
 
 use super::failure::Failure;
 use super::note;
 use crate::report::{self, Progress, mib};
 
-/// Tokens of its own prompt that a first run calibrates on: it has to be short beside the prefill that waits for it.
-const PROMPT_TOKENS: usize = 2048;
-
-/// What a search for proxies goes by.
-pub struct Wanted<'a> {
-    /// The model.
-    pub model: &'a Arc<Model>,
-    /// The file of `--sidecar`.
-    pub sidecar: Option<&'a Path>,
-    /// The prompt, to calibrate on.
-    pub prompt: &'a [u32],
-    /// CPU threads.
-    pub n_threads: Option<usize>,
+/// Looks for the proxies that a schedule needs for a prompt of so many tokens.
+pub fn find(
+    file: &ModelFile,
+    given: Option<&Path>,
+    schedule: Option<&Schedule>,
+    n_tokens: usize,
+) -> Result<Found, Failure> {
+    let Some(schedule) = schedule else { return Ok(Found::NotNeeded) };
+    let budgets = Spts::new(schedule.clone()).budgets(file.shape(), n_tokens)?;
+    Ok(proxies::find(file, given, &budgets).map_err(spts::Error::from)?)
 }
 
-/// The proxies that `schedule` needs for this prompt, if any. Where there are none and none can be made, FFNs are scored by
-/// attention alone: the schedule says so afterwards, and so does a line on standard error.
-pub fn find(
-    wanted: &Wanted,
-    schedule: &mut Schedule,
+/// The proxies that were found, or new ones from the prompt. Where none can be made, FFNs are scored by attention alone: the
+/// schedule says so afterwards, and so does a line on standard error.
+pub fn settle(
+    found: Found,
+    model: &Arc<Model>,
+    prompt: &[u32],
+    n_threads: Option<usize>,
+    schedule: Option<&mut Schedule>,
     progress: &mut Progress,
 ) -> Result<Option<Arc<Sidecar>>, Failure> {
-    let hp = wanted.model.hparams();
-    let resolved = schedule.resolve(hp.n_layer, wanted.prompt.len(), &|l| hp.window(l).is_some())?;
-    let skipping: Vec<usize> =
-        (0..hp.n_layer).filter(|&l| resolved.layers[l].active_ffn < resolved.layers[l].candidates).collect();
-    if !schedule.use_proxy || skipping.is_empty() {
-        return Ok(None);
-    }
-    let beside = Sidecar::path_beside(wanted.model.gguf().path());
-    let given = wanted.sidecar.map(Path::to_owned).or_else(|| beside.exists().then_some(beside));
-    let found = match given {
-        // A file that the user has put there has to be right; our own is made again if it is not.
-        Some(path) => Some(open(&path, wanted.model, &skipping).map_err(spts::Error::from)?),
-        None => from_cache(wanted, schedule, &skipping, progress)?,
+    let Some(schedule) = schedule else { return Ok(None) };
+    let sidecar = match found {
+        Found::NotNeeded => return Ok(None),
+        Found::Sidecar(sidecar) => Some(sidecar),
+        Found::Nothing { keep_at, unusable } => {
+            if let Some(e) = unusable {
+                note(&format!("{e}: making them again"));
+            }
+            from_prompt(keep_at.as_deref(), model, prompt, n_threads, schedule, progress)?.map(Arc::new)
+        }
     };
-    match &found {
+    match &sidecar {
         Some(sidecar) => schedule.proxy = sidecar.size(),
         None => schedule.use_proxy = false,
     }
-    Ok(found.map(Arc::new))
-}
-
-fn open(path: &Path, model: &Model, layers: &[usize]) -> Result<Sidecar, spts::spts::sidecar::SidecarError> {
-    let sidecar = Sidecar::open(path)?;
-    sidecar.check(model)?;
-    sidecar.check_layers(layers.iter().copied())?;
     Ok(sidecar)
 }
 
-fn from_cache(
-    wanted: &Wanted,
+fn from_prompt(
+    keep_at: Option<&Path>,
+    model: &Arc<Model>,
+    prompt: &[u32],
+    n_threads: Option<usize>,
     schedule: &Schedule,
-    layers: &[usize],
     progress: &mut Progress,
 ) -> Result<Option<Sidecar>, Failure> {
     let without = |why: &str| {
@@ -76,47 +71,36 @@ fn from_cache(
         ));
         Ok(None)
     };
-    let Some(folder) = cache_folder() else {
+    let Some(path) = keep_at else {
         return without("there is no cache folder to keep them in (XDG_CACHE_HOME and HOME are not set)");
     };
-    let path = folder.join(format!("{}.spts.gguf", fingerprint(wanted.model.gguf())));
-    if path.exists() {
-        match open(&path, wanted.model, layers) {
-            Ok(sidecar) => return Ok(Some(sidecar)),
-            Err(e) => note(&format!("{e}: making them again")),
-        }
-    }
-    if let Err(e) = std::fs::create_dir_all(&folder) {
+    if let Some(folder) = path.parent()
+        && let Err(e) = std::fs::create_dir_all(folder)
+    {
         return without(&format!("{}: cannot make this folder: {e}", folder.display()));
     }
-    let n = wanted.prompt.len().min(PROMPT_TOKENS);
+    let n = prompt.len().min(PROMPT_TOKENS);
     note(&format!(
         "first run of this model with skipping: making its FFN proxies from {n} tokens of the prompt, to be kept in {}",
         path.display()
     ));
-    let mut options = CalibrateOptions::new(schedule.proxy, &schedule.name);
-    options.n_tokens = PROMPT_TOKENS;
-    options.n_threads = wanted.n_threads;
-    // Calibration puts its own in front of every piece.
-    let bos = wanted.model.tokenizer().bos();
-    let text =
-        wanted.prompt.split_first().filter(|(first, _)| Some(**first) == bos).map_or(wanted.prompt, |(_, rest)| rest);
-    let made = match make(wanted.model, &[text.to_vec()], &options, progress) {
+    let options = CalibrateOptions { n_threads, ..CalibrateOptions::new(schedule.proxy, &schedule.name) };
+    let start = Instant::now();
+    let made = proxies::from_prompt(model, prompt, &options, &mut |step| {
+        progress.note(&line(step, start));
+        ControlFlow::Continue(())
+    });
+    progress.clear();
+    let made = match made {
         Ok(made) => made,
         Err(spts::Error::Calibration(e @ CalibrationError::TooShort { .. })) => return without(&e.to_string()),
         Err(e) => return Err(e.into()),
     };
-    match made.write(&path).and_then(|()| open(&path, wanted.model, layers)) {
+    let checked = made.write(path).and_then(|()| Sidecar::open(path)).and_then(|s| s.check(model.file()).map(|()| s));
+    match checked {
         Ok(sidecar) => Ok(Some(sidecar)),
         Err(e) => without(&e.to_string()),
     }
-}
-
-/// `spts` in the user's cache folder. A relative XDG_CACHE_HOME is to be ignored, says its specification.
-fn cache_folder() -> Option<PathBuf> {
-    let absolute = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|p| p.is_absolute());
-    let base = absolute("XDG_CACHE_HOME").or_else(|| absolute("HOME").map(|home| home.join(".cache")));
-    base.map(|b| b.join("spts"))
 }
 
 /// Calibrates, with a progress line.

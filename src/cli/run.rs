@@ -10,17 +10,18 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use spts::ggml::{backend, log};
+use spts::method::spts::schedule::Schedule;
+use spts::plan::{Plan, PlanOptions};
+use spts::proxies::Found;
 use spts::session::generate::{GenerateOptions, Generation, StopReason};
 use spts::session::prefill::{PrefillProgress, PrefillReport};
 use spts::session::sampler::Sampler;
-use spts::spts::plan::{Plan, PlanOptions};
-use spts::spts::schedule::Schedule;
 use spts::tokenizer::{Message, StreamDecoder};
-use spts::{Model, Session, SessionOptions};
+use spts::{Model, ModelFile, Session, SessionOptions};
 
 use super::failure::Failure;
-use super::proxies::{self, Wanted};
-use super::{RunArgs, interrupt, note, plan, prompt};
+use super::options::method;
+use super::{RunArgs, interrupt, note, prompt, proxies};
 use crate::report::{self, PrefillStep, Progress, RunReport, Stop};
 
 type SharedProgress = Rc<RefCell<Progress>>;
@@ -37,13 +38,16 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
     let progress: SharedProgress = Rc::new(RefCell::new(Progress::new()));
     let device_bytes_before = backend::gpu_bytes_used();
     let start = Instant::now();
-    let model = open(args, &progress)?;
+    // What is wrong with the prompt, the schedule or the sidecar is found before any weight is placed.
+    let file = ModelFile::open(args.model.as_deref().unwrap_or(Path::new("")), args.device.open_options())?;
+    let schedule = args.spts.schedule(file.shape())?;
+    let tokens = encode(args, &file, &text)?;
+    check_context(args, &file, tokens.len())?;
+    let found = proxies::find(&file, args.spts.sidecar.as_deref(), schedule.as_ref(), tokens.len())?;
+    let model = place(args, file, &progress)?;
     let load = start.elapsed();
-    let tokens = encode(args, &model, &text)?;
-    check_context(args, &model, tokens.len())?;
-    let schedule = schedule(args, &model)?;
     let name = schedule.as_ref().map(|s| s.name.clone()).unwrap_or_default();
-    let mut session = session(args, &model, schedule, &tokens, &progress)?;
+    let mut session = session(args, &model, schedule, found, &tokens, &progress)?;
     interrupt::stops(&session.interrupt_flag());
 
     let mut answer = Answer { stream: !args.json, text: String::new(), error: None };
@@ -98,16 +102,16 @@ fn create(path: &Path) -> Result<File, Failure> {
     File::create(path).map_err(|e| Failure::Failed(format!("{}: cannot write: {e}", path.display())))
 }
 
-fn open(args: &RunArgs, progress: &SharedProgress) -> Result<Arc<Model>, Failure> {
+fn place(args: &RunArgs, file: ModelFile, progress: &SharedProgress) -> Result<Arc<Model>, Failure> {
     let shown = progress.clone();
     let options = args.device.model_options(Some(Box::new(move |fraction| shown.borrow_mut().load(fraction))));
-    let model = Model::open(args.model.as_deref().unwrap_or(Path::new("")), options);
+    let model = Model::place(file, options);
     progress.borrow_mut().clear();
     Ok(model?)
 }
 
 /// The prompt's tokens. A model without a chat template is no chat model: it gets the text as it is.
-fn encode(args: &RunArgs, model: &Model, text: &str) -> Result<Vec<u32>, Failure> {
+fn encode(args: &RunArgs, model: &ModelFile, text: &str) -> Result<Vec<u32>, Failure> {
     let tokenizer = model.tokenizer();
     let template = model.chat_template();
     if args.no_cnv || template.is_builtin() {
@@ -128,7 +132,7 @@ fn n_ctx(args: &RunArgs) -> Option<usize> {
     args.ctx_size.filter(|&n| n > 0).map(|n| n as usize)
 }
 
-fn check_context(args: &RunArgs, model: &Model, n_tokens: usize) -> Result<(), Failure> {
+fn check_context(args: &RunArgs, model: &ModelFile, n_tokens: usize) -> Result<(), Failure> {
     let n_ctx_train = model.hparams().n_ctx_train;
     let n_ctx = n_ctx(args).unwrap_or(n_ctx_train);
     if n_tokens > n_ctx {
@@ -142,23 +146,16 @@ fn check_context(args: &RunArgs, model: &Model, n_tokens: usize) -> Result<(), F
     Ok(())
 }
 
-fn schedule(args: &RunArgs, model: &Model) -> Result<Option<Schedule>, Failure> {
-    Ok(args.spts.schedule(&plan::shape(model.gguf(), model.hparams()).key())?)
-}
-
 fn session(
     args: &RunArgs,
     model: &Arc<Model>,
     mut schedule: Option<Schedule>,
+    found: Found,
     prompt: &[u32],
     progress: &SharedProgress,
 ) -> Result<Session, Failure> {
     let n_threads = args.device.threads.map(usize::from);
-    let wanted = Wanted { model, sidecar: args.spts.sidecar.as_deref(), prompt, n_threads };
-    let sidecar = match &mut schedule {
-        Some(s) => proxies::find(&wanted, s, &mut progress.borrow_mut())?,
-        None => None,
-    };
+    let sidecar = proxies::settle(found, model, prompt, n_threads, schedule.as_mut(), &mut progress.borrow_mut())?;
     if args.verbose {
         describe(args, model, schedule.as_ref(), prompt.len())?;
     }
@@ -168,7 +165,7 @@ fn session(
         n_threads,
         cache_type_k: args.memory.cache_type_k.library(),
         cache_type_v: args.memory.cache_type_v.library(),
-        schedule,
+        method: method(schedule),
         sidecar,
         record_selection: args.dump_selection.is_some(),
         ..SessionOptions::default()
@@ -186,8 +183,8 @@ fn describe(args: &RunArgs, model: &Model, schedule: Option<&Schedule>, n_tokens
     let switches = placement.layer.windows(2).filter(|pair| pair[0] != pair[1]).count();
     note(&format!("{switches} changes of device between layers; no operation of a layer runs elsewhere"));
     note(&format!("weights rearranged in memory: {}", report::mib(model.repacked_bytes() as u64)));
-    if !model.unused_tensors().is_empty() {
-        note(&format!("tensors that are not used: {}", model.unused_tensors().join(", ")));
+    if !model.file().unused_tensors().is_empty() {
+        note(&format!("tensors that are not used: {}", model.file().unused_tensors().join(", ")));
     }
     if let Some(schedule) = schedule {
         let defaults = PlanOptions::default();
@@ -197,7 +194,7 @@ fn describe(args: &RunArgs, model: &Model, schedule: Option<&Schedule>, n_tokens
             n_ubatch: args.memory.n_ubatch().unwrap_or(defaults.n_ubatch),
             ..defaults
         };
-        let plan = Plan::new(&plan::shape(model.gguf(), model.hparams()), schedule, n_tokens, &options)?;
+        let plan = Plan::new(model.shape(), schedule, n_tokens, &options)?;
         let _ = write!(io::stderr(), "{plan}");
     }
     Ok(())

@@ -6,9 +6,9 @@ use serde::Serialize;
 use spts_quant::rank::{spearman, top_m_recall};
 
 use crate::graph::ir::Tap;
+use crate::method::spts::capture::Capture;
+use crate::method::spts::schedule::Probe;
 use crate::session::prefill::PrefillProgress;
-use crate::spts::capture::Capture;
-use crate::spts::schedule::Probe;
 use crate::{Result, Session};
 
 /// One layer. Shares are of the true top M that is found with M picks.

@@ -271,6 +271,8 @@ pub struct Backend {
     threadpool: Option<NonNull<sys::ggml_threadpool>>,
     work: Vec<CacheLine>,
     galloc: NonNull<sys::ggml_gallocr>,
+    /// Of the scratch memory: another number after every change of its size, which is when ggml replaces it.
+    scratch: (u64, usize),
     stop: Arc<AtomicBool>,
 }
 
@@ -301,7 +303,7 @@ impl Backend {
                 let mut params = sys::ggml_threadpool_params_default(n_threads);
                 threadpool = NonNull::new(sys::ggml_threadpool_new(&mut params));
             }
-            Ok(Self { raw, name, is_cpu, n_threads, threadpool, work: Vec::new(), galloc, stop })
+            Ok(Self { raw, name, is_cpu, n_threads, threadpool, work: Vec::new(), galloc, scratch: (0, 0), stop })
         }
     }
 
@@ -378,7 +380,20 @@ impl Backend {
                 });
             }
         }
+        self.renumber_scratch();
         Ok(self.scratch_bytes())
+    }
+
+    fn renumber_scratch(&mut self) {
+        let size = self.scratch_bytes();
+        if self.scratch.1 != size {
+            self.scratch = (self.scratch.0 + 1, size);
+        }
+    }
+
+    /// Number of the scratch memory: the same as before only if it is the same memory.
+    pub fn scratch_generation(&self) -> u64 {
+        self.scratch.0
     }
 
     /// Bytes of scratch memory held now.
@@ -391,6 +406,7 @@ impl Backend {
     pub fn allocate(&mut self, graph: &Ops) -> Result<(), GgmlError> {
         // SAFETY: live objects.
         let ok = unsafe { sys::ggml_gallocr_alloc_graph(self.galloc.as_ptr(), graph.raw_graph()) };
+        self.renumber_scratch();
         if ok {
             return Ok(());
         }

@@ -5,23 +5,57 @@
 
 use ggml_sys as sys;
 
+use super::backend::cpu_kernels_use_vnni;
 use super::ops::Ops;
 use super::{Tensor, type_id};
 use crate::gguf::GgmlType;
 use crate::graph::ir::{Activation, Heads, Rope, RopeLayout};
 
-/// What a device can compute besides ggml's operations.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// What a device's kernels take, ggml's and ours: the one place that knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Kernels {
+    /// Whether it is the CPU.
+    is_cpu: bool,
     /// Number of the CUDA device, if it is one.
     cuda_device: Option<i32>,
 }
+
+/// Rows from which ggml takes its tiled kernels for a product on the CPU.
+const TILED_FROM: usize = 8;
+
+/// Rows from which ggml's blocked F32 kernel, behind a conversion of the weight, is faster on the CPU than kernels that take a
+/// row at a time.
+const WIDENED_FROM: usize = 64;
 
 impl Kernels {
     /// Those of a device by ggml's name (`CUDA0`).
     pub fn of(device: &str) -> Self {
         let number = device.strip_prefix("CUDA").and_then(|n| n.parse().ok());
-        Self { cuda_device: if cfg!(feature = "cuda") { number } else { None } }
+        Self { is_cpu: device == "CPU", cuda_device: if cfg!(feature = "cuda") { number } else { None } }
+    }
+
+    /// Whether it is the CPU.
+    pub fn is_cpu(&self) -> bool {
+        self.is_cpu
+    }
+
+    /// Whether ggml's products of so many rows are asked for in BF16: on GPUs they go to 16-bit kernels, and BF16 keeps F32's
+    /// range, while sums in F16 can overflow.
+    pub fn multiplies_in_bf16(&self, rows: usize) -> bool {
+        !self.is_cpu && rows > 1
+    }
+
+    /// Whether so many rows are multiplied faster by an F32 copy of a weight of this type, made for each tile: ggml's x86 kernels
+    /// take Q4_1 and Q5_1 a row at a time, and its blocked F32 kernel is twice as fast from some dozens of rows on.
+    pub fn widens(&self, weight: GgmlType, rows: usize) -> bool {
+        let unblocked = matches!(weight, GgmlType::Q4_1 | GgmlType::Q5_1);
+        self.is_cpu && cfg!(target_arch = "x86_64") && unblocked && rows >= WIDENED_FROM
+    }
+
+    /// Whether so many rows are multiplied faster by a weight as the file has it than by a repacked one. With VNNI ggml's tiled
+    /// CPU kernels for K-quants are (1.4 times, Q4_K on Zen 4), while a single row wants the repacked weight (1.2 times).
+    pub fn wants_unpacked(&self, weight: GgmlType, rows: usize) -> bool {
+        self.is_cpu && rows >= TILED_FROM && cpu_kernels_use_vnni() && matches!(weight, GgmlType::Q2_K | GgmlType::Q4_K)
     }
 
     /// Whether it is a CUDA device.

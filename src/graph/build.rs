@@ -121,10 +121,10 @@ impl Builder {
         id
     }
 
-    /// The finished graph.
-    pub fn finish(self, layers: Vec<LayerAnchors>, positions: NodeId, hidden: NodeId, logits: NodeId) -> Graph {
+    /// The finished graph. The first of its outputs are the logits.
+    pub fn finish(self, layers: Vec<LayerAnchors>, positions: NodeId, hidden: NodeId, outputs: Vec<NodeId>) -> Graph {
         let n_tokens = self.nodes[positions.index()].n_rows;
-        Graph { nodes: self.nodes, layers, positions, hidden, logits, n_tokens }
+        Graph { nodes: self.nodes, layers, positions, hidden, outputs, n_tokens }
     }
 }
 

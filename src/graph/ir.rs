@@ -74,8 +74,26 @@ pub struct Rope {
     pub factors: Option<WeightId>,
 }
 
-/// How probe scores are pooled over neighbouring candidates.
-pub use crate::spts::schedule::Pool;
+/// Pooling of the probe scores over neighbouring candidates, centred; the window is cut off at both ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Pool {
+    /// The scores as they are (the paper).
+    None,
+    /// Mean over this odd number of neighbours.
+    Avg(usize),
+    /// Maximum over this odd number of neighbours.
+    Max(usize),
+}
+
+impl fmt::Display for Pool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Pool::None => write!(f, "none"),
+            Pool::Avg(w) => write!(f, "avg {w}"),
+            Pool::Max(w) => write!(f, "max {w}"),
+        }
+    }
+}
 
 /// Attention geometry of one layer.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -344,8 +362,8 @@ pub struct Graph {
     pub positions: NodeId,
     /// Residual stream after the last layer.
     pub hidden: NodeId,
-    /// Logits `[n_vocab, 1]` of the last token.
-    pub logits: NodeId,
+    /// Values that are read when all is computed; the first are the logits `[n_vocab, 1]` of the last token.
+    pub outputs: Vec<NodeId>,
     /// Rows the graph starts with.
     pub n_tokens: usize,
 }
@@ -354,6 +372,11 @@ impl Graph {
     /// The node that makes a value.
     pub fn node(&self, id: NodeId) -> &Node {
         &self.nodes[id.index()]
+    }
+
+    /// Logits `[n_vocab, 1]` of the last token.
+    pub fn logits(&self) -> NodeId {
+        self.outputs[0]
     }
 }
 

@@ -79,11 +79,11 @@ impl<'g> Rewrite<'g> {
     pub fn finish(mut self, layers: Vec<LayerAnchors>) -> Graph {
         self.copy_through(NodeId(self.old.nodes.len() as u32 - 1));
         let hidden = self.map[&self.old.hidden];
-        let logits = self.map[&self.old.logits];
+        let outputs = self.old.outputs.iter().map(|o| self.map[o]).collect();
         // Pruning maps the positions to those that are left; the graph's own are its input.
         let positions = NodeId(
             self.b.nodes().iter().position(|n| n.op == Op::Positions).expect("a graph has its positions") as u32,
         );
-        self.b.finish(layers, positions, hidden, logits)
+        self.b.finish(layers, positions, hidden, outputs)
     }
 }

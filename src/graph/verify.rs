@@ -11,6 +11,8 @@
 //! 7. A value that is scattered into, or of which rows are normalised anew, has no reader afterwards: it is written in place.
 //! 8. The logits have one row.
 
+use std::ops::Deref;
+
 use super::ir::*;
 
 /// What is wrong with a graph: a bug in an architecture or a pass, never in a file.
@@ -27,20 +29,41 @@ pub struct VerifyError {
     pub what: String,
 }
 
+/// A graph that keeps the invariants listed at the head of this module: only such a one can be cut into phases and run.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Verified(Graph);
+
+impl Deref for Verified {
+    type Target = Graph;
+
+    fn deref(&self) -> &Graph {
+        &self.0
+    }
+}
+
+/// Checks a graph, and returns it with the proof.
+///
+/// # Errors
+/// The first broken invariant.
+pub fn verify(graph: Graph) -> Result<Verified, VerifyError> {
+    check(&graph)?;
+    Ok(Verified(graph))
+}
+
 /// Checks the invariants listed at the head of this module.
-pub fn verify(graph: &Graph) -> Result<(), VerifyError> {
+///
+/// # Errors
+/// The first broken one.
+pub fn check(graph: &Graph) -> Result<(), VerifyError> {
     for i in 0..graph.nodes.len() {
         let id = NodeId(i as u32);
         check_node(graph, id).map_err(|what| error(graph, id, what))?;
     }
     check_layers(graph)?;
     check_scatter_targets(graph)?;
-    if graph.node(graph.logits).n_rows != 1 {
-        return Err(error(
-            graph,
-            graph.logits,
-            format!("logits of {} rows, expected 1", graph.node(graph.logits).n_rows),
-        ));
+    if graph.node(graph.logits()).n_rows != 1 {
+        let found = graph.node(graph.logits()).n_rows;
+        return Err(error(graph, graph.logits(), format!("logits of {found} rows, expected 1")));
     }
     Ok(())
 }

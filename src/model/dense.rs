@@ -9,7 +9,7 @@ use super::hparams::HParams;
 use super::table::{Role, WeightTable};
 
 /// An architecture with its weights looked up: builds the dense graph, and knows nothing of SPTS.
-pub trait Dense: Send + Sync {
+pub trait Architecture: Send + Sync {
     /// The forward pass over `n_tokens` tokens in a context of `n_ctx` (which decides between rope factors in Phi-3).
     fn graph(&self, n_tokens: usize, n_ctx: usize) -> Graph;
 }
@@ -62,7 +62,7 @@ impl Embedding {
         let last = b.push(Op::LastRows { rows: 1 }, &[hidden], "last_hidden");
         let normed = b.rms_norm(self.output_norm, hp.rms_eps, last, "result_norm");
         let logits = b.linear(self.output, normed, "result_output");
-        b.finish(layers, positions, hidden, logits)
+        b.finish(layers, positions, hidden, vec![logits])
     }
 }
 

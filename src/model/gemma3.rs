@@ -5,7 +5,7 @@ use crate::graph::build::{Builder, Projection};
 use crate::graph::ir::*;
 
 use super::ModelError;
-use super::dense::{Attended, Dense, Embedding, Ffn};
+use super::dense::{Architecture, Attended, Embedding, Ffn};
 use super::hparams::HParams;
 use super::table::WeightTable;
 
@@ -62,7 +62,7 @@ fn scale_queries(rope: Rope, heads: Heads) -> (Rope, Heads) {
     }
 }
 
-impl Dense for Gemma3 {
+impl Architecture for Gemma3 {
     fn graph(&self, n_tokens: usize, _n_ctx: usize) -> Graph {
         let hp = &self.hp;
         let mut b = Builder::new();

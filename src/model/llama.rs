@@ -5,7 +5,7 @@ use crate::graph::build::{Builder, Projection};
 use crate::graph::ir::*;
 
 use super::ModelError;
-use super::dense::{Attended, Dense, Embedding, Ffn};
+use super::dense::{Architecture, Attended, Embedding, Ffn};
 use super::hparams::HParams;
 use super::table::WeightTable;
 
@@ -48,7 +48,7 @@ impl Llama {
     }
 }
 
-impl Dense for Llama {
+impl Architecture for Llama {
     fn graph(&self, n_tokens: usize, _n_ctx: usize) -> Graph {
         let hp = &self.hp;
         let rope = Rope { factors: self.rope_factors, ..hp.rope };

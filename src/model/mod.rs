@@ -1,16 +1,20 @@
-//! Models: hyperparameters, the weight table, and one file per architecture that builds its dense graph.
+//! Models: [`file`](mod@file) (header, hyperparameters, tokenizer, chat template, the table of weights), [`weights`] (where these are
+//! placed), and one file per architecture that builds its dense graph.
 
 pub mod dense;
+pub mod file;
 mod gemma3;
 pub mod hparams;
 mod llama;
-pub mod loaded;
 mod phi3;
+pub mod placement;
 mod qwen2;
 mod qwen3;
+pub mod shape;
 pub mod table;
+pub mod weights;
 
-use dense::Dense;
+use dense::Architecture;
 use hparams::HParams;
 use table::WeightTable;
 
@@ -50,7 +54,7 @@ impl Arch {
     }
 
     /// Looks up the weights of a model.
-    pub fn load(self, hp: &HParams, table: &mut WeightTable) -> Result<Box<dyn Dense>, ModelError> {
+    pub fn load(self, hp: &HParams, table: &mut WeightTable) -> Result<Box<dyn Architecture>, ModelError> {
         Ok(match self {
             Arch::Llama => Box::new(llama::Llama::load(hp, table)?),
             Arch::Qwen2 => Box::new(qwen2::Qwen2::load(hp, table)?),

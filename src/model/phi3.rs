@@ -5,7 +5,7 @@ use crate::graph::build::{Builder, Projection};
 use crate::graph::ir::*;
 
 use super::ModelError;
-use super::dense::{Attended, Dense, Embedding, Ffn};
+use super::dense::{Architecture, Attended, Embedding, Ffn};
 use super::hparams::HParams;
 use super::table::WeightTable;
 
@@ -57,7 +57,7 @@ impl Phi3 {
     }
 }
 
-impl Dense for Phi3 {
+impl Architecture for Phi3 {
     fn graph(&self, n_tokens: usize, n_ctx: usize) -> Graph {
         let hp = &self.hp;
         // Beyond the trained length the long factors hold.

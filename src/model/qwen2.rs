@@ -5,7 +5,7 @@ use crate::graph::build::{Builder, Projection};
 use crate::graph::ir::*;
 
 use super::ModelError;
-use super::dense::{Attended, Dense, Embedding, Ffn};
+use super::dense::{Architecture, Attended, Embedding, Ffn};
 use super::hparams::HParams;
 use super::table::WeightTable;
 
@@ -46,7 +46,7 @@ impl Qwen2 {
     }
 }
 
-impl Dense for Qwen2 {
+impl Architecture for Qwen2 {
     fn graph(&self, n_tokens: usize, _n_ctx: usize) -> Graph {
         let hp = &self.hp;
         let rope = hp.rope;

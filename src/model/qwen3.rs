@@ -5,7 +5,7 @@ use crate::graph::build::{Builder, Projection};
 use crate::graph::ir::*;
 
 use super::ModelError;
-use super::dense::{Attended, Dense, Embedding, Ffn};
+use super::dense::{Architecture, Attended, Embedding, Ffn};
 use super::hparams::HParams;
 use super::table::WeightTable;
 
@@ -50,7 +50,7 @@ impl Qwen3 {
     }
 }
 
-impl Dense for Qwen3 {
+impl Architecture for Qwen3 {
     fn graph(&self, n_tokens: usize, _n_ctx: usize) -> Graph {
         let hp = &self.hp;
         let rope = hp.rope;

@@ -4,125 +4,26 @@ use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 
 use crate::Result;
+use crate::compile::lower::{self, InputKind, MaskBuffer, Memory, ProxyTensors};
+use crate::compile::phases::{Phase, PhaseKind};
 use crate::ggml::arena::{read_f32, read_i32};
 use crate::ggml::backend::Backend;
 use crate::ggml::kernels::Kernels;
-use crate::ggml::ops::{Kept, Ops, Precision};
-use crate::ggml::profile::OpTimes;
+use crate::ggml::ops::{Kept, Ops};
 use crate::ggml::{GgmlError, Tensor};
-use crate::gguf::GgmlType;
-use crate::graph::ir::{Graph, Node, NodeId, Op, Tap, WeightId};
-use crate::graph::lower::{self, CacheMode, InputKind, MaskBuffer, Memory, ProxyTensors};
-use crate::graph::phases::{Phase, PhaseKind, Program};
-use crate::model::loaded::Model;
-use crate::spts::sidecar::ProxyMemory;
+use crate::graph::ir::{NodeId, Op, Tap, WeightId};
 
-use super::kept::{KEPT_TILES, KeptGraph, KeptGraphs, Memories};
-use super::kv_cache::LayerCache;
+use super::device::Device;
 use super::masks::{MASK_HEIGHT, Masks};
+use super::repeated::{Memories, REPEATED_TILES, RepeatedGraph, RepeatedGraphs};
+use super::run::Run;
 use super::select;
-use super::slots::SlotMemory;
-
-/// A device of a session: its backend, its masks, the graph that is rebuilt for every tile.
-pub struct Device {
-    /// The backend.
-    pub backend: Backend,
-    /// Attention masks.
-    pub masks: Masks,
-    ops: Ops,
-    /// Bytes of 16-bit copies that there was room for.
-    copies: usize,
-    /// Times by kind of operation, if they are recorded.
-    pub op_times: Option<OpTimes>,
-}
-
-/// Bytes of logits that probing on a GPU holds at a time (vendor/ggml-sys/src/selection.cu).
-const PROBE_LOGITS: usize = 128 << 20;
-
-/// Weights of which a GPU holds 16-bit copies at a time, the largest at worst: those made ahead
-/// (vendor/ggml-sys/src/wide_weights.cu), and one of a captured graph.
-const WIDE_WEIGHTS: usize = 3 + 1;
-
-impl Device {
-    /// A started device.
-    pub fn new(backend: Backend) -> Self {
-        Self { backend, masks: Masks::default(), ops: Ops::default(), copies: 0, op_times: None }
-    }
-
-    /// A GPU's products make 16-bit copies of weights and rows, and what scores candidates has values in between, in memory that
-    /// ggml takes when it needs it, and aborts if it gets none.
-    fn check_room_for_copies(&mut self, device: usize, run: &Run) -> Result<()> {
-        let hp = run.model.hparams();
-        let kernels = self.backend.kernels();
-        let rows = |node: &Node| node.n_rows.min(run.tile);
-        let ours = |node: &Node, w: WeightId| kernels.product(rows(node), run.model.weight(w).ty);
-        // ggml's products round rows on both sides, ours those that come in F32.
-        let needs = |node: &Node| match node.op {
-            Op::Linear { .. } => 2 * rows(node) * (run.graph.node(node.src[0]).n_feat + node.n_feat),
-            Op::GatedFfn { gate, up, down, .. } if ![gate, up, down].into_iter().all(|w| ours(node, w)) => {
-                2 * rows(node) * (hp.n_embd + hp.n_ff)
-            }
-            Op::ProxyNorm { layer, .. } => {
-                let v_down = run.proxy(device, layer).v_down; // [d_low, rank]
-                rows(run.graph.node(node.src[0])) * (4 * v_down.ne(0) + 8 * v_down.ne(1))
-            }
-            Op::ProbeScores { heads } => {
-                let of_a_query = 4 * node.n_rows * heads.n_head;
-                (of_a_query * run.graph.node(node.src[0]).n_rows).min(PROBE_LOGITS.max(of_a_query))
-            }
-            _ => 0,
-        };
-        let mine = |node: &&Node| run.model.placement().of(node.layer, false) == device;
-        let most = run.graph.nodes.iter().filter(mine).map(needs).max().unwrap_or(0);
-        let bytes = most + 2 * WIDE_WEIGHTS * hp.n_embd * hp.n_ff;
-        // What was found room for before is ggml's already.
-        let (more, free) = (bytes.saturating_sub(self.copies), self.backend.buffer_type().free_bytes());
-        if more > free {
-            let (device, what) = (
-                self.backend.name().to_owned(),
-                "16-bit copies of weights and of a tile's rows, or scores of candidates".to_owned(),
-            );
-            return Err(GgmlError::OutOfMemory { device, what, bytes: more, free }.into());
-        }
-        self.copies = self.copies.max(bytes);
-        Ok(())
-    }
-}
-
-/// What a run reads besides the program.
-pub struct Run<'r> {
-    /// The model.
-    pub model: &'r Model,
-    /// The graph.
-    pub graph: &'r Graph,
-    /// The graph cut into phases.
-    pub program: &'r Program,
-    /// KV caches by layer.
-    pub caches: &'r [LayerCache],
-    /// Proxies by device, where the graph has any.
-    pub proxies: &'r [Option<ProxyMemory>],
-    /// Stored values by device.
-    pub slots: &'r [SlotMemory],
-    /// Rows of a tile.
-    pub tile: usize,
-    /// How the caches are addressed.
-    pub mode: CacheMode,
-    /// Position of the first token of this call.
-    pub first_position: usize,
-}
-
-impl Run<'_> {
-    /// The proxy of a layer in a device's memory.
-    fn proxy(&self, device: usize, layer: usize) -> ProxyTensors<'_> {
-        self.proxies[device].as_ref().expect("a graph with proxies runs with them loaded").get(layer)
-    }
-}
 
 /// What the executor tells while it runs.
-pub trait Observer {
+pub trait Watcher {
     /// A phase begins. An error stops the run.
     fn phase(&mut self, phase: &Phase) -> Result<()>;
-    /// Indices were selected by `node`; only called if [`Observer::wants_selections`].
+    /// Indices were selected by `node`; only called if [`Watcher::wants_selections`].
     fn selected(&mut self, node: NodeId, indices: &[i32]);
     /// Whether selections have to be read back from a GPU.
     fn wants_selections(&self) -> bool;
@@ -147,14 +48,13 @@ pub struct Captured<'v> {
 struct DeviceMemory<'r> {
     run: &'r Run<'r>,
     device: usize,
-    is_cpu: bool,
     kernels: Kernels,
     masks: &'r Masks,
 }
 
 impl<'r> DeviceMemory<'r> {
     fn new(run: &'r Run<'r>, device: usize, backend: &Backend, masks: &'r Masks) -> Self {
-        Self { run, device, is_cpu: backend.is_cpu(), kernels: backend.kernels(), masks }
+        Self { run, device, kernels: backend.kernels(), masks }
     }
 }
 
@@ -172,19 +72,19 @@ impl Memory for DeviceMemory<'_> {
     }
 
     fn cache_k(&self, layer: usize) -> Tensor<'_> {
-        self.run.caches[layer].k()
+        self.run.sequence.layers()[layer].k()
     }
 
     fn cache_v(&self, layer: usize) -> Tensor<'_> {
-        self.run.caches[layer].v()
+        self.run.sequence.layers()[layer].v()
     }
 
     fn n_past(&self, layer: usize) -> usize {
-        self.run.caches[layer].len
+        self.run.sequence.layers()[layer].len()
     }
 
     fn has_gaps(&self, layer: usize) -> bool {
-        self.run.caches[layer].positions.is_some()
+        self.run.sequence.layers()[layer].positions().is_some()
     }
 
     fn mask(&self, window: Option<usize>) -> MaskBuffer<'_> {
@@ -198,37 +98,25 @@ impl Memory for DeviceMemory<'_> {
     fn kernels(&self) -> Kernels {
         self.kernels
     }
-
-    /// On a GPU, products over many rows go to 16-bit kernels: bf16 keeps F32's range (F16 accumulation can overflow).
-    fn precision(&self, rows: usize) -> Option<Precision> {
-        (!self.is_cpu && rows > 1).then_some(Precision::Bf16)
-    }
-
-    /// ggml's x86 kernels take Q4_1 and Q5_1 a row at a time; its blocked F32 kernel, behind a conversion, is twice as fast
-    /// from some dozens of rows on.
-    fn widens(&self, weight: GgmlType, rows: usize) -> bool {
-        let unblocked = matches!(weight, GgmlType::Q4_1 | GgmlType::Q5_1);
-        self.is_cpu && cfg!(target_arch = "x86_64") && unblocked && rows >= 64
-    }
 }
 
 /// Runs all phases, and queues the last work of a GPU: whoever reads results waits for it.
 ///
 /// # Errors
-/// Out of memory, a failed computation, a missing kernel, or the observer's.
-pub fn run(run: &Run, devices: &mut [Device], kept: &mut KeptGraphs, observer: &mut dyn Observer) -> Result<()> {
+/// Out of memory, a failed computation, a missing kernel, or the watcher's.
+pub fn run(run: &Run, devices: &mut [Device], kept: &mut RepeatedGraphs, watcher: &mut dyn Watcher) -> Result<()> {
     let mut homes = Homes::new(run, devices.len());
-    let keeps = run.program.phases.iter().map(|p| tiles(run, p).len()).sum::<usize>() <= KEPT_TILES;
-    for (number, phase) in run.program.phases.iter().enumerate() {
-        observer.phase(phase)?;
+    let keeps = run.compiled.program.phases.iter().map(|p| tiles(run, p).len()).sum::<usize>() <= REPEATED_TILES;
+    for (number, phase) in run.compiled.program.phases.iter().enumerate() {
+        watcher.phase(phase)?;
         let device = device_of(run, phase);
         homes.fetch(run, devices, phase, device);
         for rows in tiles(run, phase) {
             let kept = keeps.then_some((&mut *kept, (number, rows.start)));
             match phase.kind {
-                PhaseKind::Select => select_phase(run, &mut devices[device], device, phase, kept, observer)?,
+                PhaseKind::Select => select_phase(run, &mut devices[device], device, phase, kept, watcher)?,
                 PhaseKind::Whole | PhaseKind::Tiled => {
-                    tile(run, &mut devices[device], device, phase, rows, kept, observer)?;
+                    tile(run, &mut devices[device], device, phase, rows, kept, watcher)?;
                 }
             }
         }
@@ -243,7 +131,7 @@ pub fn run(run: &Run, devices: &mut [Device], kept: &mut KeptGraphs, observer: &
 
 /// The rows of a phase's tiles.
 fn tiles(run: &Run, phase: &Phase) -> Vec<Range<usize>> {
-    let size = if phase.kind == PhaseKind::Tiled { tile_rows(phase.rows, run.tile) } else { phase.rows };
+    let size = if phase.kind == PhaseKind::Tiled { tile_rows(phase.rows, run.compiled.tile) } else { phase.rows };
     (0..phase.rows).step_by(size.max(1)).map(|start| start..(start + size).min(phase.rows)).collect()
 }
 
@@ -254,17 +142,17 @@ fn tiles(run: &Run, phase: &Phase) -> Vec<Range<usize>> {
 pub fn reserve(run: &Run, devices: &mut [Device]) -> Result<()> {
     // Layers are alike: what has been sized once is not lowered again.
     let mut seen = HashSet::new();
-    for phase in &run.program.phases {
+    for phase in &run.compiled.program.phases {
         let device = device_of(run, phase);
         let d = &mut devices[device];
         if (phase.kind == PhaseKind::Select && d.backend.is_cpu()) || !seen.insert((device, shape(run, phase))) {
             continue;
         }
-        let tile = if phase.kind == PhaseKind::Tiled { tile_rows(phase.rows, run.tile) } else { phase.rows };
+        let tile = if phase.kind == PhaseKind::Tiled { tile_rows(phase.rows, run.compiled.tile) } else { phase.rows };
         let last = (phase.rows - tile)..phase.rows;
-        d.ops.start(lower::max_ggml_nodes(run.graph, phase, tile, MASK_HEIGHT));
+        d.ops.start(lower::max_ggml_nodes(&run.compiled.graph, phase, tile, MASK_HEIGHT));
         let memory = DeviceMemory::new(run, device, &d.backend, &d.masks);
-        lower::lower(&d.ops, &memory, run.graph, run.program, phase, last, run.mode);
+        lower::lower(&d.ops, &memory, &run.compiled.graph, &run.compiled.program, phase, last, run.mode);
         d.backend.check_support(&d.ops)?;
         d.backend.reserve(&d.ops)?;
     }
@@ -277,7 +165,7 @@ pub fn reserve(run: &Run, devices: &mut [Device]) -> Result<()> {
 /// What decides how much scratch a phase takes: operations and sizes.
 fn shape(run: &Run, phase: &Phase) -> Vec<(std::mem::Discriminant<Op>, usize, usize)> {
     let of = |id: &NodeId| {
-        let node = run.graph.node(*id);
+        let node = run.compiled.graph.node(*id);
         (std::mem::discriminant(&node.op), node.n_feat, node.n_rows)
     };
     phase.nodes.iter().map(of).collect()
@@ -291,13 +179,13 @@ fn tile_rows(rows: usize, largest: usize) -> usize {
 }
 
 fn device_of(run: &Run, phase: &Phase) -> usize {
-    let first = run.graph.node(phase.nodes[0]);
+    let first = run.compiled.graph.node(phase.nodes[0]);
     let is_input = matches!(first.op, Op::Embed { .. });
     run.model.placement().of(first.layer, is_input)
 }
 
 /// Where a tile's graph is kept, if it is.
-type Place<'k> = Option<(&'k mut KeptGraphs, (usize, usize))>;
+type Place<'k> = Option<(&'k mut RepeatedGraphs, (usize, usize))>;
 
 fn tile(
     run: &Run,
@@ -306,13 +194,13 @@ fn tile(
     phase: &Phase,
     rows: Range<usize>,
     kept: Place<'_>,
-    observer: &mut dyn Observer,
+    watcher: &mut dyn Watcher,
 ) -> Result<()> {
-    let nodes = lower::max_ggml_nodes(run.graph, phase, rows.len(), MASK_HEIGHT);
+    let nodes = lower::max_ggml_nodes(&run.compiled.graph, phase, rows.len(), MASK_HEIGHT);
     let Some((kept, place)) = kept else {
         let mut ops = std::mem::take(&mut d.ops);
         ops.start(nodes);
-        let done = compute_tile(run, d, &ops, device, phase, rows, observer);
+        let done = compute_tile(run, d, &ops, device, phase, rows, watcher);
         d.ops = ops;
         return done.map(|_| ());
     };
@@ -329,9 +217,9 @@ fn tile(
     let mut ops = kept.graphs.remove(&place).map(|old| old.ops).unwrap_or_default();
     ops.start(nodes);
     ops.will_repeat();
-    if let Some(inputs) = compute_tile(run, d, &ops, device, phase, rows.clone(), observer)? {
+    if let Some(inputs) = compute_tile(run, d, &ops, device, phase, rows.clone(), watcher)? {
         let relies_on = Memories::of(run, d, phase, &rows);
-        kept.graphs.insert(place, KeptGraph { ops, inputs, relies_on });
+        kept.graphs.insert(place, RepeatedGraph { ops, inputs, relies_on });
     }
     Ok(())
 }
@@ -344,10 +232,10 @@ fn compute_tile(
     device: usize,
     phase: &Phase,
     rows: Range<usize>,
-    observer: &mut dyn Observer,
+    watcher: &mut dyn Watcher,
 ) -> Result<Option<Vec<(Kept, InputKind)>>> {
     let memory = DeviceMemory::new(run, device, &d.backend, &d.masks);
-    let lowered = lower::lower(ops, &memory, run.graph, run.program, phase, rows.clone(), run.mode);
+    let lowered = lower::lower(ops, &memory, &run.compiled.graph, &run.compiled.program, phase, rows.clone(), run.mode);
     d.backend.allocate(ops)?;
     for input in &lowered.inputs {
         d.backend.write(input.tensor, &host_input(run, input.what, input.tensor));
@@ -360,7 +248,7 @@ fn compute_tile(
     }
     d.backend.synchronize();
     for (layer, tap, tensor) in captures {
-        observer.captured(Captured { layer, tap, rows: rows.clone(), values: &read_f32(ops.kept(tensor)) });
+        watcher.captured(Captured { layer, tap, rows: rows.clone(), values: &read_f32(ops.kept(tensor)) });
     }
     Ok(None)
 }
@@ -386,10 +274,10 @@ fn select_phase(
     device: usize,
     phase: &Phase,
     kept: Place<'_>,
-    observer: &mut dyn Observer,
+    watcher: &mut dyn Watcher,
 ) -> Result<()> {
     let id = phase.nodes[0];
-    let node = run.graph.node(id);
+    let node = run.compiled.graph.node(id);
     let slots = &run.slots[device];
     match node.op {
         Op::RandomScores { seed, layer } => {
@@ -400,8 +288,8 @@ fn select_phase(
         Op::TopK { m, forced } if d.backend.is_cpu() => {
             let indices = select::top_k(&read_f32(slots.get(node.src[0])), m, forced);
             slots.set(id, &indices.iter().flat_map(|i| i.to_le_bytes()).collect::<Vec<u8>>());
-            if observer.wants_selections() {
-                observer.selected(id, &indices);
+            if watcher.wants_selections() {
+                watcher.selected(id, &indices);
             }
         }
         Op::IsMember if d.backend.is_cpu() => {
@@ -410,10 +298,10 @@ fn select_phase(
             slots.set(id, &found.iter().flat_map(|f| f.to_le_bytes()).collect::<Vec<u8>>());
         }
         _ => {
-            tile(run, d, device, phase, 0..phase.rows, kept, observer)?;
-            if observer.wants_selections() && matches!(node.op, Op::TopK { .. }) {
+            tile(run, d, device, phase, 0..phase.rows, kept, watcher)?;
+            if watcher.wants_selections() && matches!(node.op, Op::TopK { .. }) {
                 d.backend.synchronize();
-                observer.selected(id, &read_i32(slots.get(id)));
+                watcher.selected(id, &read_i32(slots.get(id)));
             }
         }
     }
@@ -425,15 +313,15 @@ fn host_input(run: &Run, what: InputKind, tensor: Tensor<'_>) -> Vec<u8> {
     let (ne0, n) = (tensor.ne(0), tensor.ne(1));
     match what {
         InputKind::CacheRows { layer } => {
-            let n_past = run.caches[layer].len;
+            let n_past = run.sequence.layers()[layer].len();
             (n_past as i64..(n_past + ne0) as i64).flat_map(|r| r.to_le_bytes()).collect()
         }
         InputKind::Mask { layer, ahead, from, window } => {
-            let cache = &run.caches[layer];
-            let first = cache.len + ahead;
-            let position = |row: usize| match &cache.positions {
+            let cache = &run.sequence.layers()[layer];
+            let first = cache.len() + ahead;
+            let position = |row: usize| match cache.positions() {
                 Some(p) if row < p.len() => p[row] as usize,
-                Some(p) => run.first_position + row - p.len(),
+                Some(p) => run.sequence.n_past() + row - p.len(),
                 None => row,
             };
             let masked = half::f16::NEG_INFINITY.to_le_bytes();
@@ -465,7 +353,8 @@ struct Homes {
 
 impl Homes {
     fn new(run: &Run, devices: usize) -> Self {
-        let inputs = run.graph.nodes.iter().enumerate().filter(|(_, n)| matches!(n.op, Op::Tokens | Op::Positions));
+        let inputs =
+            run.compiled.graph.nodes.iter().enumerate().filter(|(_, n)| matches!(n.op, Op::Tokens | Op::Positions));
         let at = inputs.map(|(i, _)| (NodeId(i as u32), (0..devices).collect())).collect();
         Self { devices, at }
     }
@@ -476,7 +365,7 @@ impl Homes {
             return;
         }
         for id in &phase.nodes {
-            for s in &run.graph.node(*id).src {
+            for s in &run.compiled.graph.node(*id).src {
                 let Some(homes) = self.at.get_mut(s) else { continue };
                 if !run.slots[device].has(*s) || homes.contains(&device) {
                     continue;

@@ -1,10 +1,10 @@
 //! The attention masks of a device: one matrix for all causal tiles, one for all windowed ones.
 
+use crate::compile::lower::{KV_PAD, MaskBuffer};
 use crate::ggml::GgmlError;
 use crate::ggml::arena::{Arena, TensorId};
 use crate::ggml::backend::BufferType;
 use crate::gguf::GgmlType;
-use crate::graph::lower::{KV_PAD, MaskBuffer};
 
 /// Query rows that share one view of a mask. Attention over more is cut into parts (512 is ggml's best on GPUs, measured).
 pub const MASK_HEIGHT: usize = 512;
@@ -21,6 +21,7 @@ struct Mask {
 pub struct Masks {
     causal: Option<Mask>,
     window: Option<(usize, Mask)>,
+    generation: u64,
 }
 
 impl Masks {
@@ -32,11 +33,13 @@ impl Masks {
         let corner = max_rows.next_multiple_of(KV_PAD);
         if self.causal.as_ref().is_none_or(|m| m.corner < corner) {
             self.causal = Some(make(corner, None, buft)?);
+            self.generation += 1;
         }
         if let Some(w) = window
             && self.window.as_ref().is_none_or(|(have, _)| *have != w)
         {
             self.window = Some((w, make((w + KV_PAD).next_multiple_of(KV_PAD), Some(w), buft)?));
+            self.generation += 1;
         }
         Ok(())
     }
@@ -52,6 +55,11 @@ impl Masks {
         }
         .expect("prepared masks");
         MaskBuffer { tensor: mask.arena.get(mask.id), corner: mask.corner, height: MASK_HEIGHT }
+    }
+
+    /// Number of the memory: the same as before only if it is the same memory.
+    pub fn generation(&self) -> u64 {
+        self.generation
     }
 
     /// Bytes held.

@@ -1,37 +1,44 @@
-//! A session: KV caches over a model, prefill, decode.
+//! A session: a sequence over a model, prefill, decode.
 //!
-//! [`executor`] runs graphs, [`kept`] keeps some of them, [`kv_cache`] holds what they append to, [`slots`] what lives between
-//! phases, [`masks`] the attention masks, [`select`] selects on the host, [`prefill`] builds and runs the graph of a prompt,
-//! [`generate`] streams tokens, [`sampler`] picks them.
+//! [`sequence`] is what was read; [`prefill`] and the decode loop extend it by running compiled programs. [`executor`] runs one,
+//! with what [`run`] lists on each [`device`]; [`repeated`] keeps graphs that run again, [`slots`] is what lives between phases,
+//! [`masks`] the attention masks, [`proxy_memory`] the FFN proxies, [`select`] selects on the host. [`generate`] streams tokens,
+//! [`sampler`] picks them.
 
+pub mod device;
 pub mod executor;
 pub mod generate;
-pub mod kept;
-pub mod kv_cache;
 pub mod masks;
 pub mod prefill;
+pub mod proxy_memory;
+pub mod repeated;
+pub mod run;
 pub mod sampler;
 pub mod select;
+pub mod sequence;
 pub mod slots;
 
+use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use crate::compile::lower::CacheMode;
+use crate::compile::{self, Compiled};
 use crate::ggml::backend::Backend;
 use crate::ggml::host::HostF32;
 use crate::ggml::profile::OpTimes;
-use crate::graph::lower::CacheMode;
-use crate::graph::phases::{self, Program};
-use crate::graph::{Graph, verify};
-use crate::model::loaded::Model;
-use crate::spts::schedule::Schedule;
-use crate::spts::sidecar::{ProxyMemory, Sidecar};
+use crate::graph::{Graph, NodeId, Op};
+use crate::method::spts::sidecar::Sidecar;
+use crate::method::{Dense, Method};
+use crate::model::weights::Model;
 use crate::{Error, Result};
 
-use executor::{Device, Run};
-use kept::KeptGraphs;
-use kv_cache::{CacheType, LayerCache};
+use device::Device;
 use prefill::Quiet;
+use proxy_memory::ProxyMemory;
+use repeated::RepeatedGraphs;
+use run::Run;
+use sequence::{CacheType, LayerCache, Sequence};
 use slots::SlotMemory;
 
 /// How a session runs.
@@ -47,13 +54,9 @@ pub struct SessionOptions {
     pub cache_type_k: CacheType,
     /// Type of cached values.
     pub cache_type_v: CacheType,
-    /// Skip and prune tokens after this schedule; `None`: dense.
-    pub schedule: Option<Schedule>,
-    /// Go through the schedule's stages even if the prompt is not longer than the first budget.
-    pub at_any_length: bool,
-    /// Insert probes even where every candidate fits the budget (for tests).
-    pub force_probes: bool,
-    /// Low-rank FFN proxies, needed if the schedule uses them.
+    /// What of a prompt is left out; nothing by default.
+    pub method: Arc<dyn Method>,
+    /// Low-rank FFN proxies, needed if the method uses them.
     pub sidecar: Option<Arc<Sidecar>>,
     /// Record the candidates and active tokens of every layer in the report.
     pub record_selection: bool,
@@ -67,45 +70,42 @@ impl Default for SessionOptions {
             n_threads: None,
             cache_type_k: CacheType::F16,
             cache_type_v: CacheType::F16,
-            schedule: None,
-            at_any_length: false,
-            force_probes: false,
+            method: Arc::new(Dense),
             sidecar: None,
             record_selection: false,
         }
     }
 }
 
-/// Entries that a cache has room for behind a prompt before it grows.
-const DECODE_RESERVE: usize = 512;
+/// Entries that a cache has room for behind a prompt, unless it is known how long the answer may get.
+const ANSWER_ROOM: usize = 512;
 
 /// A conversation with a model: what it has read is in the KV caches.
 pub struct Session {
     model: Arc<Model>,
     options: SessionOptions,
     devices: Vec<Device>,
-    caches: Vec<LayerCache>,
+    sequence: Sequence,
     proxies: Vec<Option<ProxyMemory>>,
-    n_past: usize,
     logits: HostF32,
-    decode: Option<DecodeGraph>,
+    decode: Option<DecodeProgram>,
+    answer_room: usize,
     prepared: Option<prefill::Prepared>,
     interrupt: Arc<AtomicBool>,
 }
 
-/// The graph of one token; only inputs and cache lengths change from token to token.
-struct DecodeGraph {
-    graph: Graph,
-    program: Program,
+/// The program of one token; only inputs and cache lengths change from token to token.
+struct DecodeProgram {
+    compiled: Compiled,
     slots: Vec<SlotMemory>,
-    kept: KeptGraphs,
+    repeated: RepeatedGraphs,
 }
 
 impl Session {
     /// An empty session.
     ///
     /// # Errors
-    /// A device does not start; the schedule or the sidecar does not fit the model.
+    /// A device does not start; the method or the sidecar does not fit the model.
     pub fn new(model: Arc<Model>, options: SessionOptions) -> Result<Self> {
         let n_threads = options.n_threads.unwrap_or_else(physical_cores);
         let mut devices = Vec::new();
@@ -113,15 +113,14 @@ impl Session {
             devices.push(Device::new(Backend::start(name, n_threads)?));
         }
         let hp = model.hparams();
-        if let Some(schedule) = &options.schedule {
-            schedule.validate_for(hp.n_layer)?;
-        }
+        options.method.budgets(model.shape(), 1)?;
         let mut proxies = Vec::new();
         for device in &devices {
             proxies.push(match &options.sidecar {
                 Some(sidecar) => {
-                    model.check_sidecar(sidecar)?;
-                    Some(sidecar.load(device.backend.buffer_type(), device.backend.kernels().proxies_in_bf16())?)
+                    sidecar.check(model.file())?;
+                    let bf16 = device.backend.kernels().proxies_in_bf16();
+                    Some(ProxyMemory::load(sidecar, device.backend.buffer_type(), bf16)?)
                 }
                 None => None,
             });
@@ -138,11 +137,11 @@ impl Session {
             model,
             options,
             devices,
-            caches,
+            sequence: Sequence::new(caches),
             proxies,
-            n_past: 0,
             logits: HostF32::default(),
             decode: None,
+            answer_room: ANSWER_ROOM,
             prepared: None,
             interrupt,
         })
@@ -155,7 +154,7 @@ impl Session {
 
     /// Tokens read so far: the next one's position.
     pub fn n_past(&self) -> usize {
-        self.n_past
+        self.sequence.n_past()
     }
 
     /// Tokens that fit.
@@ -165,12 +164,12 @@ impl Session {
 
     /// Entries in each layer's KV cache.
     pub fn kv_lengths(&self) -> Vec<usize> {
-        self.caches.iter().map(|c| c.len).collect()
+        self.sequence.lengths()
     }
 
     /// Bytes held by caches, masks and scratch.
     pub fn n_bytes(&self) -> usize {
-        let caches: usize = self.caches.iter().map(|c| c.n_bytes()).sum();
+        let caches = self.sequence.n_bytes();
         let devices: usize = self.devices.iter().map(|d| d.masks.n_bytes() + d.backend.scratch_bytes()).sum();
         caches + devices
     }
@@ -204,9 +203,24 @@ impl Session {
 
     /// Forgets everything read; memory stays allocated.
     pub fn clear(&mut self) {
-        self.caches.iter_mut().for_each(LayerCache::clear);
-        self.n_past = 0;
+        self.sequence.clear();
         self.logits.clear();
+    }
+
+    /// Forgets all tokens but the first `n`; [`Session::logits`] are empty until the next token is read.
+    ///
+    /// # Errors
+    /// [`Error::Truncate`] inside a prompt of which tokens were left out.
+    pub fn truncate(&mut self, n: usize) -> Result<()> {
+        self.sequence.truncate(n)?;
+        self.logits.clear();
+        Ok(())
+    }
+
+    /// Says how many tokens the answer to the next prompt may have, so that memory for them is planned with the prompt's. More can
+    /// be read: caches grow as they fill.
+    pub fn plan_answer(&mut self, n_tokens: usize) {
+        self.answer_room = n_tokens;
     }
 
     fn check_interrupt(&self) -> Result<()> {
@@ -218,9 +232,9 @@ impl Session {
         if let Some(&id) = tokens.iter().find(|&&t| t as usize >= n_vocab) {
             return Err(Error::BadToken { id, n_vocab });
         }
-        if self.n_past + tokens.len() > n_ctx {
+        if self.sequence.n_past() + tokens.len() > n_ctx {
             let n_ctx_train = self.model.hparams().n_ctx_train;
-            return Err(Error::ContextFull { n_tokens: self.n_past + tokens.len(), n_ctx, n_ctx_train });
+            return Err(Error::ContextFull { n_tokens: self.sequence.n_past() + tokens.len(), n_ctx, n_ctx_train });
         }
         Ok(())
     }
@@ -230,55 +244,55 @@ impl Session {
     /// # Errors
     /// Nothing was prefilled, the context is full, the computation failed.
     pub fn decode(&mut self, token: u32) -> Result<()> {
-        if self.n_past == 0 {
+        if self.sequence.n_past() == 0 {
             return Err(Error::NothingPrefilled);
         }
         self.check_tokens(&[token])?;
         self.check_interrupt()?;
-        for cache in &mut self.caches {
-            if cache.len + 1 > cache.k().ne(1) {
-                cache.reserve((cache.len + 1) + cache.len / 2)?;
-            }
-        }
+        self.sequence.reserve_token(self.n_ctx())?;
         if self.decode.is_none() {
-            self.decode = Some(self.decode_graph()?);
+            self.decode = Some(self.decode_program()?);
         }
         let Some(d) = &mut self.decode else { unreachable!("made above") };
-        write_inputs(&d.graph, &d.slots, &mut self.devices, &[token], self.n_past);
+        write_inputs(&d.compiled.graph, &d.slots, &mut self.devices, &[token], self.sequence.n_past());
         let run = Run {
             model: &self.model,
-            graph: &d.graph,
-            program: &d.program,
-            caches: &self.caches,
+            compiled: &d.compiled,
+            sequence: &self.sequence,
             proxies: &self.proxies,
             slots: &d.slots,
-            tile: 1,
             mode: CacheMode::Indexed,
-            first_position: self.n_past,
         };
-        executor::run(&run, &mut self.devices, &mut d.kept, &mut Quiet)?;
+        executor::run(&run, &mut self.devices, &mut d.repeated, &mut Quiet)?;
         let output = self.model.placement().output;
-        self.logits.read(&mut self.devices[output].backend, d.slots[output].get(d.graph.logits));
-        for cache in &mut self.caches {
-            cache.advance(1, self.n_past);
-        }
-        self.n_past += 1;
+        self.logits.read(&mut self.devices[output].backend, d.slots[output].get(d.compiled.graph.logits()));
+        self.sequence.advance(1, None);
         Ok(())
     }
 
-    fn decode_graph(&self) -> Result<DecodeGraph> {
-        let graph = self.model.graph(1, self.n_ctx());
-        verify::verify(&graph)?;
-        let placement = self.model.placement();
-        let program = phases::plan(&graph, 1, &|l| l > 0 && placement.layer[l] != placement.layer[l - 1]);
-        let slots = self.slot_memory(&graph, &program)?;
-        Ok(DecodeGraph { graph, program, slots, kept: KeptGraphs::default() })
+    fn decode_program(&self) -> Result<DecodeProgram> {
+        let compiled = compile::as_written(self.model.graph(1, self.n_ctx()), 1, &self.target())?;
+        let slots = self.slot_memory(&compiled)?;
+        Ok(DecodeProgram { compiled, slots, repeated: RepeatedGraphs::default() })
     }
 
-    fn slot_memory(&self, graph: &Graph, program: &Program) -> Result<Vec<SlotMemory>> {
+    fn slot_memory(&self, compiled: &Compiled) -> Result<Vec<SlotMemory>> {
         let key = self.options.cache_type_k.probe();
-        let each = self.devices.iter().map(|d| SlotMemory::new(graph, program, key, d.backend.buffer_type()));
+        let each = self
+            .devices
+            .iter()
+            .map(|d| SlotMemory::new(&compiled.graph, &compiled.program, key, d.backend.buffer_type()));
         Ok(each.collect::<std::result::Result<_, _>>()?)
+    }
+}
+
+impl fmt::Debug for Session {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Session")
+            .field("model", &self.model)
+            .field("n_past", &self.n_past())
+            .field("n_ctx", &self.n_ctx())
+            .finish_non_exhaustive()
     }
 }
 
@@ -286,8 +300,7 @@ impl Session {
 fn write_inputs(graph: &Graph, slots: &[SlotMemory], devices: &mut [Device], tokens: &[u32], first: usize) {
     let ids: Vec<u8> = tokens.iter().flat_map(|t| (*t as i32).to_le_bytes()).collect();
     let positions: Vec<u8> = (first..first + tokens.len()).flat_map(|p| (p as i32).to_le_bytes()).collect();
-    let tokens =
-        graph.nodes.iter().position(|n| n.op == crate::graph::Op::Tokens).map(|i| crate::graph::NodeId(i as u32));
+    let tokens = graph.nodes.iter().position(|n| n.op == Op::Tokens).map(|i| NodeId(i as u32));
     for (slots, device) in slots.iter().zip(devices) {
         if let Some(t) = tokens {
             device.backend.write(slots.get(t), &ids);

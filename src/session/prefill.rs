@@ -6,23 +6,22 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
+use crate::compile::lower::CacheMode;
+use crate::compile::phases::Phase;
+use crate::compile::target::Target;
+use crate::compile::{self, Compiled};
 use crate::ggml::GgmlError;
-use crate::graph::fuse_ffn::fuse_gated_ffn;
-use crate::graph::ir::{Graph, NodeId, Op, Tap, WeightId};
-use crate::graph::keep_normalized::keep_normalized;
-use crate::graph::last_row::{CPU_QUERIES, keep_last_row};
-use crate::graph::lower::CacheMode;
-use crate::graph::phases::{self, Phase, Program};
-use crate::graph::verify::verify;
-use crate::spts::capture::{Capture, insert_captures};
-use crate::spts::passes;
-use crate::spts::schedule::{LayerBudget, Resolved};
+use crate::graph::ir::{Graph, NodeId, Tap};
+use crate::method::spts::capture::{Capture, insert_captures};
+use crate::method::{Budgets, Dense, LayerBudget, Method};
 use crate::{Error, Result};
 
-use super::executor::{self, Captured, Observer, Run};
-use super::kept::KeptGraphs;
+use super::executor::{self, Captured, Watcher};
+use super::repeated::RepeatedGraphs;
+use super::run::Run;
+use super::sequence::Kept;
 use super::slots::SlotMemory;
-use super::{DECODE_RESERVE, Session, write_inputs};
+use super::{Session, write_inputs};
 
 /// Where a prefill is.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -59,12 +58,12 @@ pub struct PrefillReport {
     /// Rows computed at a time, at most.
     pub tile: usize,
     /// Candidates and active tokens by layer, if they were asked for.
-    pub selection: Vec<Selection>,
+    pub selection: Vec<LayerSelection>,
 }
 
 /// Which tokens a layer worked on, as positions in the prompt.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
-pub struct Selection {
+pub struct LayerSelection {
     /// Layer.
     pub il: usize,
     /// Tokens still in the network.
@@ -84,7 +83,7 @@ impl Session {
     /// `progress` is called between layers; breaking stops the prefill with [`Error::Interrupted`], and leaves the session as
     /// it was before.
     ///
-    /// SPTS acts if the session has a schedule, nothing was read before, and the prompt exceeds the first budget.
+    /// The session's method acts if nothing was read before; behind what was read a prompt is dense.
     ///
     /// # Errors
     /// Empty prompt, context full, out of memory, interrupted.
@@ -95,24 +94,21 @@ impl Session {
     ) -> Result<PrefillReport> {
         let start = Instant::now();
         self.check_prompt(tokens)?;
-        let resolved = self.resolve(tokens.len())?;
-        // Whatever else a graph follows from is the same for the whole session. One that does not fit is let go first: two
+        // Whatever else a program follows from is the same for the whole session. One that does not fit is let go first: two
         // would take twice the memory.
+        let n_past = self.sequence.n_past();
         let prepared = match self.prepared.take() {
-            Some(p) if p.graph.n_tokens == tokens.len() && p.n_past == self.n_past => p,
+            Some(p) if p.compiled.graph.n_tokens == tokens.len() && p.n_past == n_past => p,
             other => {
                 drop(other);
                 let dense = self.model.graph(tokens.len(), self.n_ctx());
-                let graph = match &resolved {
-                    Some(r) => passes::skip_and_prune(&dense, r, self.schedule_in_use())?,
-                    None => dense,
-                };
-                let on_gpu = self.devices.iter().any(|d| !d.backend.is_cpu());
-                let graph = keep_last_row(&graph, if on_gpu { 1 } else { CPU_QUERIES });
-                self.prepare(if on_gpu { self.fuse(&graph) } else { graph })?
+                let method: &dyn Method = if n_past == 0 { &*self.options.method } else { &Dense };
+                let compiled = compile::prompt(dense, method, self.model.shape(), &self.target())?;
+                self.check_proxies(&compiled.budgets)?;
+                self.prepare(compiled)?
             }
         };
-        self.run_prefill(start, tokens, prepared, resolved, progress, None)
+        self.run_prefill(start, tokens, prepared, progress, None)
     }
 
     /// A dense prefill that hands the values of `capture` to `sink`.
@@ -134,30 +130,17 @@ impl Session {
         self.prepared = None;
         // As the layers are written down: calibration looks into them.
         let graph = insert_captures(&self.model.graph(tokens.len(), self.n_ctx()), capture);
-        let prepared = self.prepare(graph)?;
-        let report = self.run_prefill(start, tokens, prepared, None, progress, Some(sink));
+        let compiled = compile::as_written(graph, self.tile(), &self.target())?;
+        let prepared = self.prepare(compiled)?;
+        let report = self.run_prefill(start, tokens, prepared, progress, Some(sink));
         self.prepared = None;
         report
     }
 
-    /// Rewrites a graph for what GPUs compute in one operation.
-    fn fuse(&self, graph: &Graph) -> Graph {
-        let graph = fuse_gated_ffn(graph);
-        let kernels = || self.devices.iter().map(|d| d.backend.kernels());
-        if !kernels().all(|k| k.rows_of(self.model.hparams().n_embd)) {
-            return graph;
-        }
+    /// What programs are compiled for.
+    pub(super) fn target(&self) -> Target<'_> {
         let proxy = self.options.sidecar.as_ref().map(|s| s.size());
-        keep_normalized(&graph, &|op, rows| {
-            let rows = rows.min(self.tile());
-            let product = |w: &WeightId| kernels().all(|k| k.product(rows, self.model.weight(*w).ty));
-            match op {
-                Op::Linear { weight, .. } => product(weight),
-                Op::GatedFfn { gate, up, down, .. } => [gate, up, down].into_iter().all(product),
-                Op::ProxyNorm { .. } => proxy.is_some_and(|p| kernels().all(|k| k.proxy_norm(rows, p.rank, p.d_low))),
-                _ => false,
-            }
-        })
+        Target::new(self.model.file(), self.model.placement(), self.options.n_ubatch, proxy)
     }
 
     fn check_prompt(&self, tokens: &[u32]) -> Result<()> {
@@ -168,45 +151,11 @@ impl Session {
         self.check_interrupt()
     }
 
-    fn schedule_in_use(&self) -> &crate::spts::schedule::Schedule {
-        self.options.schedule.as_ref().expect("a resolved schedule comes from one")
-    }
-
-    /// Budgets of this prompt, or `None` if it runs dense.
-    fn resolve(&self, n_tokens: usize) -> Result<Option<Resolved>> {
-        let Some(schedule) = &self.options.schedule else { return Ok(None) };
-        if self.n_past > 0 || n_tokens == 0 {
-            return Ok(None);
-        }
-        let hp = self.model.hparams();
-        let is_swa = |l: usize| hp.window(l).is_some();
-        let resolved = if self.options.force_probes {
-            schedule.resolve_forced(hp.n_layer, n_tokens, &is_swa)?
-        } else if self.options.at_any_length {
-            schedule.resolve_at_any_length(hp.n_layer, n_tokens, &is_swa)?
-        } else {
-            schedule.resolve(hp.n_layer, n_tokens, &is_swa)?
-        };
-        if resolved.is_dense() {
-            return Ok(None);
-        }
-        if schedule.use_proxy {
-            self.check_proxies(&resolved)?;
-        }
-        Ok(Some(resolved))
-    }
-
     /// Checks that every layer whose FFN will be scored by a proxy has one.
-    fn check_proxies(&self, resolved: &Resolved) -> Result<()> {
-        let scored: Vec<usize> = (0..resolved.layers.len())
-            .filter(|&l| {
-                let b = &resolved.layers[l];
-                b.probe && (b.active_ffn < b.candidates || resolved.forced)
-            })
-            .collect();
+    fn check_proxies(&self, budgets: &Budgets) -> Result<()> {
         match &self.options.sidecar {
-            _ if scored.is_empty() => Ok(()),
-            Some(sidecar) => Ok(sidecar.check_layers(scored)?),
+            Some(sidecar) => Ok(sidecar.check_layers(budgets.layers_with_proxy())?),
+            None if budgets.layers_with_proxy().next().is_none() => Ok(()),
             None => Err(Error::ProxiesMissing),
         }
     }
@@ -216,27 +165,24 @@ impl Session {
         start: Instant,
         tokens: &[u32],
         mut prepared: Prepared,
-        resolved: Option<Resolved>,
         progress: &mut dyn FnMut(PrefillProgress) -> ControlFlow<()>,
         sink: Option<&mut CaptureSink>,
     ) -> Result<PrefillReport> {
         let n = tokens.len();
-        let Prepared { graph, program, slots, tile, kept: graphs, .. } = &mut prepared;
-        let kept = kept_rows(graph);
-        write_inputs(graph, slots, &mut self.devices, tokens, self.n_past);
+        let Prepared { compiled, slots, repeated, .. } = &mut prepared;
+        let (graph, entries) = (&compiled.graph, entries(&compiled.graph));
+        let first = self.sequence.n_past();
+        write_inputs(graph, slots, &mut self.devices, tokens, first);
         let run = Run {
             model: &self.model,
-            graph,
-            program,
-            caches: &self.caches,
+            compiled,
+            sequence: &self.sequence,
             proxies: &self.proxies,
             slots,
-            tile: *tile,
             mode: CacheMode::Fixed,
-            first_position: self.n_past,
         };
-        let window = self.model.hparams().swa.map(|s| s.window);
-        let prunes_windows = window.is_some() && graph.layers.iter().any(|a| a.kept.is_some());
+        let has_windows = self.model.shape().swa.is_some();
+        let prunes_windows = has_windows && graph.layers.iter().any(|a| a.kept.is_some());
         let mut watch = Watch {
             graph,
             progress,
@@ -245,89 +191,75 @@ impl Session {
             records: self.options.record_selection || prunes_windows,
             selected: HashMap::new(),
             work_done: 0,
-            work_all: work(&program.phases),
+            work_all: work(&compiled.program.phases),
             n_tokens: n,
         };
-        executor::run(&run, &mut self.devices, graphs, &mut watch)?;
+        executor::run(&run, &mut self.devices, repeated, &mut watch)?;
 
         let output = self.model.placement().output;
-        self.logits.read(&mut self.devices[output].backend, slots[output].get(graph.logits));
-        let selection = if watch.records { selections(graph, &watch.selected, self.n_past) } else { Vec::new() };
-        for (layer, cache) in self.caches.iter_mut().enumerate() {
-            // With a sliding window decode masks by position, so gaps have to be known.
-            if prunes_windows {
-                cache.positions = Some(selection[layer].active_attn.clone());
-                cache.len += kept[layer];
-            } else {
-                cache.advance(kept[layer], self.n_past);
-            }
-        }
-        self.n_past += n;
-        let dense_entries = (n * kept.len()) as f64;
+        self.logits.read(&mut self.devices[output].backend, slots[output].get(graph.logits()));
+        let selection = if watch.records { selections(graph, &watch.selected, first) } else { Vec::new() };
+        // With a sliding window decode masks by position, so gaps have to be known.
+        let kept = |layer: usize| match prunes_windows {
+            true => Kept::At(selection[layer].active_attn.clone()),
+            false => Kept::Count(entries[layer]),
+        };
+        self.sequence.advance(n, Some((0..entries.len()).map(kept).collect()));
+        let budgets = &compiled.budgets;
         let report = PrefillReport {
             n_tokens: n,
             seconds: start.elapsed().as_secs_f64(),
-            layers: resolved.map(|r| r.layers).unwrap_or_default(),
-            cache_kept: kept.iter().sum::<usize>() as f64 / dense_entries,
+            layers: if budgets.is_dense() { Vec::new() } else { budgets.layers.clone() },
+            cache_kept: entries.iter().sum::<usize>() as f64 / (n * entries.len()) as f64,
             slot_bytes: slots.iter().map(|s| s.n_bytes()).sum(),
             scratch_bytes: self.devices.iter().map(|d| d.backend.scratch_bytes()).sum(),
             n_nodes: graph.nodes.len(),
-            tile: *tile,
+            tile: compiled.tile,
             selection: if self.options.record_selection { selection } else { Vec::new() },
         };
         self.prepared = Some(prepared);
         Ok(report)
     }
 
-    /// Makes room for what a graph will keep in the caches, and for its masks.
+    /// Makes room for what a graph will keep in the caches, for the answer behind it, and for its masks.
     fn reserve_caches(&mut self, graph: &Graph) -> Result<()> {
-        let (n, kept) = (graph.n_tokens, kept_rows(graph));
-        let answer = DECODE_RESERVE.min(self.options.n_ctx.map_or(DECODE_RESERVE, |c| c.saturating_sub(n)));
-        for (cache, rows) in self.caches.iter_mut().zip(&kept) {
-            cache.reserve(cache.len + rows + answer)?;
-        }
-        let max_rows = self.caches.iter().zip(&kept).map(|(c, k)| c.len + k).max().unwrap_or(n);
-        let window = self.model.hparams().swa.map(|s| s.window);
+        let entries = entries(graph);
+        let room = self.n_ctx().saturating_sub(self.sequence.n_past() + graph.n_tokens);
+        self.sequence.reserve(&entries, self.answer_room.min(room))?;
+        let lengths = self.sequence.lengths();
+        let max_rows = lengths.iter().zip(&entries).map(|(len, n)| len + n).max().unwrap_or(graph.n_tokens);
+        let window = self.model.shape().swa.as_ref().map(|s| s.window);
         for d in &mut self.devices {
             d.masks.prepare(max_rows, window, d.backend.buffer_type())?;
         }
         Ok(())
     }
 
-    /// Plans a graph and gives it memory. Where a device has too little for tiles of the usual size, they are made smaller,
-    /// unless their size was asked for.
-    fn prepare(&mut self, graph: Graph) -> Result<Prepared> {
-        verify(&graph)?;
-        self.reserve_caches(&graph)?;
-        let placement = self.model.placement().clone();
-        // A program that skips is long. Cut by layers, it has a GPU compute one while the next is built.
-        let on_gpu = self.devices.iter().any(|d| !d.backend.is_cpu());
-        let in_layers = on_gpu && graph.layers.iter().any(|a| a.scores.is_some());
-        let mut tile = self.tile();
+    /// Gives a program memory. Where a device has too little for tiles of the usual size, they are made smaller, unless their
+    /// size was asked for.
+    fn prepare(&mut self, mut compiled: Compiled) -> Result<Prepared> {
+        self.reserve_caches(&compiled.graph)?;
         loop {
-            let cuts = |l: usize| l > 0 && (in_layers || placement.layer[l] != placement.layer[l - 1]);
-            let program = phases::plan(&graph, tile, &cuts);
-            let slots = self.slot_memory(&graph, &program)?;
+            let slots = self.slot_memory(&compiled)?;
             let run = Run {
                 model: &self.model,
-                graph: &graph,
-                program: &program,
-                caches: &self.caches,
+                compiled: &compiled,
+                sequence: &self.sequence,
                 proxies: &self.proxies,
                 slots: &slots,
-                tile,
                 mode: CacheMode::Fixed,
-                first_position: self.n_past,
             };
             match executor::reserve(&run, &mut self.devices) {
                 Ok(()) => {
-                    let (n_past, kept) = (self.n_past, KeptGraphs::default());
-                    return Ok(Prepared { graph, program, slots, tile, n_past, kept });
+                    let n_past = self.sequence.n_past();
+                    return Ok(Prepared { compiled, slots, n_past, repeated: RepeatedGraphs::default() });
                 }
                 Err(Error::Ggml(GgmlError::OutOfMemory { .. }))
-                    if self.options.n_ubatch.is_none() && tile > SMALLEST_TILE =>
+                    if self.options.n_ubatch.is_none() && compiled.tile > SMALLEST_TILE =>
                 {
-                    tile /= 2;
+                    drop(slots);
+                    let smaller = compiled.tile / 2;
+                    compiled = compiled.in_tiles_of(smaller);
                 }
                 Err(e) => return Err(e),
             }
@@ -336,32 +268,24 @@ impl Session {
 
     /// Tokens computed at a time: as asked for, or what suits the devices.
     pub fn tile(&self) -> usize {
-        let all_cpu = self.devices.iter().all(|d| d.backend.is_cpu());
-        self.options.n_ubatch.unwrap_or(if all_cpu { CPU_TILE } else { GPU_TILE }).max(1)
+        self.target().tile()
     }
 }
-
-/// Rows of a tile, unless asked otherwise. On a GPU large tiles dequantize weights less often; this size takes the first
-/// budget of LLaMA's schedule (9K) in one tile and 32K in four.
-const CPU_TILE: usize = 512;
-const GPU_TILE: usize = 10 * 1024;
 
 /// Tiles are not made smaller than this to save memory.
 const SMALLEST_TILE: usize = 256;
 
-/// A prefill's graph with its plan and memory. Kept, since the next prompt may have the same length.
+/// A prefill's program with its memory. It stays, since the next prompt may have the same length.
 pub(super) struct Prepared {
-    graph: Graph,
-    program: Program,
+    compiled: Compiled,
     slots: Vec<SlotMemory>,
-    tile: usize,
     /// Tokens read before, when it was made.
     n_past: usize,
-    kept: KeptGraphs,
+    repeated: RepeatedGraphs,
 }
 
 /// Entries that each layer adds to its cache.
-fn kept_rows(graph: &Graph) -> Vec<usize> {
+fn entries(graph: &Graph) -> Vec<usize> {
     graph.layers.iter().map(|a| graph.node(graph.node(a.attn).src[1]).n_rows).collect()
 }
 
@@ -375,7 +299,7 @@ fn phase_work(phase: &Phase) -> usize {
 }
 
 /// Turns the indices selected by each node into positions, layer by layer.
-fn selections(graph: &Graph, selected: &HashMap<NodeId, Vec<i32>>, first: usize) -> Vec<Selection> {
+fn selections(graph: &Graph, selected: &HashMap<NodeId, Vec<i32>>, first: usize) -> Vec<LayerSelection> {
     let mut candidates: Vec<i32> = (0..graph.n_tokens).map(|i| (first + i) as i32).collect();
     let mut all = Vec::with_capacity(graph.layers.len());
     for (il, a) in graph.layers.iter().enumerate() {
@@ -383,7 +307,7 @@ fn selections(graph: &Graph, selected: &HashMap<NodeId, Vec<i32>>, first: usize)
             Some(indices) => indices.iter().map(|&i| candidates[i as usize]).collect(),
             None => candidates.clone(),
         };
-        all.push(Selection {
+        all.push(LayerSelection {
             il,
             active_attn: of(a.active_attn),
             active_ffn: of(a.active_ffn),
@@ -407,7 +331,7 @@ struct Watch<'a, 's> {
     n_tokens: usize,
 }
 
-impl Observer for Watch<'_, '_> {
+impl Watcher for Watch<'_, '_> {
     fn phase(&mut self, phase: &Phase) -> Result<()> {
         let n_layer = self.graph.layers.len();
         let layer = phase.layer.or_else(|| self.graph.node(phase.nodes[0]).layer).unwrap_or(if self.work_done == 0 {
@@ -437,10 +361,10 @@ impl Observer for Watch<'_, '_> {
     }
 }
 
-/// An observer that does nothing (decode).
+/// A watcher that does nothing (decode).
 pub(super) struct Quiet;
 
-impl Observer for Quiet {
+impl Watcher for Quiet {
     fn phase(&mut self, _: &Phase) -> Result<()> {
         Ok(())
     }

@@ -2,13 +2,13 @@
 
 use std::collections::HashMap;
 
+use crate::compile::phases::{Contents, Program, Storage};
 use crate::ggml::GgmlError;
 use crate::ggml::Tensor;
 use crate::ggml::arena::{Arena, TensorId};
 use crate::ggml::backend::BufferType;
 use crate::gguf::GgmlType;
 use crate::graph::ir::{DType, Graph, NodeId};
-use crate::graph::phases::{Contents, Program, Storage};
 
 /// All stored values of a program.
 pub struct SlotMemory {

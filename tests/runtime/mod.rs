@@ -9,9 +9,9 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use spts::gguf::Gguf;
-use spts::session::kv_cache::CacheType;
+use spts::method::spts::schedule::{Budget, Probe, ProxySize, Schedule, Selection, Stage};
 use spts::session::prefill::PrefillReport;
-use spts::spts::schedule::{Budget, Probe, ProxySize, Schedule, Selection, Stage};
+use spts::session::sequence::CacheType;
 use spts::{Error, Model, ModelOptions, Session, SessionOptions};
 
 use crate::reference;
@@ -40,7 +40,7 @@ impl Pair {
         // ggml's CPU backend looks GELU up in a table of f16 values.
         reference.gelu = reference::Gelu::F16Table;
         let gguf = Gguf::from_bytes(file.to_bytes(), tiny.name).expect("a valid file");
-        let model = Model::from_gguf(Arc::new(gguf), &mut on_cpu()).expect("a model that opens");
+        let model = Model::from_gguf(Arc::new(gguf), on_cpu()).expect("a model that opens");
         Pair { tiny, reference, model, n_ctx }
     }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use half::f16;
 use spts::gguf::{GgmlType, Gguf, GgufWriter};
-use spts::spts::sidecar::{ARCHITECTURE, Sidecar, TENSORS, VERSION, fingerprint, tensor_name};
+use spts::method::spts::sidecar::{ARCHITECTURE, Sidecar, TENSORS, VERSION, fingerprint, tensor_name};
 use spts_quant::proxy::{LayerProxy, RestrictedFfn, gather_columns, gather_rows};
 
 use super::Pair;

@@ -1,0 +1,66 @@
+//! In the last layer only the last token's state is used, so only that is computed there, but for keys and values, and a tile of
+//! queries on the CPU.
+
+use std::collections::HashMap;
+
+use crate::graph::ir::*;
+use crate::graph::rewrite::Rewrite;
+
+/// Restricts the last layer's output projection and FFN to the last row, and its attention to the last `queries`. A layer
+/// whose attention or FFN already works on selected rows is left as it is, and so is a graph of one row.
+pub fn keep_last_row(graph: &Graph, queries: usize) -> Graph {
+    let Some((last, a)) = graph.layers.iter().enumerate().next_back() else {
+        return graph.clone();
+    };
+    let n_rows = graph.node(a.inp).n_rows;
+    if n_rows == 1 || a.active_attn.is_some() || a.active_ffn.is_some() || a.scores.is_some() {
+        return graph.clone();
+    }
+    let queries = queries.clamp(1, n_rows);
+    let mut rw = Rewrite::new(graph);
+    rw.copy_through(a.inp);
+    let mut anchors: Vec<LayerAnchors> = (0..last).map(|l| rw.copied_anchors(l)).collect();
+
+    rw.b.set_layer(Some(last));
+    let k = rw.recompute(a.k);
+    let v = rw.recompute(a.v);
+    let attn = graph.node(a.attn);
+    let (inp, pos) = (rw.map[&a.inp], rw.map[&attn.src[3]]);
+    let mut subst = HashMap::new();
+    let (q, new_attn) = if queries == n_rows {
+        (rw.recompute(a.q), rw.recompute(a.attn))
+    } else {
+        let inp_last = rw.b.push(Op::LastRows { rows: queries }, &[inp], "inp_last");
+        let pos_last = rw.b.push(Op::LastRows { rows: queries }, &[pos], "pos_last");
+        subst = HashMap::from([(a.inp, inp_last), (attn.src[3], pos_last)]);
+        let q = rw.recompute_with(&mut subst, a.q);
+        (q, rw.b.push(attn.op.clone(), &[q, k, v, pos_last, pos], attn.name))
+    };
+    if queries == 1 {
+        subst.insert(a.attn, new_attn);
+    } else {
+        let attn_last = rw.b.push(Op::LastRows { rows: 1 }, &[new_attn], "kqv_last");
+        let inp_last = rw.b.push(Op::LastRows { rows: 1 }, &[inp], "inp_last");
+        subst = HashMap::from([(a.inp, inp_last), (a.attn, attn_last)]);
+    }
+    let out = rw.recompute_with(&mut subst, a.out);
+    rw.map.insert(a.out, out);
+    rw.skip_through(a.out);
+
+    let s = |id: NodeId| subst[&id];
+    anchors.push(LayerAnchors {
+        inp,
+        q,
+        k,
+        v,
+        attn: new_attn,
+        attn_out: s(a.attn_out),
+        ffn_inp: s(a.ffn_inp),
+        ffn_norm: s(a.ffn_norm),
+        ffn_hidden: a.ffn_hidden.map(s),
+        ffn_out: s(a.ffn_out),
+        out,
+        ..*a
+    });
+    rw.finish(anchors)
+}

@@ -1,0 +1,97 @@
+//! Scores of candidates: by probing queries, pooled, and the norms of the FFNs' proxies.
+
+use super::{Form, Lowerer, ProxyTensors};
+use crate::compile::phases::Storage;
+use crate::ggml::Tensor;
+use crate::ggml::ops::Precision;
+use crate::graph::ir::*;
+
+impl<'a> Lowerer<'a, '_> {
+    /// Keys of all candidates `[n_head_kv * head_dim, n]`.
+    pub(super) fn probed_keys(&self, node: &Node) -> Tensor<'a> {
+        let all = match self.program.storage[node.src[1].index()] {
+            Storage::CacheK(layer) => self.memory.cache_k(layer),
+            _ => self.memory.stored(node.src[1]),
+        };
+        self.ops.rows(all, 0, self.graph.node(node.src[1]).n_rows)
+    }
+
+    /// Equation 4, a chunk of probing queries at a time.
+    pub(super) fn probe_scores(&mut self, node: &Node, k: Tensor<'a>, heads: &Heads) -> Tensor<'a> {
+        let (n, n_probe, d) = (k.ne(1), self.graph.node(node.src[0]).n_rows, heads.head_dim);
+        let k = self.ops.view_3d(k, [d, n, heads.n_head_kv], [k.nb(1), k.nb(1) / heads.n_head_kv], 0);
+        let q = self.memory.stored(node.src[0]);
+        const CHUNK_BYTES: usize = 128 << 20;
+        let chunk = (CHUNK_BYTES / (4 * n * heads.n_head)).clamp(n_probe.div_ceil(64), n_probe);
+        // The mask has no more rows.
+        let chunk = chunk.min(self.memory.mask(None).height);
+        let mut total: Option<Tensor<'a>> = None;
+        for start in (0..n_probe).step_by(chunk) {
+            let len = chunk.min(n_probe - start);
+            let part = self.ops.reshape(self.ops.rows(q, start, len), [d, heads.n_head, len]);
+            let part = self.ops.cont(self.ops.permute(part, [0, 2, 1, 3]));
+            let logits = self.ops.mul_mat(k, part);
+            self.ops.accumulate_in(logits, Precision::F32);
+            let mask = (n_probe > 1).then(|| {
+                let buffer = self.memory.mask(None);
+                let width = buffer.tensor.ne(0);
+                let first = n - n_probe + start;
+                self.ops.cont(self.ops.view_2d(buffer.tensor, [n, len], width * 2, (buffer.corner - first) * 2))
+            });
+            let weights = self.ops.soft_max(logits, mask, heads.scale);
+            let flat = self.ops.reshape(weights, [n, len * heads.n_head, 1]);
+            let sum = self.ops.sum_rows(self.ops.cont(self.ops.permute(flat, [1, 0, 2, 3])));
+            total = Some(match total {
+                None => sum,
+                Some(t) => self.ops.add(t, sum),
+            });
+        }
+        let total = total.expect("at least one probing query");
+        self.ops.scale(total, 1.0 / (n_probe * heads.n_head) as f32)
+    }
+
+    pub(super) fn pool_scores(&self, node: &Node, pool: Pool) -> Tensor<'a> {
+        let n = node.n_rows;
+        let row = self.ops.reshape(self.whole(node.src[0]), [n, 1, 1]);
+        let pooled = match pool {
+            Pool::None => row,
+            Pool::Avg(width) => self.ops.pool_1d(row, false, width),
+            Pool::Max(width) => self.ops.pool_1d(row, true, width),
+        };
+        self.ops.reshape(pooled, [1, n, 1])
+    }
+
+    fn whole(&self, id: NodeId) -> Tensor<'a> {
+        self.values.get(&id).copied().unwrap_or_else(|| self.memory.stored(id))
+    }
+
+    /// C, the norms of the FFNs' proxies.
+    pub(super) fn proxy_norm(&self, node: &Node, form: Form) -> Tensor<'a> {
+        let (act, p, y, factors) = self.proxied(node);
+        if form == Form::Ours {
+            return self.ops.proxy_norm(act, [p.u_gu, p.v_gu, p.v_down], y, factors, None, None);
+        }
+        let y = self.by_norm(y, factors);
+        let (rank, d_low, n) = (p.v_gu.ne(0), p.v_down.ne(0), y.ne(1));
+        let both = self.product(p.u_gu, y);
+        let half = |i: usize| self.ops.cont(self.ops.view_2d(both, [rank, n], both.nb(1), i * rank * 4));
+        let v = |i: usize| self.ops.rows(p.v_gu, i * d_low, d_low);
+        let gate = self.product(v(0), half(0));
+        let up = self.product(v(1), half(1));
+        let out = self.product(p.v_down, self.ops.glu(act, gate, up));
+        self.ops.sqrt(self.ops.sum_rows(self.ops.sqr(out)))
+    }
+
+    /// C times `scores`, in `to` if that is given.
+    pub(super) fn proxy_scores(&self, node: &Node, scores: Tensor<'a>, to: Option<Tensor<'a>>) -> Tensor<'a> {
+        let (act, p, y, factors) = self.proxied(node);
+        self.ops.proxy_norm(act, [p.u_gu, p.v_gu, p.v_down], y, factors, Some(scores), to)
+    }
+
+    /// A proxy's activation and matrices, its rows, and the weight of their norm if they still want it.
+    fn proxied(&self, node: &Node) -> (Activation, ProxyTensors<'a>, Tensor<'a>, Option<Tensor<'a>>) {
+        let Op::ProxyNorm { layer, act, norm } = node.op else { unreachable!("the caller has seen the node") };
+        let factors = norm.map(|n| self.memory.weight(n));
+        (act, self.memory.proxy(layer), self.rows(node.src[0]), factors)
+    }
+}

@@ -1,0 +1,93 @@
+//! What compiling has to know of the place where a program will run.
+
+use spts_quant::ProxySize;
+
+use crate::ggml::kernels::Kernels;
+use crate::gguf::GgmlType;
+use crate::graph::ir::{Node, Op, WeightId};
+use crate::model::file::ModelFile;
+use crate::model::placement::Placement;
+
+/// Rows of a tile, unless asked otherwise. On a GPU large tiles dequantize weights less often; this size takes the first
+/// budget of LLaMA's schedule (9K) in one tile and 32K in four.
+const CPU_TILE: usize = 512;
+const GPU_TILE: usize = 10 * 1024;
+
+/// Queries in the last layer's attention on the CPU: ggml's tiles there. From so many on it computes in F32; a single one's
+/// values it adds up in F16, which moved log probabilities behind 900 tokens by 0.05 to 0.09 (Qwen2.5-Coder).
+const CPU_QUERIES: usize = 64;
+
+/// Devices, where the layers lie on them, and the sizes that programs are made for.
+pub struct Target<'m> {
+    file: &'m ModelFile,
+    placement: &'m Placement,
+    kernels: Vec<Kernels>,
+    n_ubatch: Option<usize>,
+    proxy: Option<ProxySize>,
+}
+
+impl<'m> Target<'m> {
+    /// The devices of a placement. `n_ubatch`: rows of a tile, if they were asked for; `proxy`: size of the FFN proxies at hand.
+    pub fn new(
+        file: &'m ModelFile,
+        placement: &'m Placement,
+        n_ubatch: Option<usize>,
+        proxy: Option<ProxySize>,
+    ) -> Self {
+        let kernels = placement.devices.iter().map(|name| Kernels::of(name)).collect();
+        Self { file, placement, kernels, n_ubatch, proxy }
+    }
+
+    /// Rows of a tile: as many as were asked for, or what suits the devices.
+    pub fn tile(&self) -> usize {
+        self.n_ubatch.unwrap_or(if self.has_gpu() { GPU_TILE } else { CPU_TILE }).max(1)
+    }
+
+    /// Whether a device is no CPU.
+    pub fn has_gpu(&self) -> bool {
+        self.kernels.iter().any(|k| !k.is_cpu())
+    }
+
+    /// Queries that the last layer's attention keeps.
+    pub(super) fn last_queries(&self) -> usize {
+        if self.has_gpu() { 1 } else { CPU_QUERIES }
+    }
+
+    /// Whether all devices keep rows of the residual stream normalised in 16 bits beside it.
+    pub(super) fn normalizes_in_16_bits(&self) -> bool {
+        self.kernels.iter().all(|k| k.rows_of(self.file.hparams().n_embd))
+    }
+
+    /// Whether all devices multiply 16-bit rows in this product, of so many rows in all.
+    pub(super) fn multiplies_16_bits(&self, op: &Op, rows: usize) -> bool {
+        let rows = rows.min(self.tile());
+        let product = |w: &WeightId| self.kernels.iter().all(|k| k.product(rows, self.weight_type(*w)));
+        match op {
+            Op::Linear { weight, .. } => product(weight),
+            Op::GatedFfn { gate, up, down, .. } => [gate, up, down].into_iter().all(product),
+            Op::ProxyNorm { .. } => {
+                self.proxy.is_some_and(|p| self.kernels.iter().all(|k| k.proxy_norm(rows, p.rank, p.d_low)))
+            }
+            _ => false,
+        }
+    }
+
+    fn weight_type(&self, w: WeightId) -> GgmlType {
+        self.file.weight(w).ty
+    }
+
+    /// Whether layer `l` lies on another device than the one before it.
+    pub(super) fn changes_device_at(&self, l: usize) -> bool {
+        l > 0 && self.placement.layer[l] != self.placement.layer[l - 1]
+    }
+
+    /// The device of a node.
+    pub fn device_of(&self, node: &Node) -> usize {
+        self.placement.of(node.layer, matches!(node.op, Op::Embed { .. }))
+    }
+
+    /// ggml's name of a device.
+    pub fn device_name(&self, device: usize) -> &str {
+        &self.placement.devices[device]
+    }
+}

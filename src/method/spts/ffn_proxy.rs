@@ -1,0 +1,56 @@
+//! Pass 2, LTP (low-rank transformation probing): lets each FFN work only on the candidates where its output is large.
+//!
+//! In every probing layer, before:
+//! ```text
+//! out = ffn_inp + ffn(ffn_inp)
+//! ```
+//! after:
+//! ```text
+//! C   = || proxy(ffn_norm(ffn_inp)) ||            low-rank estimate of the FFN's output norm
+//! B   = top_k(C * S, M), last tokens always in    S: the same layer's attention probe
+//! out = ffn_inp with ffn(ffn_inp[B]) added to the rows B
+//! ```
+//! Without proxies B = top_k(S, M). The proxy's output is never added to the residual stream.
+
+use std::collections::HashMap;
+
+use super::attention_probe::ProbeSettings;
+use crate::graph::ir::*;
+use crate::graph::rewrite::Rewrite;
+use crate::method::LayerBudget;
+
+/// Inserts the FFN selection of every layer that has probe scores and a budget below its candidates: by C * S where the budget
+/// has a proxy, by S alone elsewhere.
+pub fn insert_ffn_proxies(graph: &Graph, budgets: &[LayerBudget], probe: &ProbeSettings) -> Graph {
+    let mut rw = Rewrite::new(graph);
+    let mut anchors = Vec::with_capacity(graph.layers.len());
+    for (layer, a) in graph.layers.iter().enumerate() {
+        let m = budgets[layer].active_ffn;
+        let selects = a.scores.is_some() && (m < budgets[layer].candidates || probe.forced);
+        rw.copy_through(if selects { a.ffn_inp } else { a.out });
+        if !selects {
+            anchors.push(rw.copied_anchors(layer));
+            continue;
+        }
+        rw.b.set_layer(Some(layer));
+        let ffn_inp = rw.map[&a.ffn_inp];
+        let mut scores = rw.map[&a.scores.expect("checked above")];
+        if budgets[layer].proxy {
+            let y = rw.recompute(a.ffn_norm);
+            let norm = rw.b.push(Op::ProxyNorm { layer, act: a.act, norm: None }, &[y], "proxy_norm");
+            scores = rw.b.push(Op::Mul, &[norm, scores], "ffn_scores");
+        }
+        let active = rw.b.push(Op::TopK { m, forced: probe.queries.min(m) }, &[scores], "active_ffn");
+        let inp_active = rw.b.push(Op::GetRows, &[ffn_inp, active], "ffn_inp_active");
+        let mut subst = HashMap::from([(a.ffn_inp, inp_active)]);
+        let ffn_out = rw.recompute_with(&mut subst, a.ffn_out);
+        let out = rw.b.push(Op::ScatterAdd, &[ffn_inp, active, ffn_out], "l_out");
+        rw.map.insert(a.out, out);
+        rw.map.insert(a.ffn_norm, subst[&a.ffn_norm]);
+        rw.map.extend(a.ffn_hidden.map(|id| (id, subst[&id])));
+        rw.map.insert(a.ffn_out, ffn_out);
+        rw.skip_through(a.out);
+        anchors.push(LayerAnchors { active_ffn: Some(active), ..rw.copied_anchors(layer) });
+    }
+    rw.finish(anchors)
+}

@@ -1,0 +1,130 @@
+//! A model's file: header, numbers, tokenizer, chat template, and which weights there are. Opening it takes milliseconds and touches no
+//! weight; [`super::weights`] puts these on their devices.
+
+use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::Result;
+use crate::gguf::{Gguf, OpenOptions};
+use crate::graph::Graph;
+use crate::graph::ir::WeightId;
+use crate::tokenizer::{ChatTemplate, Tokenizer};
+
+use super::dense::Architecture;
+use super::hparams::HParams;
+use super::shape::Shape;
+use super::table::{Weight, WeightTable};
+
+/// A GGUF file that is a model which can be run.
+pub struct ModelFile {
+    gguf: Arc<Gguf>,
+    hparams: HParams,
+    shape: Shape,
+    tokenizer: Tokenizer,
+    chat_template: ChatTemplate,
+    architecture: Box<dyn Architecture>,
+    weights: Vec<Weight>,
+    unused: Vec<String>,
+    is_locked: bool,
+}
+
+impl ModelFile {
+    /// Opens a GGUF file and reads everything but its weights.
+    ///
+    /// # Errors
+    /// The file is no valid GGUF, or no supported model.
+    pub fn open(path: &Path, options: OpenOptions) -> Result<ModelFile> {
+        let is_locked = options.mlock;
+        Ok(ModelFile { is_locked, ..Self::from_gguf(Arc::new(Gguf::open(path, options)?))? })
+    }
+
+    /// Reads a file that is already open.
+    ///
+    /// # Errors
+    /// As [`ModelFile::open`].
+    pub fn from_gguf(gguf: Arc<Gguf>) -> Result<ModelFile> {
+        let hparams = HParams::from_gguf(&gguf)?;
+        let mut table = WeightTable::new(&gguf);
+        let architecture = hparams.arch.load(&hparams, &mut table)?;
+        let (weights, unused) = table.finish();
+        let tokenizer = Tokenizer::from_gguf(&gguf)?;
+        let chat_template = ChatTemplate::from_gguf(&gguf, &tokenizer)?;
+        let shape = Shape::of(&gguf, &hparams);
+        let is_locked = false;
+        Ok(ModelFile { gguf, hparams, shape, tokenizer, chat_template, architecture, weights, unused, is_locked })
+    }
+
+    /// The file.
+    pub fn gguf(&self) -> &Arc<Gguf> {
+        &self.gguf
+    }
+
+    /// Hyperparameters.
+    pub fn hparams(&self) -> &HParams {
+        &self.hparams
+    }
+
+    /// The numbers that decide what a prompt costs, and which schedule is chosen.
+    pub fn shape(&self) -> &Shape {
+        &self.shape
+    }
+
+    /// Tokenizer.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
+
+    /// Chat template; chatml where the file has none.
+    pub fn chat_template(&self) -> &ChatTemplate {
+        &self.chat_template
+    }
+
+    /// Tensors of the file that the architecture does not use.
+    pub fn unused_tensors(&self) -> &[String] {
+        &self.unused
+    }
+
+    /// The dense graph of a prompt of `n_tokens` tokens in a context of `n_ctx`.
+    pub fn graph(&self, n_tokens: usize, n_ctx: usize) -> Graph {
+        self.architecture.graph(n_tokens, n_ctx)
+    }
+
+    /// All weights, by their numbers.
+    pub fn weights(&self) -> &[Weight] {
+        &self.weights
+    }
+
+    /// A weight's entry in the table.
+    pub fn weight(&self, w: WeightId) -> &Weight {
+        &self.weights[w.0 as usize]
+    }
+
+    /// A weight's entry by name.
+    pub fn weight_named(&self, name: &str) -> Option<&Weight> {
+        self.weights.iter().find(|w| w.name == name)
+    }
+
+    /// A weight's bytes in the file.
+    pub fn weight_bytes(&self, weight: &Weight) -> &[u8] {
+        let start = self.offset_of(weight);
+        &self.gguf.bytes()[start..start + weight.bytes.len()]
+    }
+
+    /// Where a weight's bytes begin in the file.
+    pub(super) fn offset_of(&self, weight: &Weight) -> usize {
+        let tensor = self.gguf.tensor(&weight.tensor).expect("the table was made from this file");
+        self.gguf.data_offset() as usize + tensor.offset as usize + weight.bytes.start
+    }
+
+    /// Whether the file is kept from being paged out.
+    pub(super) fn is_locked(&self) -> bool {
+        self.is_locked
+    }
+}
+
+impl fmt::Debug for ModelFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ModelFile").field("path", &self.gguf.path()).field("shape", &self.shape).finish_non_exhaustive()
+    }
+}

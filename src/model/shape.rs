@@ -1,0 +1,150 @@
+//! The numbers of a model that decide what a prefill costs.
+
+use spts_quant::ProxySize;
+
+use super::hparams::HParams;
+use crate::gguf::Gguf;
+
+/// A dense decoder's shape.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Shape {
+    /// For reports: the model's name.
+    pub name: String,
+    /// `general.architecture`.
+    pub arch: String,
+    /// Layers.
+    pub n_layer: usize,
+    /// Width of the residual stream.
+    pub n_embd: usize,
+    /// Width of the FFN.
+    pub n_ff: usize,
+    /// Query heads.
+    pub n_head: usize,
+    /// Key and value heads.
+    pub n_head_kv: usize,
+    /// Width of a query or key head.
+    pub head_dim_k: usize,
+    /// Width of a value head.
+    pub head_dim_v: usize,
+    /// Vocabulary.
+    pub n_vocab: usize,
+    /// The output matrix is the token embedding.
+    pub tied: bool,
+    /// The FFN has a gate (three matrices) or not (two).
+    pub gated: bool,
+    /// Bytes of all weights as stored; `None`: counted as Q4_K, 4.5 bits each.
+    pub weight_bytes: Option<u64>,
+    /// Layers that attend through a sliding window.
+    pub swa: Option<SlidingWindow>,
+}
+
+/// Which layers see only the last tokens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SlidingWindow {
+    /// Length in tokens, the token itself included.
+    pub window: usize,
+    /// One entry per layer; layers past its end attend to everything.
+    pub layers: Vec<bool>,
+}
+
+/// Names that [`Shape::named`] knows.
+pub const SHAPE_NAMES: [&str; 7] =
+    ["llama-3.1-8b", "llama-3.2-1b", "qwen2.5-7b", "qwen2.5-1.5b", "qwen2.5-0.5b", "smollm2-135m", "gemma-3-270m"];
+
+impl Shape {
+    /// The published shape of a well-known model, for planning without its file.
+    pub fn named(name: &str) -> Option<Shape> {
+        let shape =
+            |arch: &str, [n_layer, n_embd, n_ff, n_head, n_head_kv, head_dim, n_vocab]: [usize; 7], tied| Shape {
+                name: name.to_owned(),
+                arch: arch.to_owned(),
+                n_layer,
+                n_embd,
+                n_ff,
+                n_head,
+                n_head_kv,
+                head_dim_k: head_dim,
+                head_dim_v: head_dim,
+                n_vocab,
+                tied,
+                gated: true,
+                weight_bytes: None,
+                swa: None,
+            };
+        Some(match name {
+            "llama-3.1-8b" => shape("llama", [32, 4096, 14336, 32, 8, 128, 128_256], false),
+            "llama-3.2-1b" => shape("llama", [16, 2048, 8192, 32, 8, 64, 128_256], true),
+            "qwen2.5-7b" => shape("qwen2", [28, 3584, 18944, 28, 4, 128, 152_064], false),
+            "qwen2.5-1.5b" => shape("qwen2", [28, 1536, 8960, 12, 2, 128, 151_936], true),
+            "qwen2.5-0.5b" => shape("qwen2", [24, 896, 4864, 14, 2, 64, 151_936], true),
+            "smollm2-135m" => shape("llama", [30, 576, 1536, 9, 3, 64, 49_152], true),
+            "gemma-3-270m" => Shape {
+                // Every sixth layer is global.
+                swa: Some(SlidingWindow { window: 512, layers: (0..18).map(|l| l % 6 != 5).collect() }),
+                ..shape("gemma3", [18, 640, 2048, 4, 1, 256, 262_144], true)
+            },
+            _ => return None,
+        })
+    }
+
+    /// The shape of a model's file.
+    pub fn of(gguf: &Gguf, hp: &HParams) -> Shape {
+        let stem = || gguf.path().file_stem().map_or_else(String::new, |s| s.to_string_lossy().into_owned());
+        Shape {
+            name: if hp.name.is_empty() { stem() } else { hp.name.clone() },
+            arch: hp.arch.name().into(),
+            n_layer: hp.n_layer,
+            n_embd: hp.n_embd,
+            n_ff: hp.n_ff,
+            n_head: hp.n_head,
+            n_head_kv: hp.n_head_kv,
+            head_dim_k: hp.head_dim,
+            head_dim_v: hp.head_dim,
+            n_vocab: hp.n_vocab,
+            tied: gguf.tensor("output.weight").is_none(),
+            gated: true,
+            weight_bytes: Some(gguf.tensors().map(|t| t.nbytes).sum()),
+            swa: hp.swa.map(|s| SlidingWindow {
+                window: s.window,
+                layers: (0..hp.n_layer).map(|l| hp.window(l).is_some()).collect(),
+            }),
+        }
+    }
+
+    /// Size of this model's FFN proxies: the paper's for its models, [`ProxySize`]'s rule for all others.
+    pub fn proxy_size(&self) -> ProxySize {
+        ProxySize::default_for(self.n_embd, self.n_ff, self.n_layer)
+    }
+
+    /// Whether a layer attends through a sliding window.
+    pub fn is_swa(&self, layer: usize) -> bool {
+        self.swa.as_ref().is_some_and(|s| s.layers.get(layer).copied().unwrap_or(false))
+    }
+
+    /// Weights of the matrices, norms and biases left out.
+    pub fn n_params(&self) -> f64 {
+        let embeddings = if self.tied { 1. } else { 2. } * self.n_vocab as f64 * self.n_embd as f64;
+        embeddings + self.n_layer as f64 * (self.w_q() + self.w_k() + self.w_v() + self.w_o() + self.w_ffn())
+    }
+
+    pub(crate) fn w_q(&self) -> f64 {
+        self.n_embd as f64 * (self.n_head as f64 * self.head_dim_k as f64)
+    }
+
+    pub(crate) fn w_k(&self) -> f64 {
+        self.n_embd as f64 * (self.n_head_kv as f64 * self.head_dim_k as f64)
+    }
+
+    pub(crate) fn w_v(&self) -> f64 {
+        self.n_embd as f64 * (self.n_head_kv as f64 * self.head_dim_v as f64)
+    }
+
+    pub(crate) fn w_o(&self) -> f64 {
+        self.n_embd as f64 * (self.n_head as f64 * self.head_dim_v as f64)
+    }
+
+    pub(crate) fn w_ffn(&self) -> f64 {
+        let matrices = if self.gated { 3. } else { 2. };
+        matrices * self.n_embd as f64 * self.n_ff as f64
+    }
+}

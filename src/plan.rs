@@ -1,0 +1,345 @@
+//! What a prefill will cost, by counting: operations, cache and memory of a shape, a schedule and a prompt length. Pure: no
+//! model is opened, and nothing is measured.
+//!
+//! # What is counted
+//! A multiplication and its addition are 2 FLOP. Counted are
+//! - *linear*: the matrix products of all layers, for the tokens that run through them: keys for all candidates, queries,
+//!   values and the output projection for the active tokens of attention, the FFN for its active tokens;
+//! - *attention*: `Q K^T` and `P V`. Causal: half of the rectangle, so `n^2 (d_k + d_v) H` for n tokens (a sliding window W
+//!   counts `(2 n W - W^2) (d_k + d_v) H` once n exceeds it);
+//! - *probes*: of attention, the queries' projection and their scores `2 q n d_k H` over all n candidates; of the FFN, the
+//!   low-rank proxy of all candidates, `2 n (2 D r + 2 r d_low + d_low r)` for a gated one.
+//!
+//! Not counted: the output head, element-wise work (norms, rope, softmax, gathers), and what last layers save by computing
+//! only what will be read: the model's what the last token needs, a stage's the FFN of the tokens that stay ([`crate::method::spts::prune`];
+//! 0.5 to 1.2 % of LLaMA's operations between 32K and 8K tokens). Nor does anything here know how fast a kernel is. But for that
+//! percent the ratio is a ceiling.
+
+use std::fmt;
+
+use serde::Serialize;
+
+use crate::method::spts::schedule::{Budget, Reach, Schedule, ScheduleError, Selection};
+use crate::method::{Budgets, LayerBudget};
+use crate::model::shape::Shape;
+
+/// What a plan needs to know of the session.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct PlanOptions {
+    /// Bytes of one key in the cache: F32 4, F16 2, Q8_0 34/32.
+    pub k_bytes: f64,
+    /// Bytes of one value in the cache.
+    pub v_bytes: f64,
+    /// Tokens per tile.
+    pub n_ubatch: usize,
+    /// Which prompts go through the stages.
+    pub reach: Reach,
+}
+
+impl Default for PlanOptions {
+    fn default() -> PlanOptions {
+        PlanOptions { k_bytes: 2.0, v_bytes: 2.0, n_ubatch: 512, reach: Reach::AboveFirstBudget }
+    }
+}
+
+/// Operations of a prefill, in FLOP.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Flops {
+    /// Matrix products with weights.
+    pub linear: f64,
+    /// Products of attention.
+    pub attention: f64,
+    /// What selecting costs.
+    pub probes: f64,
+}
+
+impl Flops {
+    /// The sum.
+    pub fn total(&self) -> f64 {
+        self.linear + self.attention + self.probes
+    }
+}
+
+/// Memory at the end of a prefill, in bytes. Scratch is an estimate from the tile size.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Memory {
+    /// All weights.
+    pub weights: f64,
+    /// KV cache as SPTS leaves it.
+    pub kv: f64,
+    /// KV cache of a dense prefill.
+    pub kv_dense: f64,
+    /// The residual stream of the whole prompt, F32.
+    pub hidden: f64,
+    /// One layer's keys, scores and tile, the attention mask, and the logits.
+    pub scratch: f64,
+}
+
+impl Memory {
+    /// What the run needs.
+    pub fn total(&self) -> f64 {
+        self.weights + self.kv + self.hidden + self.scratch
+    }
+}
+
+/// One layer of the plan. The field names are keys of the JSON interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct PlanLayer {
+    /// Layer, from 0.
+    pub il: usize,
+    /// Tokens at its input.
+    pub candidates: usize,
+    /// Tokens of its attention.
+    pub active_attn: usize,
+    /// Tokens of its FFN.
+    pub active_ffn: usize,
+    /// Entries of its KV cache.
+    pub kv: usize,
+}
+
+/// The step at the first budget: one token above it the schedule acts in full.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Cliff {
+    /// The longest prompt that stays dense.
+    pub first_budget: usize,
+    /// Share of the cache kept one token above.
+    pub cache_kept_above: f64,
+    /// Ratio of operations one token above.
+    pub speedup_above: f64,
+}
+
+/// The plan. It serialises to the keys `n_tokens`, `predicted_speedup`, `cache_kept`, `flops_dense`, `flops_spts`,
+/// `memory_bytes` and `layers`, which are a stable interface; [`fmt::Display`] gives the table for people.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Plan {
+    /// Length of the prompt.
+    pub n_tokens: usize,
+    /// Ratio of operations, dense to SPTS; 1 if the prompt stays dense.
+    pub predicted_speedup: f64,
+    /// Share of the dense cache's entries that are kept.
+    pub cache_kept: f64,
+    /// FLOP of a dense prefill.
+    pub flops_dense: u64,
+    /// FLOP with this schedule, probes included.
+    pub flops_spts: u64,
+    /// Weights, cache, hidden state and scratch.
+    pub memory_bytes: u64,
+    /// One entry per layer.
+    pub layers: Vec<PlanLayer>,
+    /// Name of the shape.
+    #[serde(skip)]
+    pub shape: String,
+    /// Name of the schedule.
+    #[serde(skip)]
+    pub schedule: String,
+    /// `flops_dense` in parts.
+    #[serde(skip)]
+    pub dense: Flops,
+    /// `flops_spts` in parts.
+    #[serde(skip)]
+    pub spts: Flops,
+    /// `memory_bytes` in parts.
+    #[serde(skip)]
+    pub memory: Memory,
+    /// The step at the first budget, where budgets are counts.
+    #[serde(skip)]
+    pub cliff: Option<Cliff>,
+    /// The schedule's counts.
+    #[serde(skip)]
+    pub budgets: Budgets,
+}
+
+impl Plan {
+    /// Counts what `schedule` costs on `shape` for a prompt of `n_tokens`.
+    ///
+    /// # Errors
+    /// What [`Schedule::resolve`] refuses.
+    pub fn new(
+        shape: &Shape,
+        schedule: &Schedule,
+        n_tokens: usize,
+        options: &PlanOptions,
+    ) -> Result<Plan, ScheduleError> {
+        let budgets = schedule.resolve(shape.n_layer, n_tokens, &|l| shape.is_swa(l), options.reach)?;
+        let dense = dense_flops(shape, n_tokens);
+        let spts = spts_flops(shape, schedule, &budgets);
+        let memory = memory(shape, &budgets, options);
+        let layer = |(il, l): (usize, &LayerBudget)| PlanLayer {
+            il,
+            candidates: l.candidates,
+            active_attn: l.active_attn,
+            active_ffn: l.active_ffn,
+            kv: l.active_attn,
+        };
+        Ok(Plan {
+            n_tokens,
+            predicted_speedup: dense.total() / spts.total(),
+            cache_kept: budgets.cache_kept(),
+            // A cast from F64 saturates, so that absurd lengths do no harm.
+            flops_dense: dense.total() as u64,
+            flops_spts: spts.total() as u64,
+            memory_bytes: memory.total() as u64,
+            layers: budgets.layers.iter().enumerate().map(layer).collect(),
+            shape: shape.name.clone(),
+            schedule: schedule.name.clone(),
+            dense,
+            spts,
+            memory,
+            cliff: cliff(shape, schedule)?,
+            budgets,
+        })
+    }
+}
+
+fn cliff(shape: &Shape, schedule: &Schedule) -> Result<Option<Cliff>, ScheduleError> {
+    // A fraction grows with the prompt, which is then always above it.
+    let Some(Budget::Tokens(_)) = schedule.stages.first().map(|s| s.budget) else {
+        return Ok(None);
+    };
+    let first_budget = schedule.first_budget(1);
+    let Some(above) = first_budget.checked_add(1) else {
+        return Ok(None);
+    };
+    let budgets = schedule.resolve(shape.n_layer, above, &|l| shape.is_swa(l), Reach::AboveFirstBudget)?;
+    let speedup_above = dense_flops(shape, above).total() / spts_flops(shape, schedule, &budgets).total();
+    Ok(Some(Cliff { first_budget, cache_kept_above: budgets.cache_kept(), speedup_above }))
+}
+
+/// Operations of attention over the last `n` of `n` tokens.
+fn attention_flops(shape: &Shape, layer: usize, n: usize) -> f64 {
+    let n = n as f64;
+    let twice_pairs = match &shape.swa {
+        Some(swa) if shape.is_swa(layer) && n > swa.window as f64 => {
+            2. * n * swa.window as f64 - (swa.window as f64).powi(2)
+        }
+        _ => n * n,
+    };
+    twice_pairs * (shape.head_dim_k + shape.head_dim_v) as f64 * shape.n_head as f64
+}
+
+fn dense_flops(shape: &Shape, n_tokens: usize) -> Flops {
+    let weights = shape.w_q() + shape.w_k() + shape.w_v() + shape.w_o() + shape.w_ffn();
+    Flops {
+        linear: 2. * n_tokens as f64 * weights * shape.n_layer as f64,
+        attention: (0..shape.n_layer).map(|l| attention_flops(shape, l, n_tokens)).sum(),
+        probes: 0.,
+    }
+}
+
+fn spts_flops(shape: &Shape, schedule: &Schedule, budgets: &Budgets) -> Flops {
+    let mut sum = Flops::default();
+    for (layer, l) in budgets.layers.iter().enumerate() {
+        let [n, a, b] = [l.candidates, l.active_attn, l.active_ffn].map(|x| x as f64);
+        sum.linear += 2. * (n * shape.w_k() + a * (shape.w_q() + shape.w_v() + shape.w_o()) + b * shape.w_ffn());
+        sum.attention += attention_flops(shape, layer, l.active_attn);
+        if l.probe && schedule.selection == Selection::Probe {
+            let q = budgets.queries as f64;
+            sum.probes += 2. * q * (shape.w_q() + n * (shape.head_dim_k as f64 * shape.n_head as f64));
+        }
+        if l.proxy {
+            let (r, d_low) = (schedule.proxy.rank as f64, schedule.proxy.d_low as f64);
+            let inputs = if shape.gated { 2. } else { 1. };
+            sum.probes += 2. * n * (inputs * (shape.n_embd as f64 * r + r * d_low) + d_low * r);
+        }
+    }
+    sum
+}
+
+fn memory(shape: &Shape, budgets: &Budgets, options: &PlanOptions) -> Memory {
+    let n = budgets.n_tokens as f64;
+    let kv_heads = shape.n_head_kv as f64;
+    let entry = kv_heads * (shape.head_dim_k as f64 * options.k_bytes + shape.head_dim_v as f64 * options.v_bytes);
+    let entries: f64 = budgets.layers.iter().map(|l| l.active_attn as f64).sum();
+    let tile = options.n_ubatch.clamp(1, budgets.n_tokens) as f64;
+    // Values are F32 in scratch: the FFN's activations or attention's, whichever is wider, of one tile.
+    let ffn = if shape.gated { 3. } else { 2. } * shape.n_ff as f64 + 2. * shape.n_embd as f64;
+    let attention =
+        shape.n_head as f64 * (2. * shape.head_dim_k as f64 + shape.head_dim_v as f64) + 2. * shape.n_embd as f64;
+    // The mask is one F16 buffer for all tiles: a row per token of a tile, as long as the prompt and a tile.
+    let mask = 2. * tile * (n + tile);
+    // Keys of all candidates and the scores exist only where a layer probes.
+    let probing = budgets.layers.iter().filter(|l| l.probe).map(|l| l.candidates).max().unwrap_or(0) as f64;
+    let probe =
+        probing * (kv_heads * shape.head_dim_k as f64 * 4. + (budgets.queries as f64 * shape.n_head as f64 + 4.) * 4.);
+    Memory {
+        weights: shape.weight_bytes.map_or(shape.n_params() * 4.5 / 8., |b| b as f64),
+        kv: entries * entry,
+        kv_dense: n * shape.n_layer as f64 * entry,
+        hidden: n * shape.n_embd as f64 * 4.,
+        scratch: 4. * tile * ffn.max(attention) + mask + probe + 4. * shape.n_vocab as f64,
+    }
+}
+
+/// 32768 as `32,768`.
+pub fn grouped(n: usize) -> String {
+    let digits = n.to_string();
+    let mut out = String::new();
+    for (i, c) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
+            out.push(',');
+        }
+        out.push(c);
+    }
+    out
+}
+
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{}, {} tokens, schedule {}", self.shape, grouped(self.n_tokens), self.schedule)?;
+        writeln!(f)?;
+        writeln!(f, "{:>9} {:>12} {:>12} {:>12} {:>12}", "layers", "candidates", "attention", "FFN", "KV/layer")?;
+        let layers = &self.budgets.layers;
+        let mut first = 0;
+        while first < layers.len() {
+            let head = layers[first];
+            // A row ends with a prune, or where the counts change.
+            let same = |l: &LayerBudget| LayerBudget { prune_to: None, ..*l } == LayerBudget { prune_to: None, ..head };
+            let mut last = first;
+            while layers[last].prune_to.is_none() && layers.get(last + 1).is_some_and(same) {
+                last += 1;
+            }
+            let range = if first == last { first.to_string() } else { format!("{first}-{last}") };
+            let [n, a, b] = [head.candidates, head.active_attn, head.active_ffn].map(grouped);
+            let then = match layers[last].prune_to {
+                Some(m) => format!("  then prune to {}", grouped(m)),
+                None if !head.probe => "  dense".to_owned(),
+                None => String::new(),
+            };
+            writeln!(f, "{range:>9} {n:>12} {a:>12} {b:>12} {a:>12}{then}")?;
+            first = last + 1;
+        }
+        writeln!(f)?;
+        writeln!(f, "{:>9} {:>12} {:>12} {:>12} {:>12}", "TFLOP", "linear", "attention", "probes", "total")?;
+        for (name, x) in [("dense", &self.dense), ("SPTS", &self.spts)] {
+            let [linear, attention, probes, total] = [x.linear, x.attention, x.probes, x.total()].map(|x| x / 1e12);
+            writeln!(f, "{name:>9} {linear:>12.2} {attention:>12.2} {probes:>12.2} {total:>12.2}")?;
+        }
+        writeln!(f)?;
+        writeln!(
+            f,
+            "predicted speed-up (ceiling) {:.2}x, cache kept {:.1} %",
+            self.predicted_speedup,
+            100. * self.cache_kept
+        )?;
+        let m = self.memory;
+        let [total, weights, kv, kv_dense, hidden, scratch] =
+            [m.total(), m.weights, m.kv, m.kv_dense, m.hidden, m.scratch].map(|x| x / f64::from(1 << 30));
+        writeln!(
+            f,
+            "memory {total:.2} GiB: weights {weights:.2}, KV cache {kv:.2} (dense {kv_dense:.2}), hidden state {hidden:.2}, scratch about {scratch:.2}"
+        )?;
+        if let Some(c) = self.cliff {
+            let [at, above] = [c.first_budget, c.first_budget + 1].map(grouped);
+            let (kept, speedup) = (100. * c.cache_kept_above, c.speedup_above);
+            writeln!(
+                f,
+                "up to {at} tokens the prompt stays dense; at {above} the cache falls to {kept:.1} % at once ({speedup:.2}x)"
+            )?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+#[path = "plan_tests.rs"]
+mod tests;

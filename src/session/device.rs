@@ -1,0 +1,82 @@
+//! A device of a session: its backend, its masks, the graph that is rebuilt for every tile.
+
+use crate::Result;
+use crate::ggml::GgmlError;
+use crate::ggml::backend::Backend;
+use crate::ggml::ops::Ops;
+use crate::ggml::profile::OpTimes;
+use crate::graph::ir::{Node, Op, WeightId};
+
+use super::masks::Masks;
+use super::run::Run;
+
+/// A started device.
+pub struct Device {
+    /// The backend.
+    pub backend: Backend,
+    /// Attention masks.
+    pub masks: Masks,
+    /// The graph under construction.
+    pub(super) ops: Ops,
+    /// Bytes of 16-bit copies that there was room for.
+    copies: usize,
+    /// Times by kind of operation, if they are recorded.
+    pub op_times: Option<OpTimes>,
+}
+
+/// Bytes of logits that probing on a GPU holds at a time (vendor/ggml-sys/src/selection.cu).
+const PROBE_LOGITS: usize = 128 << 20;
+
+/// Weights of which a GPU holds 16-bit copies at a time, the largest at worst: those made ahead
+/// (vendor/ggml-sys/src/wide_weights.cu), and one of a captured graph.
+const WIDE_WEIGHTS: usize = 3 + 1;
+
+impl Device {
+    /// A device around its backend.
+    pub fn new(backend: Backend) -> Self {
+        Self { backend, masks: Masks::default(), ops: Ops::default(), copies: 0, op_times: None }
+    }
+
+    /// A GPU's products make 16-bit copies of weights and rows, and what scores candidates has values in between, in memory that
+    /// ggml takes when it needs it, and aborts if it gets none.
+    ///
+    /// # Errors
+    /// Out of memory.
+    pub(super) fn check_room_for_copies(&mut self, device: usize, run: &Run) -> Result<()> {
+        let hp = run.model.hparams();
+        let kernels = self.backend.kernels();
+        let graph = &run.compiled.graph;
+        let rows = |node: &Node| node.n_rows.min(run.compiled.tile);
+        let ours = |node: &Node, w: WeightId| kernels.product(rows(node), run.model.weight(w).ty);
+        // ggml's products round rows on both sides, ours those that come in F32.
+        let needs = |node: &Node| match node.op {
+            Op::Linear { .. } => 2 * rows(node) * (graph.node(node.src[0]).n_feat + node.n_feat),
+            Op::GatedFfn { gate, up, down, .. } if ![gate, up, down].into_iter().all(|w| ours(node, w)) => {
+                2 * rows(node) * (hp.n_embd + hp.n_ff)
+            }
+            Op::ProxyNorm { layer, .. } => {
+                let v_down = run.proxy(device, layer).v_down; // [d_low, rank]
+                rows(graph.node(node.src[0])) * (4 * v_down.ne(0) + 8 * v_down.ne(1))
+            }
+            Op::ProbeScores { heads } => {
+                let of_a_query = 4 * node.n_rows * heads.n_head;
+                (of_a_query * graph.node(node.src[0]).n_rows).min(PROBE_LOGITS.max(of_a_query))
+            }
+            _ => 0,
+        };
+        let mine = |node: &&Node| run.model.placement().of(node.layer, false) == device;
+        let most = graph.nodes.iter().filter(mine).map(needs).max().unwrap_or(0);
+        let bytes = most + 2 * WIDE_WEIGHTS * hp.n_embd * hp.n_ff;
+        // What was found room for before is ggml's already.
+        let (more, free) = (bytes.saturating_sub(self.copies), self.backend.buffer_type().free_bytes());
+        if more > free {
+            let (device, what) = (
+                self.backend.name().to_owned(),
+                "16-bit copies of weights and of a tile's rows, or scores of candidates".to_owned(),
+            );
+            return Err(GgmlError::OutOfMemory { device, what, bytes: more, free }.into());
+        }
+        self.copies = self.copies.max(bytes);
+        Ok(())
+    }
+}

@@ -1,0 +1,357 @@
+//! The state of a sequence: what every layer remembers of the tokens read so far. Two sequences over one model are two of these.
+//!
+//! Each layer's KV cache has its own length, since skipping and pruning keep fewer entries in later layers.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::compile::lower::KV_PAD;
+use crate::ggml::GgmlError;
+use crate::ggml::Tensor;
+use crate::ggml::arena::{Arena, TensorId};
+use crate::ggml::backend::BufferType;
+use crate::gguf::GgmlType;
+use crate::{Error, Result};
+
+/// Element type of cached keys or values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum CacheType {
+    /// Exact; for tests.
+    F32,
+    /// The default.
+    #[default]
+    F16,
+    /// Half the memory of F16; needs a head dimension divisible by 32.
+    Q8_0,
+}
+
+impl CacheType {
+    /// ggml's type.
+    pub fn ggml(self) -> GgmlType {
+        match self {
+            CacheType::F32 => GgmlType::F32,
+            CacheType::F16 => GgmlType::F16,
+            CacheType::Q8_0 => GgmlType::Q8_0,
+        }
+    }
+
+    /// Type of candidates' keys between their scoring and the choice among them: never quantized. A probing layer whose
+    /// attention stays whole keeps no such copy: its scores come from the cached keys, in the cache's type.
+    pub fn probe(self) -> GgmlType {
+        if self == CacheType::F32 { GgmlType::F32 } else { GgmlType::F16 }
+    }
+}
+
+/// All layers' caches, and how many tokens they stand for.
+pub struct Sequence {
+    layers: Vec<LayerCache>,
+    n_past: usize,
+}
+
+impl Sequence {
+    /// Nothing read yet: one empty cache for each layer.
+    pub fn new(layers: Vec<LayerCache>) -> Self {
+        Self { layers, n_past: 0 }
+    }
+
+    /// The layers' caches.
+    pub fn layers(&self) -> &[LayerCache] {
+        &self.layers
+    }
+
+    /// Tokens read so far: the next one's position.
+    pub fn n_past(&self) -> usize {
+        self.n_past
+    }
+
+    /// Entries in each layer's cache.
+    pub fn lengths(&self) -> Vec<usize> {
+        self.layers.iter().map(|c| c.len).collect()
+    }
+
+    /// Bytes held.
+    pub fn n_bytes(&self) -> usize {
+        self.layers.iter().map(LayerCache::n_bytes).sum()
+    }
+
+    /// Makes room for so many more entries in each layer, and `spare` more.
+    ///
+    /// # Errors
+    /// Out of memory.
+    pub fn reserve(&mut self, entries: &[usize], spare: usize) -> std::result::Result<(), GgmlError> {
+        self.layers.iter_mut().zip(entries).try_for_each(|(cache, n)| cache.reserve(cache.len + n + spare))
+    }
+
+    /// Makes room for one token, and where a cache has none, for as many as it takes before memory is touched again: up to
+    /// `most` tokens in all.
+    ///
+    /// # Errors
+    /// Out of memory. What was read is still there.
+    pub fn reserve_token(&mut self, most: usize) -> std::result::Result<(), GgmlError> {
+        let spare = GROWTH.min(most.saturating_sub(self.n_past)).max(1);
+        for cache in self.layers.iter_mut().filter(|c| c.len == c.capacity) {
+            // With little memory left a single block more is better than none.
+            let whole = cache.reserve(cache.len + spare);
+            whole.or_else(|_| cache.reserve(cache.len + 1))?;
+        }
+        Ok(())
+    }
+
+    /// `n` tokens were read; layer l has kept the entries at `kept[l]`, and all layers all of them without it.
+    pub fn advance(&mut self, n: usize, kept: Option<Vec<Kept>>) {
+        let first = self.n_past;
+        self.n_past += n;
+        match kept {
+            Some(kept) => {
+                for (cache, kept) in self.layers.iter_mut().zip(kept) {
+                    cache.append(kept, first, n);
+                }
+            }
+            None => self.layers.iter_mut().for_each(|cache| cache.append(Kept::Count(n), first, n)),
+        }
+    }
+
+    /// The fewest tokens that [`Sequence::truncate`] can leave: which entry a token has in a layer that left some out is known
+    /// only behind the prompt whose tokens were left out.
+    pub fn least(&self) -> usize {
+        self.layers.iter().map(|c| c.least).max().unwrap_or(0)
+    }
+
+    /// Forgets all tokens but the first `n`.
+    ///
+    /// # Errors
+    /// [`Error::Truncate`] below [`Sequence::least`], except for 0.
+    pub fn truncate(&mut self, n: usize) -> Result<()> {
+        if n == 0 {
+            self.clear();
+            return Ok(());
+        }
+        if n >= self.n_past {
+            return Ok(());
+        }
+        if n < self.least() {
+            return Err(Error::Truncate { n, least: self.least() });
+        }
+        for cache in &mut self.layers {
+            // Entries behind the prompt are a run, one for each token.
+            cache.len -= self.n_past - n;
+            if let Some(positions) = &mut cache.positions {
+                positions.truncate(cache.len);
+            }
+        }
+        self.n_past = n;
+        Ok(())
+    }
+
+    /// Forgets all tokens; the memory stays.
+    pub fn clear(&mut self) {
+        self.layers.iter_mut().for_each(LayerCache::clear);
+        self.n_past = 0;
+    }
+}
+
+/// Entries that a cache grows by while decoding.
+const GROWTH: usize = 512;
+
+/// Which of a call's tokens a layer has kept.
+pub enum Kept {
+    /// So many; which ones does not matter.
+    Count(usize),
+    /// Those at these positions, ascending, where a sliding window masks by them.
+    At(Vec<i32>),
+}
+
+/// Cache of one layer.
+pub struct LayerCache {
+    arena: Option<(Arena, TensorId, TensorId)>,
+    buft: BufferType,
+    width: usize,
+    types: (CacheType, CacheType),
+    capacity: usize,
+    /// Of the memory: another number for every allocation of the process.
+    generation: u64,
+    len: usize,
+    /// Tokens up to which entries are no run of tokens.
+    least: usize,
+    /// Original positions of the entries where they have gaps that matter; `None`: 0, 1, 2 ...
+    positions: Option<Vec<i32>>,
+}
+
+static GENERATION: AtomicU64 = AtomicU64::new(1);
+
+impl LayerCache {
+    /// An empty cache of `width` = n_head_kv * head_dim elements an entry.
+    pub fn new(buft: BufferType, width: usize, types: (CacheType, CacheType)) -> Self {
+        Self { arena: None, buft, width, types, capacity: 0, generation: 0, len: 0, least: 0, positions: None }
+    }
+
+    /// Makes room for `rows` entries in all, keeping what is there.
+    ///
+    /// # Errors
+    /// Out of memory.
+    pub fn reserve(&mut self, rows: usize) -> std::result::Result<(), GgmlError> {
+        let rows = rows.next_multiple_of(KV_PAD);
+        if rows <= self.capacity {
+            return Ok(());
+        }
+        if self.len == 0 {
+            // Nothing to keep: let go first.
+            self.arena = None;
+            self.capacity = 0;
+        }
+        let mut arena = Arena::new(2);
+        let k = arena.declare("cache_k", self.types.0.ggml(), &[self.width, rows]);
+        let v = arena.declare("cache_v", self.types.1.ggml(), &[self.width, rows]);
+        // Cleared: attention reads padding rows (masked), which must not hold NaN.
+        arena.allocate(&[k, v], self.buft, "the KV cache")?;
+        if let Some((old, old_k, old_v)) = &self.arena {
+            arena.copy_rows(k, old.get(*old_k), self.len);
+            arena.copy_rows(v, old.get(*old_v), self.len);
+        }
+        self.arena = Some((arena, k, v));
+        self.capacity = rows;
+        self.generation = GENERATION.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn clear(&mut self) {
+        self.len = 0;
+        self.least = 0;
+        self.positions = None;
+    }
+
+    fn append(&mut self, kept: Kept, first: usize, n: usize) {
+        let positions_of_all = || (first..first + n).map(|x| x as i32);
+        match kept {
+            Kept::Count(count) => {
+                if let Some(p) = &mut self.positions {
+                    p.extend(positions_of_all());
+                }
+                self.len += count;
+                if count < n {
+                    self.least = first + n;
+                }
+            }
+            Kept::At(positions) => {
+                if positions.len() < n {
+                    self.least = first + n;
+                }
+                self.len += positions.len();
+                self.positions.get_or_insert_with(|| (0..first).map(|x| x as i32).collect()).extend(positions);
+            }
+        }
+    }
+
+    /// Entries.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// True without entries.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Entries that there is room for.
+    pub fn capacity(&self) -> usize {
+        self.capacity
+    }
+
+    /// Number of the memory: the same as before only if it is the same memory.
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// Original positions of the entries, where they have gaps that matter; `None`: 0, 1, 2 ...
+    pub fn positions(&self) -> Option<&[i32]> {
+        self.positions.as_deref()
+    }
+
+    /// Keys `[width, capacity]`.
+    ///
+    /// # Panics
+    /// Before the first [`LayerCache::reserve`].
+    pub fn k(&self) -> Tensor<'_> {
+        let (arena, k, _) = self.arena.as_ref().expect("a reserved cache");
+        arena.get(*k)
+    }
+
+    /// Values `[width, capacity]`.
+    ///
+    /// # Panics
+    /// Before the first [`LayerCache::reserve`].
+    pub fn v(&self) -> Tensor<'_> {
+        let (arena, _, v) = self.arena.as_ref().expect("a reserved cache");
+        arena.get(*v)
+    }
+
+    /// Bytes held.
+    pub fn n_bytes(&self) -> usize {
+        self.arena.as_ref().map_or(0, |(a, _, _)| a.n_bytes())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ggml::backend;
+
+    fn sequence(n_layer: usize) -> Sequence {
+        let buft = backend::buffer_type("CPU").expect("a CPU");
+        Sequence::new((0..n_layer).map(|_| LayerCache::new(buft, 32, (CacheType::F16, CacheType::Q8_0))).collect())
+    }
+
+    #[test]
+    fn a_dense_sequence_can_be_cut_anywhere() {
+        let mut s = sequence(2);
+        s.reserve(&[10, 10], 0).expect("memory");
+        s.advance(10, None);
+        s.advance(1, None);
+        s.truncate(4).expect("a dense sequence");
+        assert_eq!((s.n_past(), s.lengths()), (4, vec![4, 4]));
+        s.truncate(7).expect("nothing to forget");
+        assert_eq!(s.n_past(), 4);
+        s.truncate(0).expect("everything forgotten");
+        assert_eq!((s.n_past(), s.lengths()), (0, vec![0, 0]));
+    }
+
+    #[test]
+    fn behind_a_prompt_that_left_tokens_out_answers_can_be_cut() {
+        let mut s = sequence(2);
+        s.advance(100, Some(vec![Kept::Count(100), Kept::At(vec![3, 50, 99])]));
+        s.advance(5, None);
+        assert_eq!((s.n_past(), s.lengths(), s.least()), (105, vec![105, 8], 100));
+        assert_eq!(s.layers()[1].positions(), Some(&[3, 50, 99, 100, 101, 102, 103, 104][..]));
+        s.truncate(102).expect("behind the prompt");
+        assert_eq!((s.lengths(), s.layers()[1].positions()), (vec![102, 5], Some(&[3, 50, 99, 100, 101][..])));
+        assert!(matches!(s.truncate(99), Err(Error::Truncate { n: 99, least: 100 })));
+        assert_eq!(s.n_past(), 102);
+        s.clear();
+        assert_eq!((s.least(), s.layers()[1].positions()), (0, None));
+    }
+
+    #[test]
+    fn growing_keeps_entries_and_changes_the_generation() {
+        let mut s = sequence(1);
+        s.reserve(&[3], 0).expect("memory");
+        let before = s.layers()[0].generation();
+        let row: Vec<u8> = (0..64).collect();
+        s.layers()[0].arena.as_ref().expect("reserved").0.set(
+            s.layers()[0].arena.as_ref().expect("reserved").1,
+            0,
+            &row,
+        );
+        s.advance(KV_PAD, None);
+        s.reserve_token(10_000).expect("memory");
+        let cache = &s.layers()[0];
+        assert_eq!(cache.capacity(), (KV_PAD + GROWTH).next_multiple_of(KV_PAD));
+        assert_ne!(cache.generation(), before);
+        let (arena, k, _) = cache.arena.as_ref().expect("reserved");
+        assert_eq!(arena.read(*k, 0, 64), row);
+        // The context bounds how far it grows.
+        let mut s = sequence(1);
+        s.reserve(&[1], 0).expect("memory");
+        s.advance(KV_PAD, None);
+        s.reserve_token(KV_PAD + 1).expect("memory");
+        assert_eq!(s.layers()[0].capacity(), 2 * KV_PAD);
+    }
+}
