@@ -19,7 +19,7 @@ const N: usize = 40;
 /// A graph with every operation of SPTS but the random scores.
 fn graph() -> Graph {
     let pair = Pair::new(Tiny::named("qwen2"));
-    let schedule = runtime::schedule(&[(2, 20, 5)], Probe { queries: 3, pool: Pool::Max(3) });
+    let schedule = runtime::schedule(&[(2, 20, 5)], Probe { queries: 3, pool: Pool::Max(3), ..Probe::PAPER });
     let budgets = schedule.resolve(4, N, &|_| false).expect("a schedule that fits");
     let graph = skip_and_prune(&pair.model.graph(N, pair.n_ctx), &budgets, &schedule).expect("an intact graph");
     verify(&graph).expect("an intact graph");

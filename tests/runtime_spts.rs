@@ -24,6 +24,7 @@ use support::tiny::{Arch, NAMES, Tiny};
 struct Run {
     layout: Layout,
     pool: Pool,
+    carry: f32,
     use_proxy: bool,
     selection: Selection,
     n_ubatch: usize,
@@ -35,6 +36,7 @@ fn run(skip_from: usize, stages: &[(usize, usize, usize)]) -> Run {
     Run {
         layout: Layout { skip_from, stages: stages.to_vec(), queries: 1, skip_attn: true, skip_ffn: true, prune: true },
         pool: Pool::None,
+        carry: 0.0,
         use_proxy: false,
         selection: Selection::Probe,
         n_ubatch: 512,
@@ -49,7 +51,7 @@ impl Run {
     }
 
     fn schedule(&self) -> Schedule {
-        let probe = Probe { queries: self.layout.queries, pool: self.pool };
+        let probe = Probe { queries: self.layout.queries, pool: self.pool, carry: self.carry };
         Schedule {
             skip_from: self.layout.skip_from,
             skip_attn: self.layout.skip_attn,
@@ -82,6 +84,8 @@ impl Run {
                 Pool::Avg(w) => reference::Pool::Avg(w),
                 Pool::Max(w) => reference::Pool::Max(w),
             },
+            carry: self.carry,
+            carry_from: self.layout.skip_from,
             proxies: proxies.filter(|_| self.use_proxy).map(|p| p.reference.clone()),
             given_scores: match self.selection {
                 Selection::Probe => None,
@@ -229,6 +233,34 @@ fn windows_of_queries_and_pools() {
             run.compare_with_decoding(&pair, &tokens, None);
         }
     }
+}
+
+/// Through prunes, layers with windows, and layers that score for later ones alone.
+#[test]
+fn scores_carried_from_layer_to_layer() {
+    for tiny in NAMES.map(Tiny::named).into_iter().chain([two_globals()]) {
+        let pair = Pair::new(tiny);
+        let tokens = pair.tiny.prompt(61);
+        for (queries, pool, carry) in [(1, Pool::None, 1.0), (4, Pool::Max(5), 0.7), (3, Pool::Avg(3), 0.25)] {
+            let run = Run { pool, carry, n_ubatch: 13, ..stages(&pair.tiny).queries(queries) };
+            run.compare_with_decoding(&pair, &tokens, None);
+        }
+        let mut pruning = Run { carry: 0.7, n_ubatch: 20, ..stages(&pair.tiny).queries(2) };
+        (pruning.layout.skip_attn, pruning.layout.skip_ffn, pruning.layout.skip_from) = (false, false, 0);
+        pruning.compare_with_decoding(&pair, &tokens, None);
+    }
+}
+
+/// What is carried must decide something, or the test above would pass without it.
+#[test]
+fn carried_scores_change_the_choice() {
+    let pair = Pair::new(Tiny::named("llama"));
+    let tokens = pair.tiny.prompt(61);
+    let with = Run { carry: 0.7, ..stages(&pair.tiny) }.compare(&pair, &tokens, None).expected;
+    let without = stages(&pair.tiny).compare(&pair, &tokens, None).expected;
+    // Nothing comes before the first layer that skips.
+    assert_eq!(with.layers[1].active_attn, without.layers[1].active_attn);
+    assert_ne!(with.layers[2].active_attn, without.layers[2].active_attn);
 }
 
 #[test]
@@ -527,10 +559,12 @@ fn any_run() -> impl Strategy<Value = (Tiny, usize, Run, Option<(usize, usize)>)
         ];
         let selection =
             prop_oneof![4 => Just(Selection::Probe), 1 => any::<u64>().prop_map(|seed| Selection::Random { seed })];
-        let run = (layout, pool, any::<bool>(), selection, 1usize..90).prop_map(
-            |(layout, pool, use_proxy, selection, n_ubatch)| Run {
+        let carry = prop_oneof![2 => Just(0.0), 1 => Just(1.0), 2 => 0.0..1.0f32];
+        let run = (layout, pool, carry, any::<bool>(), selection, 1usize..90).prop_map(
+            |(layout, pool, carry, use_proxy, selection, n_ubatch)| Run {
                 layout,
                 pool,
+                carry,
                 use_proxy,
                 selection,
                 n_ubatch,

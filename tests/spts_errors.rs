@@ -24,7 +24,7 @@ fn pair() -> Pair {
 
 /// Layers 1 to 3 of 5 skip and score their FFNs by proxies.
 fn schedule() -> Schedule {
-    runtime::schedule(&[(2, 20, 2), (3, 12, 2)], Probe { queries: 2, pool: Pool::None })
+    runtime::schedule(&[(2, 20, 2), (3, 12, 2)], Probe { queries: 2, ..Probe::PAPER })
 }
 
 fn sidecar(file: &SidecarFile) -> Result<Arc<Sidecar>, Error> {

@@ -164,7 +164,7 @@ impl SamplingArgs {
 #[command(next_help_heading = "Token skipping (SPTS)")]
 pub struct SptsArgs {
     /// Compute every token in every layer
-    #[arg(long, conflicts_with_all = ["schedule", "keep", "no_proxy", "no_prune", "no_attn_skip", "no_ffn_skip", "random_selection", "probe_queries", "pool", "sidecar"])]
+    #[arg(long, conflicts_with_all = ["schedule", "keep", "no_proxy", "no_prune", "no_attn_skip", "no_ffn_skip", "random_selection", "probe_queries", "pool", "carry", "sidecar"])]
     pub no_spts: bool,
     /// Budgets: a preset (default, paper, rule, llama-3.1-8b, qwen2.5-7b, openpangu-1b), fractions of the prompt (0.28,0.22,0.125,0.0625:0.03, the last is the cut), or a file
     #[arg(long, value_name = "WHAT")]
@@ -178,6 +178,9 @@ pub struct SptsArgs {
     /// Pooling of scores over neighbours: none, avg:7, max:13 [default: the schedule's]
     #[arg(long, value_name = "HOW", value_parser = pool)]
     pub pool: Option<Pool>,
+    /// Add to a layer's scores X times those of the layer before, 0 to 1 [default: the schedule's]
+    #[arg(long, value_name = "X", value_parser = probability, allow_negative_numbers = true)]
+    pub carry: Option<f32>,
     /// Score the FFN by attention alone: needs no sidecar
     #[arg(long, conflicts_with = "sidecar")]
     pub no_proxy: bool,
@@ -217,6 +220,9 @@ impl SptsArgs {
         }
         if let Some(pool) = self.pool {
             s.probe.pool = pool;
+        }
+        if let Some(carry) = self.carry {
+            s.probe.carry = carry;
         }
         if let Some(seed) = self.random_selection {
             s.selection = Selection::Random { seed };

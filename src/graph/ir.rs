@@ -199,6 +199,11 @@ pub enum Op {
         /// As in [`Op::Linear`].
         norm: Option<WeightId>,
     },
+    /// `a [1, n], b [1, n] -> a + factor * b`: scores and those carried from an earlier layer.
+    AddScaled {
+        /// On b.
+        factor: f32,
+    },
     /// `a, b -> a * b`, elementwise (scores), or each row of `a [f, n]` by its factor in `b [1, n]`.
     Mul,
     /// `x -> F32 [1, n]`: a uniform random score for every row of x, a control for ablations.
@@ -263,6 +268,7 @@ impl Op {
             Op::ScatterAdd => "scatter_add",
             Op::LastRows { .. } => "last_rows",
             Op::ProbeScores { .. } => "probe_scores",
+            Op::AddScaled { .. } => "add_scaled",
             Op::PoolScores { .. } => "pool_scores",
             Op::ProxyNorm { .. } => "proxy_norm",
             Op::Mul => "mul",

@@ -286,6 +286,10 @@ impl<'a> Lowerer<'a, '_> {
                 }
                 k => self.probe_scores(node, k, heads),
             },
+            Op::AddScaled { factor } => {
+                let carried = self.ops.scale(self.rows(node.src[1]), *factor);
+                self.ops.add(self.rows(node.src[0]), carried)
+            }
             Op::PoolScores { pool } => self.pool_scores(node, *pool),
             Op::ProxyNorm { .. } if self.is_scored(id) => return,
             Op::ProxyNorm { .. } => self.proxy_norm(node),

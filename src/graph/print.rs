@@ -58,6 +58,7 @@ fn line(out: &mut String, i: usize, node: &Node, weight_name: &impl Fn(WeightId)
             args.extend(norm.map(by));
         }
         Op::Glu { act } => args.push(format!("{act:?}").to_lowercase()),
+        Op::AddScaled { factor } => args.push(format!("factor={factor}")),
         Op::PoolScores { pool } => args.push(pool.to_string()),
         Op::TopK { m, forced } => args.push(format!("m={m}, forced={forced}")),
         Op::RandomScores { seed, .. } => args.push(format!("seed={seed}")),

@@ -58,6 +58,7 @@ fn check_node(graph: &Graph, id: NodeId) -> Result<(), String> {
     let arity = match node.op {
         Op::Tokens | Op::Positions => 0,
         Op::Rope { .. } | Op::Glu { .. } | Op::Add | Op::GetRows | Op::ProbeScores { .. } | Op::Mul => 2,
+        Op::AddScaled { .. } => 2,
         Op::IsMember | Op::Prune => 2,
         Op::GatedFfn { .. } => node.src.len().clamp(1, 2),
         Op::ScatterAdd | Op::NormalizeRows { .. } => 3,
@@ -139,6 +140,10 @@ fn check_node(graph: &Graph, id: NodeId) -> Result<(), String> {
                 node.n_feat == 1 && node.n_rows == src(1).n_rows && src(0).n_rows <= src(1).n_rows,
                 "a score for every candidate",
             )
+        }
+        Op::AddScaled { factor } => {
+            want(same(0) && same(1) && node.n_feat == 1, "two scores a row")?;
+            want(factor.is_finite(), "a finite factor")
         }
         Op::PoolScores { .. } => want(same(0) && node.n_feat == 1, "one score a row"),
         Op::ProxyNorm { .. } => want(node.n_feat == 1 && src(0).n_rows == node.n_rows, "one norm a row"),

@@ -17,6 +17,7 @@ pub fn skip_and_prune(graph: &Graph, budgets: &Resolved, schedule: &Schedule) ->
     verify(graph)?;
     let probe = ProbeSettings {
         queries: budgets.queries,
+        carry: schedule.probe.carry,
         pool: schedule.probe.pool,
         selection: schedule.selection,
         forced: budgets.forced,

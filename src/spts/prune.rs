@@ -11,6 +11,8 @@
 //! out       = hidden + ffn(hidden), times 0 for rows that are not in B
 //! positions = positions[T']                                     the later layers rotate by original positions
 //! ```
+//! Scores that later layers add to their own go through the prune as well: the rows that stay are gathered.
+//!
 //! The method prunes behind the layer (`h[T']` of its result). That is the same: an FFN looks at one token alone, and T' was
 //! known before it, so what it adds to the pruned tokens is read by nobody. T' is as large as the budget says, while how many
 //! of it are in B is only known when they are chosen; hence the factor, and not a smaller set.
@@ -33,8 +35,18 @@ pub fn insert_pruning(graph: &Graph, budgets: &[LayerBudget], queries: usize) ->
         };
         rw.copy_through(a.out);
         anchors.push(LayerAnchors { kept, ..rw.copied_anchors(layer) });
+        if let (Some(kept), Some(carried)) = (kept, carried_behind(graph, a.out)) {
+            rw.b.set_layer(Some(layer));
+            let left = rw.b.push(Op::GetRows, &[rw.map[&carried], kept], "carried_kept");
+            rw.map.insert(carried, left);
+        }
     }
     rw.finish(anchors)
+}
+
+/// The scores that the next probing layer behind `out` adds to its own.
+fn carried_behind(graph: &Graph, out: NodeId) -> Option<NodeId> {
+    graph.nodes[out.index()..].iter().find_map(|n| matches!(n.op, Op::AddScaled { .. }).then(|| n.src[1]))
 }
 
 /// Copies a layer up to what its FFN reads and the selection of its rows, and puts the prune and an FFN of the `m` rows that

@@ -56,6 +56,9 @@ pub enum ScheduleError {
     /// A pooling window has a middle.
     #[error("schedule '{name}': pool width {width}; expected an odd number, at least 1")]
     PoolWidth { name: String, width: usize },
+    /// A factor that would let old scores outgrow the new ones.
+    #[error("schedule '{name}': carry is {carry}; expected a number from 0 to 1")]
+    Carry { name: String, carry: f32 },
     /// A proxy without channels, or with a rank above them.
     #[error("schedule '{name}': proxy of {d_low} channels and rank {rank}; expected 1 <= rank <= channels")]
     Proxy { name: String, d_low: usize, rank: usize },
@@ -144,23 +147,27 @@ impl fmt::Display for Pool {
 }
 
 /// How candidates are scored by the attention probe.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Probe {
     /// Probing queries: the last tokens of the prompt. They are always active and never pruned.
     pub queries: usize,
-    /// Pooling of the mean scores over neighbouring candidates.
+    /// Pooling of the scores over neighbouring candidates.
     pub pool: Pool,
+    /// Scores are carried from layer to layer: to those of a layer this many times those of the probing layer before it are
+    /// added (which hold what that one was handed), and the sum is pooled and selects. Between 0 and 1; 0 is the paper's,
+    /// every layer by its own scores.
+    pub carry: f32,
 }
 
 impl Probe {
     /// The paper's: the last token alone, no pooling.
-    pub const PAPER: Probe = Probe { queries: 1, pool: Pool::None };
+    pub const PAPER: Probe = Probe { queries: 1, pool: Pool::None, carry: 0.0 };
     /// Ours for budgets in tokens: 32 queries, maximum over 65 neighbours, so that what is kept is spans. RULER at 32K on
     /// qwen2.5-coder-1.5b is 64.6 with it, 50.5 with 13 neighbours, 27.8 as the paper probes and 69.3 dense (docs/quality.md).
-    pub const SPANS: Probe = Probe { queries: 32, pool: Pool::Max(65) };
+    pub const SPANS: Probe = Probe { queries: 32, pool: Pool::Max(65), ..Probe::PAPER };
     /// Ours for budgets in fractions: 32 queries, maximum over 13 neighbours. Of a short prompt the later stages keep a few
     /// hundred tokens, which wide spans use up on one place.
-    pub const SHORT_SPANS: Probe = Probe { queries: 32, pool: Pool::Max(13) };
+    pub const SHORT_SPANS: Probe = Probe { queries: 32, pool: Pool::Max(13), ..Probe::PAPER };
 
     /// The probe that goes with budgets of this kind, unless another is asked for.
     pub fn for_budgets(budget: Budget) -> Probe {
@@ -296,6 +303,9 @@ impl Schedule {
         {
             return Err(ScheduleError::PoolWidth { name: name(), width });
         }
+        if !(0.0..=1.0).contains(&self.probe.carry) {
+            return Err(ScheduleError::Carry { name: name(), carry: self.probe.carry });
+        }
         let ProxySize { d_low, rank } = self.proxy;
         if rank == 0 || rank > d_low {
             return Err(ScheduleError::Proxy { name: name(), d_low, rank });
@@ -367,7 +377,8 @@ impl Schedule {
     /// - `is_swa(layer)` says which layers attend through a sliding window. They neither score nor skip: they hold all
     ///   candidates and are only pruned. A stage prunes behind its last layer that is not such a one; a stage of nothing
     ///   else neither skips nor prunes.
-    /// - A layer is probed only if something hangs on its scores.
+    /// - A layer is probed only if something hangs on its scores: what it selects, or, where scores are carried, what a
+    ///   later layer selects.
     ///
     /// # Errors
     /// Everything [`Schedule::validate_for`] finds, and an empty prompt.
@@ -441,7 +452,18 @@ impl Schedule {
             }
         }
         layers.resize(n_layer, LayerBudget::dense(n));
+        if self.carries()
+            && let Some(last) = layers.iter().rposition(|l| l.probe)
+        {
+            let scoring = (self.skip_from..=last).filter(|&l| !is_swa(l));
+            scoring.for_each(|l| layers[l].probe = true);
+        }
         Ok(Resolved { n_tokens, layers, queries, forced })
+    }
+
+    /// Whether layers add earlier ones' scores to their own. Chance is not carried.
+    fn carries(&self) -> bool {
+        self.probe.carry > 0.0 && self.selection == Selection::Probe
     }
 
     /// All budgets and cuts times `keep` (`--keep`). Counts round down; a budget stays at least 1 token and a fraction at

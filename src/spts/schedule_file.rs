@@ -10,6 +10,7 @@
 //! stage         = 28 2K 1K        # a fraction of the prompt has a point (0.28) or is in percent (28%)
 //! probe_queries = 32              # last tokens that score the others
 //! pool          = max 65          # none, avg WIDTH or max WIDTH
+//! carry         = 0               # to a layer's scores so many times those of the layer before are added, 0 to 1
 //! proxy         = 512 192         # channels and rank of the FFN proxies
 //! skip_attn     = true
 //! skip_ffn      = true
@@ -183,6 +184,7 @@ fn set(s: &mut Schedule, key: &str, value: &str) -> Result<(), String> {
                 _ => return Err(expected("none, `avg WIDTH` or `max WIDTH`")),
             }
         }
+        "carry" => s.probe.carry = value.parse().map_err(|_| expected("a number from 0 to 1"))?,
         "proxy" => {
             let size = |w: &str| w.parse().map_err(|_| expected("two whole numbers"));
             let [d_low, rank] = words[..] else {
@@ -205,7 +207,7 @@ fn set(s: &mut Schedule, key: &str, value: &str) -> Result<(), String> {
         }
         _ => {
             return Err(format!(
-                "unknown key `{key}`; expected name, skip_from, stage, probe_queries, pool, proxy, skip_attn, skip_ffn, use_proxy, prune or selection"
+                "unknown key `{key}`; expected name, skip_from, stage, probe_queries, pool, carry, proxy, skip_attn, skip_ffn, use_proxy, prune or selection"
             ));
         }
     }
@@ -266,6 +268,7 @@ impl fmt::Display for Schedule {
         }
         writeln!(f, "probe_queries = {}", self.probe.queries)?;
         writeln!(f, "pool = {}", self.probe.pool)?;
+        writeln!(f, "carry = {}", self.probe.carry)?;
         writeln!(f, "proxy = {} {}", self.proxy.d_low, self.proxy.rank)?;
         writeln!(f, "skip_attn = {}", self.skip_attn)?;
         writeln!(f, "skip_ffn = {}", self.skip_ffn)?;
@@ -327,6 +330,7 @@ mod tests {
             "pool = max",
             "pool = min 3",
             "pool = none 3",
+            "carry = much",
             "proxy = 3",
             "prune = yes",
             "selection = random",

@@ -75,6 +75,22 @@ fn switches_are_ablations() {
     assert!(Schedule { prune: false, ..pruning }.resolve(32, whole, NO_SWA).unwrap().is_dense());
 }
 
+/// Layers that select nothing themselves score for those that do, from the first that skips on.
+#[test]
+fn carried_scores_are_made_in_every_layer_up_to_the_last_that_selects() {
+    let pruning = Schedule { skip_attn: false, skip_ffn: false, ..llama() };
+    let probing = |s: &Schedule, is_swa: &dyn Fn(usize) -> bool| {
+        let r = s.resolve(32, 32 * K, is_swa).unwrap();
+        (0..32).filter(|&l| r.layers[l].probe).collect::<Vec<usize>>()
+    };
+    let carrying = Schedule { probe: Probe { carry: 0.7, ..Probe::PAPER }, ..pruning.clone() };
+    assert_eq!(probing(&carrying, NO_SWA), (10..=28).collect::<Vec<_>>());
+    assert_eq!(probing(&carrying, &|l| l % 3 != 0), [12, 15, 18, 21, 24, 27]);
+    let by_chance = Schedule { selection: Selection::Random { seed: 1 }, ..carrying.clone() };
+    assert_eq!(probing(&by_chance, NO_SWA), [13, 18, 23, 28]);
+    assert_eq!(probing(&Schedule { prune: false, ..carrying }, NO_SWA), [0; 0]);
+}
+
 #[test]
 fn sliding_window_layers_are_only_pruned() {
     // Stages 10-13, 14-18, 19-23, 24-28. Full attention in 12, 15, 16 alone.
@@ -142,19 +158,27 @@ fn mistakes_have_their_own_errors() {
     assert!(matches!(check(&|s| s.probe.queries = 0), ScheduleError::NoQueries(_)));
     assert!(matches!(check(&|s| s.probe.pool = Pool::Max(4)), ScheduleError::PoolWidth { width: 4, .. }));
     assert!(matches!(check(&|s| s.probe.pool = Pool::Avg(0)), ScheduleError::PoolWidth { width: 0, .. }));
+    for carry in [-0.1, 1.1, f32::NAN] {
+        assert!(matches!(check(&|s| s.probe.carry = carry), ScheduleError::Carry { .. }));
+    }
     assert!(matches!(check(&|s| s.proxy.rank = 0), ScheduleError::Proxy { .. }));
     assert!(matches!(check(&|s| s.name = "a\nb".into()), ScheduleError::Name(_)));
     assert!(matches!(llama().resolve(28, 100, NO_SWA), Err(ScheduleError::LayerOutOfRange { layer: 28, .. })));
     assert!(matches!(llama().resolve(32, 0, NO_SWA), Err(ScheduleError::EmptyPrompt(_))));
 }
 
+fn any_carry() -> impl Strategy<Value = f32> {
+    prop_oneof![Just(0.0), Just(1.0), 0.0..1.0f32]
+}
+
 /// Valid schedules of both kinds for `n_layer` layers.
 pub(crate) fn any_schedule(n_layer: usize) -> impl Strategy<Value = Schedule> {
     let ends = proptest::sample::subsequence((0..n_layer).collect::<Vec<_>>(), 2..=5.min(n_layer));
     let budgets = proptest::collection::vec((0.0001..1.0f64, 0.0..0.999f64), 5);
-    let probe = (1usize..70, 0usize..3, 0usize..8).prop_map(|(queries, kind, half)| Probe {
+    let probe = (1usize..70, 0usize..3, 0usize..8, any_carry()).prop_map(|(queries, kind, half, carry)| Probe {
         queries,
         pool: [Pool::None, Pool::Avg(2 * half + 1), Pool::Max(2 * half + 1)][kind],
+        carry,
     });
     let switches = (any::<[bool; 4]>(), any::<bool>(), proptest::option::of(any::<u64>()));
     (ends, budgets, probe, switches).prop_map(

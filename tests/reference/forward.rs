@@ -63,12 +63,14 @@ impl Model {
         assert!(!tokens.is_empty());
         let mut positions: Vec<usize> = (0..tokens.len()).collect();
         let mut h: Vec<Vec<f32>> = tokens.iter().map(|t| self.embed(*t)).collect();
+        // Scores of the candidates by the layers so far, where they are carried on.
+        let mut carried: Option<Vec<f32>> = None;
         let mut out =
             Output { logits: vec![], positions: vec![], hidden: vec![], layers: vec![], state: State::default() };
         for il in 0..self.layers.len() {
             let (trace, cache) = match plan {
                 None => self.dense_layer(il, &positions, &mut h),
-                Some(plan) => self.spts_layer(il, plan, &mut positions, &mut h),
+                Some(plan) => self.spts_layer(il, plan, &mut positions, &mut h, &mut carried),
             };
             out.layers.push(trace);
             out.state.cache.push(cache);
@@ -137,6 +139,7 @@ impl Model {
         plan: &SptsPlan,
         positions: &mut Vec<usize>,
         h: &mut Vec<Vec<f32>>,
+        carried: &mut Option<Vec<f32>>,
     ) -> (LayerTrace, LayerCache) {
         let layer = &self.layers[il];
         let budget = plan.layers[il];
@@ -151,8 +154,19 @@ impl Model {
         // PAP
         let x: Vec<Vec<f32>> = h.iter().map(|h| self.rms_norm(h, &layer.attn_norm)).collect();
         let keys = self.keys(layer, &x, positions);
+        let carries = plan.carry > 0.0 && il >= plan.carry_from && layer.window.is_none();
+        if carries {
+            let mut sum = self.probe(layer, &x, &keys, positions, queries);
+            if let Some(before) = carried.as_ref() {
+                for i in 0..n {
+                    sum[i] += plan.carry * before[i];
+                }
+            }
+            *carried = Some(sum);
+        }
         let scores = (skips_attn || skips_ffn || prunes).then(|| match &plan.given_scores {
             Some(given) => given[il].clone(),
+            None if carries => pool_scores(carried.as_ref().expect("made above"), plan.pool),
             None => pool_scores(&self.probe(layer, &x, &keys, positions, queries), plan.pool),
         });
         let pick = |what: &str, skips: bool, scores: &Option<Vec<f32>>, m: usize, theirs: &dyn Fn(usize) -> Theirs| {
@@ -192,6 +206,9 @@ impl Model {
             ffn_scores,
         };
         *positions = trace.kept.clone();
+        if let Some(sums) = carried {
+            *sums = kept.iter().map(|i| sums[*i]).collect();
+        }
         *h = kept.iter().map(|i| std::mem::take(&mut h[*i])).collect();
         (trace, cache)
     }

@@ -116,6 +116,10 @@ pub struct SptsPlan {
     /// Probing queries: the last tokens, always active, never pruned.
     pub probe_queries: usize,
     pub pool: Pool,
+    /// To the scores of a layer so many times those that the layer before it ended up with are added, before pooling.
+    pub carry: f32,
+    /// The first layer that scores for later ones, where scores are carried.
+    pub carry_from: usize,
     /// One for every layer whose FFN skips. Without any, S alone scores the FFN.
     pub proxies: Option<Vec<Option<Proxy>>>,
     /// Scores of the candidates of every layer to use instead of the probe's (a control that selects at random).
@@ -127,7 +131,16 @@ pub struct SptsPlan {
 impl SptsPlan {
     /// The paper's: one probing query, no pooling, no proxies.
     pub fn new(layers: Vec<LayerBudget>) -> Self {
-        SptsPlan { layers, probe_queries: 1, pool: Pool::None, proxies: None, given_scores: None, follow: None }
+        SptsPlan {
+            layers,
+            probe_queries: 1,
+            pool: Pool::None,
+            carry: 0.0,
+            carry_from: 0,
+            proxies: None,
+            given_scores: None,
+            follow: None,
+        }
     }
 }
 
