@@ -217,6 +217,8 @@ fn pooling_at_the_ends_counts_what_is_there() {
     assert_eq!(pool_scores(&scores, Pool::Max(3)), [4.0, 4.0, 2.0, 2.0]);
     assert_eq!(pool_scores(&scores, Pool::Avg(3)), [2.5, 5.0 / 3.0, 1.0, 1.0]);
     assert_eq!(pool_scores(&scores, Pool::Avg(9)), [1.75; 4]);
+    assert_eq!(pool_scores(&scores, Pool::Chunks(3)), [4.0, 4.0, 4.0, 2.0]);
+    assert_eq!(pool_scores(&scores, Pool::Chunks(5)), [4.0; 4]);
 }
 
 /// The fixtures test a feature only if the logits depend on it.

@@ -83,6 +83,7 @@ impl Run {
                 Pool::None => reference::Pool::None,
                 Pool::Avg(w) => reference::Pool::Avg(w),
                 Pool::Max(w) => reference::Pool::Max(w),
+                Pool::Chunks(w) => reference::Pool::Chunks(w),
             },
             carry: self.carry,
             carry_from: self.layout.skip_from,
@@ -228,6 +229,10 @@ fn windows_of_queries_and_pools() {
             (14, Pool::Avg(1)),
             (16, Pool::Max(3)),
             (2, Pool::Avg(125)),
+            (1, Pool::Chunks(1)),
+            (4, Pool::Chunks(6)),
+            (9, Pool::Chunks(32)),
+            (2, Pool::Chunks(200)),
         ] {
             let run = Run { pool, n_ubatch: 9, ..stages(&pair.tiny).queries(queries) };
             run.compare_with_decoding(&pair, &tokens, None);
@@ -556,6 +561,7 @@ fn any_run() -> impl Strategy<Value = (Tiny, usize, Run, Option<(usize, usize)>)
             Just(Pool::None),
             (0usize..8).prop_map(|r| Pool::Max(2 * r + 1)),
             (0usize..8).prop_map(|r| Pool::Avg(2 * r + 1)),
+            (1usize..100).prop_map(Pool::Chunks),
         ];
         let selection =
             prop_oneof![4 => Just(Selection::Probe), 1 => any::<u64>().prop_map(|seed| Selection::Random { seed })];

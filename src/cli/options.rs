@@ -175,7 +175,7 @@ pub struct SptsArgs {
     /// Last tokens of the prompt that score the others [default: the schedule's]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1 << 16))]
     pub probe_queries: Option<u32>,
-    /// Pooling of scores over neighbours: none, avg:7, max:13 [default: the schedule's]
+    /// Pooling of scores over neighbours: none, avg:7, max:13, or whole chunks by their maximum, chunks:32 [default: the schedule's]
     #[arg(long, value_name = "HOW", value_parser = pool)]
     pub pool: Option<Pool>,
     /// Add to a layer's scores X times those of the layer before, 0 to 1 [default: the schedule's]
@@ -265,11 +265,14 @@ fn probability(text: &str) -> Result<f32, String> {
 }
 
 fn pool(text: &str) -> Result<Pool, String> {
-    let expected = "expected none, avg:WIDTH or max:WIDTH with an odd width";
+    let expected = "expected none, avg:WIDTH or max:WIDTH with an odd width, or chunks:WIDTH";
     if text == "none" {
         return Ok(Pool::None);
     }
     let (how, width) = text.split_once(':').ok_or(expected)?;
+    if how == "chunks" {
+        return number(width, |w: &usize| *w > 0, "a width above 0, as in chunks:32").map(Pool::Chunks);
+    }
     let width: usize = number(width, |w: &usize| w % 2 == 1, "an odd width, as in max:13")?;
     match how {
         "avg" => Ok(Pool::Avg(width)),
@@ -322,12 +325,12 @@ mod tests {
     }
 
     #[test]
-    fn pools_have_odd_widths() {
+    fn pools_have_odd_widths_and_chunks_any() {
         assert_eq!(
-            (pool("none"), pool("max:13"), pool("avg:7")),
-            (Ok(Pool::None), Ok(Pool::Max(13)), Ok(Pool::Avg(7)))
+            (pool("none"), pool("max:13"), pool("avg:7"), pool("chunks:32")),
+            (Ok(Pool::None), Ok(Pool::Max(13)), Ok(Pool::Avg(7)), Ok(Pool::Chunks(32)))
         );
-        for bad in ["", "max", "max:", "max:2", "min:3", "max:-1", "max:0"] {
+        for bad in ["", "max", "max:", "max:2", "min:3", "max:-1", "max:0", "chunks", "chunks:0"] {
             pool(bad).unwrap_err();
         }
     }

@@ -185,7 +185,7 @@ pub enum Op {
         /// Geometry.
         heads: Heads,
     },
-    /// `s [1, n] -> [1, n]`: pooled over neighbouring candidates in order.
+    /// `s [1, n] -> [1, n]`: pooled over neighbouring candidates in order. No score is negative.
     PoolScores {
         /// Kind and width.
         pool: Pool,

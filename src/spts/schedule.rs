@@ -56,6 +56,9 @@ pub enum ScheduleError {
     /// A pooling window has a middle.
     #[error("schedule '{name}': pool width {width}; expected an odd number, at least 1")]
     PoolWidth { name: String, width: usize },
+    /// A chunk has at least one candidate.
+    #[error("schedule '{name}': chunks of {width} candidates; expected at least 1")]
+    ChunkWidth { name: String, width: usize },
     /// A factor that would let old scores outgrow the new ones.
     #[error("schedule '{name}': carry is {carry}; expected a number from 0 to 1")]
     Carry { name: String, carry: f32 },
@@ -125,15 +128,18 @@ impl fmt::Display for Budget {
     }
 }
 
-/// Pooling of the probe scores over neighbouring candidates, centred; the window is cut off at both ends.
+/// Pooling of the probe scores over neighbouring candidates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Pool {
     /// The scores as they are (the paper).
     None,
-    /// Mean over this odd number of neighbours.
+    /// Mean over this odd number of neighbours, centred; the window is cut off at both ends.
     Avg(usize),
-    /// Maximum over this odd number of neighbours.
+    /// Maximum over this odd number of neighbours, likewise.
     Max(usize),
+    /// Maximum over the candidate's chunk: candidates in order are cut into chunks of this many, the last one shorter. Chunks
+    /// are then chosen as a whole, but for the last one that fits in part: the first of its candidates win.
+    Chunks(usize),
 }
 
 impl fmt::Display for Pool {
@@ -142,6 +148,7 @@ impl fmt::Display for Pool {
             Pool::None => write!(f, "none"),
             Pool::Avg(w) => write!(f, "avg {w}"),
             Pool::Max(w) => write!(f, "max {w}"),
+            Pool::Chunks(w) => write!(f, "chunks {w}"),
         }
     }
 }
@@ -302,6 +309,9 @@ impl Schedule {
             && width % 2 == 0
         {
             return Err(ScheduleError::PoolWidth { name: name(), width });
+        }
+        if self.probe.pool == Pool::Chunks(0) {
+            return Err(ScheduleError::ChunkWidth { name: name(), width: 0 });
         }
         if !(0.0..=1.0).contains(&self.probe.carry) {
             return Err(ScheduleError::Carry { name: name(), carry: self.probe.carry });

@@ -9,7 +9,7 @@
 //! stage         = 18 7K 1K        # a count is an integer (9216) or in units of 1024 (9K)
 //! stage         = 28 2K 1K        # a fraction of the prompt has a point (0.28) or is in percent (28%)
 //! probe_queries = 32              # last tokens that score the others
-//! pool          = max 65          # none, avg WIDTH or max WIDTH
+//! pool          = max 65          # none, avg WIDTH, max WIDTH or chunks WIDTH
 //! carry         = 0               # to a layer's scores so many times those of the layer before are added, 0 to 1
 //! proxy         = 512 192         # channels and rank of the FFN proxies
 //! skip_attn     = true
@@ -181,7 +181,8 @@ fn set(s: &mut Schedule, key: &str, value: &str) -> Result<(), String> {
                 ["none"] => Pool::None,
                 ["avg", w] => Pool::Avg(w.parse().map_err(|_| expected("a whole number as width"))?),
                 ["max", w] => Pool::Max(w.parse().map_err(|_| expected("a whole number as width"))?),
-                _ => return Err(expected("none, `avg WIDTH` or `max WIDTH`")),
+                ["chunks", w] => Pool::Chunks(w.parse().map_err(|_| expected("a whole number as width"))?),
+                _ => return Err(expected("none, `avg WIDTH`, `max WIDTH` or `chunks WIDTH`")),
             }
         }
         "carry" => s.probe.carry = value.parse().map_err(|_| expected("a number from 0 to 1"))?,
@@ -330,6 +331,7 @@ mod tests {
             "pool = max",
             "pool = min 3",
             "pool = none 3",
+            "pool = chunks",
             "carry = much",
             "proxy = 3",
             "prune = yes",

@@ -157,6 +157,7 @@ fn mistakes_have_their_own_errors() {
     ));
     assert!(matches!(check(&|s| s.probe.queries = 0), ScheduleError::NoQueries(_)));
     assert!(matches!(check(&|s| s.probe.pool = Pool::Max(4)), ScheduleError::PoolWidth { width: 4, .. }));
+    assert!(matches!(check(&|s| s.probe.pool = Pool::Chunks(0)), ScheduleError::ChunkWidth { width: 0, .. }));
     assert!(matches!(check(&|s| s.probe.pool = Pool::Avg(0)), ScheduleError::PoolWidth { width: 0, .. }));
     for carry in [-0.1, 1.1, f32::NAN] {
         assert!(matches!(check(&|s| s.probe.carry = carry), ScheduleError::Carry { .. }));
@@ -175,9 +176,9 @@ fn any_carry() -> impl Strategy<Value = f32> {
 pub(crate) fn any_schedule(n_layer: usize) -> impl Strategy<Value = Schedule> {
     let ends = proptest::sample::subsequence((0..n_layer).collect::<Vec<_>>(), 2..=5.min(n_layer));
     let budgets = proptest::collection::vec((0.0001..1.0f64, 0.0..0.999f64), 5);
-    let probe = (1usize..70, 0usize..3, 0usize..8, any_carry()).prop_map(|(queries, kind, half, carry)| Probe {
+    let probe = (1usize..70, 0usize..4, 0usize..8, any_carry()).prop_map(|(queries, kind, half, carry)| Probe {
         queries,
-        pool: [Pool::None, Pool::Avg(2 * half + 1), Pool::Max(2 * half + 1)][kind],
+        pool: [Pool::None, Pool::Avg(2 * half + 1), Pool::Max(2 * half + 1), Pool::Chunks(half + 1)][kind],
         carry,
     });
     let switches = (any::<[bool; 4]>(), any::<bool>(), proptest::option::of(any::<u64>()));

@@ -26,6 +26,8 @@ pub enum Pool {
     None,
     Avg(usize),
     Max(usize),
+    /// The maximum of the chunk that the candidate is in: chunks of so many candidates, from the first one on.
+    Chunks(usize),
 }
 
 /// Low-rank proxy of one FFN. Matrices in ggml order `[n_in, n_out]`.
@@ -211,6 +213,10 @@ fn gelu(x: f32) -> f32 {
 
 /// Pools scores over neighbours in order; an average counts only the neighbours that exist.
 pub fn pool_scores(scores: &[f32], pool: Pool) -> Vec<f32> {
+    if let Pool::Chunks(width) = pool {
+        let best = |chunk: &[f32]| chunk.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        return scores.chunks(width).flat_map(|chunk| vec![best(chunk); chunk.len()]).collect();
+    }
     let (Pool::Avg(width) | Pool::Max(width)) = pool else {
         return scores.to_vec();
     };

@@ -57,8 +57,20 @@ impl<'a> Lowerer<'a, '_> {
             Pool::None => row,
             Pool::Avg(width) => self.ops.pool_1d(row, false, width),
             Pool::Max(width) => self.ops.pool_1d(row, true, width),
+            Pool::Chunks(width) => self.best_of_chunks(row, width.min(n)),
         };
         self.ops.reshape(pooled, [1, n, 1])
+    }
+
+    /// For each of the scores `[n]` the best one of its chunk.
+    fn best_of_chunks(&self, scores: Tensor<'a>, width: usize) -> Tensor<'a> {
+        let n = scores.ne(0);
+        // Zeros fill the last chunk: no score is below them.
+        let filled = self.ops.pad(scores, n.next_multiple_of(width) - n);
+        let best = self.ops.max_of_chunks(filled, width);
+        let n_chunks = best.ne(0);
+        let spread = self.ops.repeat(self.ops.reshape(best, [1, n_chunks, 1]), [width, n_chunks]);
+        self.ops.view_2d(spread, [n, 1], 4 * n, 0)
     }
 
     fn whole(&self, id: NodeId) -> Tensor<'a> {
