@@ -34,7 +34,15 @@ struct Run {
 /// Two stages, one probing query, no pooling, no proxies.
 fn run(skip_from: usize, stages: &[(usize, usize, usize)]) -> Run {
     Run {
-        layout: Layout { skip_from, stages: stages.to_vec(), queries: 1, skip_attn: true, skip_ffn: true, prune: true },
+        layout: Layout {
+            skip_from,
+            stages: stages.to_vec(),
+            keeping: vec![],
+            queries: 1,
+            skip_attn: true,
+            skip_ffn: true,
+            prune: true,
+        },
         pool: Pool::None,
         carry: 0.0,
         use_proxy: false,
@@ -52,8 +60,11 @@ impl Run {
 
     fn schedule(&self) -> Schedule {
         let probe = Probe { queries: self.layout.queries, pool: self.pool, carry: self.carry };
+        let mut stages = runtime::schedule(&self.layout.stages, probe).stages;
+        self.layout.keeping.iter().for_each(|&number| stages[number].cut = None);
         Schedule {
             skip_from: self.layout.skip_from,
+            stages,
             skip_attn: self.layout.skip_attn,
             skip_ffn: self.layout.skip_ffn,
             use_proxy: self.use_proxy,
@@ -266,6 +277,23 @@ fn carried_scores_change_the_choice() {
     // Nothing comes before the first layer that skips.
     assert_eq!(with.layers[1].active_attn, without.layers[1].active_attn);
     assert_ne!(with.layers[2].active_attn, without.layers[2].active_attn);
+}
+
+/// Early layers skip and prune nothing; what they skipped is active again before one prune takes most of it.
+#[test]
+fn early_skipping_and_late_pruning() {
+    for tiny in NAMES.map(Tiny::named).into_iter().chain([two_globals()]) {
+        let pair = Pair::new(tiny);
+        let tokens = pair.tiny.prompt(61);
+        let mut run = Run { pool: Pool::Max(5), carry: 0.7, n_ubatch: 13, ..stages(&pair.tiny).queries(3) };
+        let n_stages = run.layout.stages.len();
+        // The last stage leaves less than half of its budget.
+        run.layout.stages[n_stages - 1].2 = 9;
+        run.layout.keeping = (0..n_stages - 1).collect();
+        run.compare_with_decoding(&pair, &tokens, None);
+        run.layout.keeping = (0..n_stages).collect();
+        run.compare_with_decoding(&pair, &tokens, None);
+    }
 }
 
 #[test]
@@ -550,6 +578,7 @@ fn any_run() -> impl Strategy<Value = (Tiny, usize, Run, Option<(usize, usize)>)
             let stage = |((end, budget), (_, cut)): ((usize, usize), &(usize, usize))| (end, budget, cut % budget);
             Layout {
                 skip_from,
+                keeping: numbers.iter().take(ends.len()).enumerate().filter(|n| n.1.1 % 4 == 3).map(|n| n.0).collect(),
                 stages: ends.into_iter().zip(budgets).zip(&numbers).map(stage).collect(),
                 queries,
                 skip_attn: switches & 1 != 0,

@@ -206,7 +206,7 @@ fn proxies_asked_for_and_not_there() {
 fn schedules_that_don_t_fit() {
     let pair = pair();
     let stage =
-        |last_layer, budget, cut| Stage { last_layer, budget: Budget::Tokens(budget), cut: Budget::Tokens(cut) };
+        |last_layer, budget, cut| Stage { last_layer, budget: Budget::Tokens(budget), cut: Some(Budget::Tokens(cut)) };
     let refused = |change: &dyn Fn(&mut Schedule)| {
         let mut s = schedule();
         change(&mut s);

@@ -102,7 +102,7 @@ impl Preset {
         let stages = self.last_layers.iter().zip(self.budgets).map(|(&last_layer, budget)| Stage {
             last_layer,
             budget: Budget::Tokens(budget),
-            cut: Budget::Tokens(self.cut),
+            cut: Some(Budget::Tokens(self.cut)),
         });
         assemble(self.name, self.skip_from, stages.collect(), key.proxy_size())
     }
@@ -187,11 +187,11 @@ fn by_rule(name: &str, key: &ModelKey, budgets: [Budget; 4], cut: Budget) -> Res
         let end = share(x);
         let start = stages.last().map_or(skip_from, |s| s.last_layer + 1);
         if end > start {
-            stages.push(Stage { last_layer: end - 1, budget, cut });
+            stages.push(Stage { last_layer: end - 1, budget, cut: Some(cut) });
         }
     }
     if stages.is_empty() {
-        stages.push(Stage { last_layer: key.n_layer - 1, budget: budgets[0], cut });
+        stages.push(Stage { last_layer: key.n_layer - 1, budget: budgets[0], cut: Some(cut) });
     }
     Ok(assemble(name, skip_from, stages, key.proxy_size()))
 }

@@ -212,12 +212,12 @@ impl fmt::Display for Selection {
 /// Consecutive layers that share one candidate set and one budget.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Stage {
-    /// Last layer of the stage, inclusive, from 0; candidates are pruned behind it.
+    /// Last layer of the stage, inclusive, from 0; candidates are pruned behind it, if at all.
     pub last_layer: usize,
     /// Active tokens per layer (M of the paper).
     pub budget: Budget,
-    /// Pruning leaves `budget - cut` candidates.
-    pub cut: Budget,
+    /// Pruning leaves `budget - cut` candidates; `None`: the stage only skips, and all its candidates go on.
+    pub cut: Option<Budget>,
 }
 
 /// A budget schedule and everything else that decides what a prefill skips.
@@ -339,15 +339,17 @@ impl Schedule {
             if !good_budget {
                 return Err(ScheduleError::BudgetRange { name: name(), stage, budget });
             }
-            if let Budget::Fraction(f) = cut
+            if let Some(cut @ Budget::Fraction(f)) = cut
                 && !(0.0..1.0).contains(&f)
             {
                 return Err(ScheduleError::CutRange { name: name(), stage, cut });
             }
-            if !budget.same_kind(cut) || before.is_some_and(|b| !b.same_kind(budget)) {
+            if cut.is_some_and(|cut| !budget.same_kind(cut)) || before.is_some_and(|b| !b.same_kind(budget)) {
                 return Err(ScheduleError::MixedBudgets { name: name(), stage });
             }
-            if cut.value() >= budget.value() {
+            if let Some(cut) = cut
+                && cut.value() >= budget.value()
+            {
                 return Err(ScheduleError::CutNotBelowBudget { name: name(), stage, budget, cut });
             }
             if let Some(before) = before
@@ -387,6 +389,7 @@ impl Schedule {
     /// - `is_swa(layer)` says which layers attend through a sliding window. They neither score nor skip: they hold all
     ///   candidates and are only pruned. A stage prunes behind its last layer that is not such a one; a stage of nothing
     ///   else neither skips nor prunes.
+    /// - Behind a stage without a cut all candidates go on: what it skipped may be active again.
     /// - A layer is probed only if something hangs on its scores: what it selects, or, where scores are carried, what a
     ///   later layer selects.
     ///
@@ -445,16 +448,19 @@ impl Schedule {
         layers.resize(self.skip_from, LayerBudget::dense(n));
         for stage in &self.stages {
             let first = layers.len();
-            let prune_layer = (first..=stage.last_layer).rev().find(|&l| !is_swa(l)).filter(|_| self.prune);
-            let budget = stage.budget.resolve(n_tokens).max(queries);
-            let left = stage.budget.resolve(n_tokens).saturating_sub(stage.cut.resolve(n_tokens)).max(queries);
+            let full = stage.budget.resolve(n_tokens);
+            let budget = full.max(queries);
+            // What is left behind the stage, and the layer that prunes down to it.
+            let left =
+                stage.cut.filter(|_| self.prune).map(|cut| full.saturating_sub(cut.resolve(n_tokens)).max(queries));
+            let prune_layer = (first..=stage.last_layer).rev().find(|&l| !is_swa(l));
             for layer in first..=stage.last_layer {
                 let mut l = LayerBudget::dense(n);
                 if !is_swa(layer) {
                     let active = budget.min(n);
                     l.active_attn = if self.skip_attn { active } else { n };
                     l.active_ffn = if self.skip_ffn { active } else { n };
-                    l.prune_to = (prune_layer == Some(layer) && left < n).then_some(left);
+                    l.prune_to = left.filter(|&left| prune_layer == Some(layer) && left < n);
                     l.probe = forced || l.active_attn < n || l.active_ffn < n || l.prune_to.is_some();
                 }
                 n = l.prune_to.unwrap_or(n);
@@ -491,17 +497,18 @@ impl Schedule {
         };
         let mut scaled = self.clone();
         for s in &mut scaled.stages {
-            (s.budget, s.cut) = match (s.budget, s.cut) {
-                (Budget::Fraction(f), cut) if f * keep >= 1.0 => (Budget::Fraction(1.0), times(cut, 1.0 / f)),
-                (Budget::Fraction(f), cut) => (Budget::Fraction((f * keep).max(f64::MIN_POSITIVE)), times(cut, keep)),
-                (Budget::Tokens(n), cut) => (Budget::Tokens(((n as f64 * keep) as usize).max(1)), times(cut, keep)),
+            let (budget, factor) = match s.budget {
+                Budget::Fraction(f) if f * keep >= 1.0 => (Budget::Fraction(1.0), 1.0 / f),
+                Budget::Fraction(f) => (Budget::Fraction((f * keep).max(f64::MIN_POSITIVE)), keep),
+                Budget::Tokens(n) => (Budget::Tokens(((n as f64 * keep) as usize).max(1)), keep),
             };
+            s.budget = budget;
             // Rounding may bring the two together.
-            s.cut = match (s.cut, s.budget) {
+            s.cut = s.cut.map(|cut| match (times(cut, factor), budget) {
                 (Budget::Tokens(cut), Budget::Tokens(budget)) => Budget::Tokens(cut.min(budget - 1)),
                 (cut, budget) if cut.value() >= budget.value() => Budget::Tokens(0),
                 (cut, _) => cut,
-            };
+            });
         }
         Ok(scaled)
     }

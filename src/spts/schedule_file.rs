@@ -7,6 +7,7 @@
 //! skip_from     = 10              # first layer that skips, from 0
 //! stage         = 13 9K 1K        # last layer (inclusive), budget, cut; one line per stage, in order
 //! stage         = 18 7K 1K        # a count is an integer (9216) or in units of 1024 (9K)
+//! stage         = 23 4K -         # without a cut the stage skips and prunes nothing: all its candidates go on
 //! stage         = 28 2K 1K        # a fraction of the prompt has a point (0.28) or is in percent (28%)
 //! probe_queries = 32              # last tokens that score the others
 //! pool          = max 65          # none, avg WIDTH, max WIDTH or chunks WIDTH
@@ -172,7 +173,10 @@ fn set(s: &mut Schedule, key: &str, value: &str) -> Result<(), String> {
             s.stages.push(Stage {
                 last_layer: last_layer.parse().map_err(|_| expected("a layer number as its first value"))?,
                 budget: budget.parse().map_err(|m: String| expected(&m))?,
-                cut: cut.parse().map_err(|m: String| expected(&m))?,
+                cut: match cut {
+                    "-" | "keep" => None,
+                    cut => Some(cut.parse().map_err(|m: String| expected(&format!("{m}, or `-` to prune nothing")))?),
+                },
             });
         }
         "probe_queries" => s.probe.queries = number()?,
@@ -265,7 +269,8 @@ impl fmt::Display for Schedule {
         writeln!(f, "skip_from = {}", self.skip_from)?;
         writeln!(f, "# stage = last_layer budget cut")?;
         for s in &self.stages {
-            writeln!(f, "stage = {} {} {}", s.last_layer, s.budget, s.cut)?;
+            let cut = s.cut.map_or_else(|| "-".to_owned(), |cut| cut.to_string());
+            writeln!(f, "stage = {} {} {cut}", s.last_layer, s.budget)?;
         }
         writeln!(f, "probe_queries = {}", self.probe.queries)?;
         writeln!(f, "pool = {}", self.probe.pool)?;
@@ -310,6 +315,13 @@ mod tests {
     }
 
     #[test]
+    fn stages_may_prune_nothing() {
+        let s = parse("skip_from = 1\nstage = 2 9K -\nstage = 4 9K keep\nstage = 5 8K 7K").unwrap();
+        let cuts: Vec<Option<Budget>> = s.stages.iter().map(|s| s.cut).collect();
+        assert_eq!(cuts, [None, None, Some(Budget::Tokens(7168))]);
+    }
+
+    #[test]
     fn errors_name_the_line() {
         let message = |text: &str| parse(text).unwrap_err().to_string();
         assert!(
@@ -346,9 +358,12 @@ mod tests {
     fn the_argument_is_a_preset_or_fractions_or_a_file() {
         assert_eq!(parse_schedule_arg("paper", &LLAMA).unwrap().probe, Probe::PAPER);
         let s = parse_schedule_arg("0.28,0.22,0.125,0.0625", &LLAMA).unwrap();
-        assert_eq!((s.stages[0].budget, s.stages[3].cut), (Budget::Fraction(0.28), Budget::Fraction(0.03)));
-        assert_eq!(parse_schedule_arg("0.5,0.4,0.3,0.2:0.1", &LLAMA).unwrap().stages[0].cut, Budget::Fraction(0.1));
-        assert_eq!(parse_schedule_arg("0.5,0.4,0.3,0.02", &LLAMA).unwrap().stages[0].cut, Budget::Fraction(0.01));
+        assert_eq!((s.stages[0].budget, s.stages[3].cut), (Budget::Fraction(0.28), Some(Budget::Fraction(0.03))));
+        assert_eq!(
+            parse_schedule_arg("0.5,0.4,0.3,0.2:0.1", &LLAMA).unwrap().stages[0].cut,
+            Some(Budget::Fraction(0.1))
+        );
+        assert_eq!(parse_schedule_arg("0.5,0.4,0.3,0.02", &LLAMA).unwrap().stages[0].cut, Some(Budget::Fraction(0.01)));
         for bad in
             ["0.5,0.4", "0.5,0.4,0.3,", "0.5,0.4,0.3,0.2:", "2,1,0.5,0.2", "0.1,0.2,0.3,0.4", "0.5,0.4,0.3,0.2:0.2"]
         {

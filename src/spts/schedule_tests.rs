@@ -14,7 +14,12 @@ fn llama() -> Schedule {
 }
 
 fn one_stage(budget: Budget, cut: Budget) -> Schedule {
-    Schedule { name: "one".into(), skip_from: 1, stages: vec![Stage { last_layer: 2, budget, cut }], ..llama() }
+    Schedule {
+        name: "one".into(),
+        skip_from: 1,
+        stages: vec![Stage { last_layer: 2, budget, cut: Some(cut) }],
+        ..llama()
+    }
 }
 
 #[test]
@@ -48,6 +53,18 @@ fn the_first_budget_is_a_cliff() {
     let forced = llama().resolve_forced(32, 8 * K, NO_SWA).unwrap();
     assert_eq!(format!("{:.0}", 100. * forced.cache_kept()), "70");
     assert!(llama().resolve(32, 8 * K, NO_SWA).unwrap().is_dense());
+}
+
+#[test]
+fn a_stage_without_a_cut_prunes_nothing() {
+    let mut s = llama();
+    (s.stages[0].cut, s.stages[2].cut) = (None, None);
+    let r = s.resolve(32, 32 * K, NO_SWA).unwrap();
+    assert_eq!((r.layers[13].candidates, r.layers[13].active_attn, r.layers[13].prune_to), (32 * K, 9 * K, None));
+    assert_eq!((r.layers[14].candidates, r.layers[18].prune_to), (32 * K, Some(6 * K)));
+    assert_eq!((r.layers[23].prune_to, r.layers[24].candidates, r.layers[28].prune_to), (None, 6 * K, Some(K)));
+    s.stages.iter_mut().for_each(|s| s.cut = None);
+    assert_eq!(s.resolve(32, 32 * K, NO_SWA), Schedule { prune: false, ..llama() }.resolve(32, 32 * K, NO_SWA));
 }
 
 #[test]
@@ -124,7 +141,7 @@ fn probing_tokens_are_never_dropped() {
 fn keep_scales_budgets_and_stays_valid() {
     let half = llama().scaled(0.5).unwrap();
     assert_eq!(half.stages[0].budget, Budget::Tokens(4608));
-    assert_eq!(half.stages[0].cut, Budget::Tokens(512));
+    assert_eq!(half.stages[0].cut, Some(Budget::Tokens(512)));
     for keep in [0.0, -1.0, f64::NAN, f64::INFINITY] {
         assert!(matches!(llama().scaled(keep), Err(ScheduleError::Keep(_))));
     }
@@ -133,7 +150,7 @@ fn keep_scales_budgets_and_stays_valid() {
 #[test]
 fn mistakes_have_their_own_errors() {
     use Budget::{Fraction as F, Tokens as T};
-    let stage = |last_layer, budget, cut| Stage { last_layer, budget, cut };
+    let stage = |last_layer, budget, cut| Stage { last_layer, budget, cut: Some(cut) };
     let check = |edit: &dyn Fn(&mut Schedule)| {
         let mut s = llama();
         edit(&mut s);
@@ -145,11 +162,11 @@ fn mistakes_have_their_own_errors() {
     assert!(matches!(check(&|s| s.stages[3].last_layer = 32), ScheduleError::LayerOutOfRange { layer: 32, .. }));
     assert!(matches!(check(&|s| s.stages[3].last_layer = usize::MAX), ScheduleError::LayerOutOfRange { .. }));
     assert!(matches!(check(&|s| s.stages[1].budget = T(10_000)), ScheduleError::BudgetGrows { stage: 1, .. }));
-    assert!(matches!(check(&|s| s.stages[3].cut = T(2048)), ScheduleError::CutNotBelowBudget { stage: 3, .. }));
+    assert!(matches!(check(&|s| s.stages[3].cut = Some(T(2048))), ScheduleError::CutNotBelowBudget { stage: 3, .. }));
     assert!(matches!(check(&|s| s.stages[0].budget = F(1.01)), ScheduleError::BudgetRange { .. }));
     assert!(matches!(check(&|s| s.stages[0].budget = F(f64::NAN)), ScheduleError::BudgetRange { .. }));
     assert!(matches!(check(&|s| s.stages[0].budget = T(0)), ScheduleError::BudgetRange { .. }));
-    assert!(matches!(check(&|s| s.stages[0].cut = F(-0.1)), ScheduleError::CutRange { .. }));
+    assert!(matches!(check(&|s| s.stages[0].cut = Some(F(-0.1))), ScheduleError::CutRange { .. }));
     assert!(matches!(check(&|s| s.stages[0] = stage(13, F(0.5), T(5))), ScheduleError::MixedBudgets { stage: 0, .. }));
     assert!(matches!(
         check(&|s| s.stages[0] = stage(13, F(0.5), F(0.1))),
@@ -175,7 +192,7 @@ fn any_carry() -> impl Strategy<Value = f32> {
 /// Valid schedules of both kinds for `n_layer` layers.
 pub(crate) fn any_schedule(n_layer: usize) -> impl Strategy<Value = Schedule> {
     let ends = proptest::sample::subsequence((0..n_layer).collect::<Vec<_>>(), 2..=5.min(n_layer));
-    let budgets = proptest::collection::vec((0.0001..1.0f64, 0.0..0.999f64), 5);
+    let budgets = proptest::collection::vec((0.0001..1.0f64, 0.0..0.999f64, proptest::bool::weighted(0.8)), 5);
     let probe = (1usize..70, 0usize..4, 0usize..8, any_carry()).prop_map(|(queries, kind, half, carry)| Probe {
         queries,
         pool: [Pool::None, Pool::Avg(2 * half + 1), Pool::Max(2 * half + 1), Pool::Chunks(half + 1)][kind],
@@ -185,13 +202,13 @@ pub(crate) fn any_schedule(n_layer: usize) -> impl Strategy<Value = Schedule> {
     (ends, budgets, probe, switches).prop_map(
         |(ends, mut budgets, probe, ([skip_attn, skip_ffn, use_proxy, prune], tokens, seed))| {
             budgets.sort_by(|a, b| b.0.total_cmp(&a.0));
-            let stages = ends[1..].iter().zip(budgets).map(|(&last_layer, (b, c))| {
+            let stages = ends[1..].iter().zip(budgets).map(|(&last_layer, (b, c, prunes))| {
                 let (b_tokens, c_share) = ((b * 5000.) as usize + 1, b * c);
                 let (budget, cut) = match tokens {
                     true => (Budget::Tokens(b_tokens), Budget::Tokens((b_tokens as f64 * c) as usize)),
                     false => (Budget::Fraction(b), Budget::Fraction(c_share)),
                 };
-                Stage { last_layer, budget, cut }
+                Stage { last_layer, budget, cut: prunes.then_some(cut) }
             });
             Schedule {
                 name: "any schedule".into(),

@@ -72,6 +72,8 @@ pub struct Layout {
     pub skip_from: usize,
     /// Last layer, M_fixed and cut of each stage.
     pub stages: Vec<(usize, usize, usize)>,
+    /// Numbers of the stages that prune nothing.
+    pub keeping: Vec<usize>,
     /// Probing queries; a budget never goes below them.
     pub queries: usize,
     pub skip_attn: bool,
@@ -87,7 +89,8 @@ impl Layout {
         let mut candidates = n;
         let mut first = self.skip_from;
         let mut layers = vec![LayerBudget::dense(n); first];
-        for (last, budget, cut) in self.stages.iter().copied() {
+        for (number, (last, budget, cut)) in self.stages.iter().copied().enumerate() {
+            let prunes = self.prune && !self.keeping.contains(&number);
             let pruning_layer = (first..=last).rfind(|l| !is_local(*l));
             let left = (budget - cut).max(queries);
             for l in first..=last {
@@ -97,7 +100,7 @@ impl Layout {
                     layer.active_attn = if self.skip_attn { active } else { candidates };
                     layer.active_ffn = if self.skip_ffn { active } else { candidates };
                 }
-                if self.prune && pruning_layer == Some(l) && left < candidates {
+                if prunes && pruning_layer == Some(l) && left < candidates {
                     layer.prune_to = Some(left);
                     candidates = left;
                 }

@@ -63,7 +63,7 @@ pub fn schedule(stages: &[(usize, usize, usize)], probe: Probe) -> Schedule {
     let stage = |&(last_layer, budget, cut): &(usize, usize, usize)| Stage {
         last_layer,
         budget: Budget::Tokens(budget),
-        cut: Budget::Tokens(cut),
+        cut: Some(Budget::Tokens(cut)),
     };
     Schedule {
         name: "test".into(),
