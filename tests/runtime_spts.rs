@@ -37,6 +37,7 @@ fn run(skip_from: usize, stages: &[(usize, usize, usize)]) -> Run {
         layout: Layout {
             skip_from,
             stages: stages.to_vec(),
+            ramp: 1.0,
             keeping: vec![],
             queries: 1,
             skip_attn: true,
@@ -65,6 +66,7 @@ impl Run {
         Schedule {
             skip_from: self.layout.skip_from,
             stages,
+            ramp: self.layout.ramp,
             skip_attn: self.layout.skip_attn,
             skip_ffn: self.layout.skip_ffn,
             use_proxy: self.use_proxy,
@@ -293,6 +295,21 @@ fn early_skipping_and_late_pruning() {
         run.compare_with_decoding(&pair, &tokens, None);
         run.layout.keeping = (0..n_stages).collect();
         run.compare_with_decoding(&pair, &tokens, None);
+    }
+}
+
+/// From the first budget on to twice that length.
+#[test]
+fn budgets_along_a_ramp() {
+    let pair = Pair::new(Tiny::named("llama"));
+    let mut run = stages(&pair.tiny).queries(2);
+    run.layout.ramp = 2.0;
+    let tokens = pair.tiny.prompt(60);
+    let kept = |n: usize| run.compare(&pair, &tokens[..n], None).session.kv_lengths().iter().sum::<usize>();
+    // One token above the first budget no layer lacks more than two tokens; without a ramp the last one has 11.
+    assert!(kept(25) >= pair.tiny.n_layer * 23);
+    for n in [26, 30, 47, 48, 49, 60] {
+        run.compare_with_decoding(&pair, &tokens[..n], None);
     }
 }
 
@@ -572,20 +589,29 @@ fn any_run() -> impl Strategy<Value = (Tiny, usize, Run, Option<(usize, usize)>)
             let ends = prop::collection::btree_set(skip_from..n_layer, 1..4);
             (Just(skip_from), ends, prop::collection::vec((1usize..70, 0usize..70), 4))
         });
-        let layout = (stages, 1usize..9, 1u8..8).prop_map(|((skip_from, ends, numbers), queries, switches)| {
-            let mut budgets: Vec<usize> = numbers.iter().map(|n| n.0).collect();
-            budgets.sort_unstable_by(|a, b| b.cmp(a));
-            let stage = |((end, budget), (_, cut)): ((usize, usize), &(usize, usize))| (end, budget, cut % budget);
-            Layout {
-                skip_from,
-                keeping: numbers.iter().take(ends.len()).enumerate().filter(|n| n.1.1 % 4 == 3).map(|n| n.0).collect(),
-                stages: ends.into_iter().zip(budgets).zip(&numbers).map(stage).collect(),
-                queries,
-                skip_attn: switches & 1 != 0,
-                skip_ffn: switches & 2 != 0,
-                prune: switches & 4 != 0,
-            }
-        });
+        let ramp = prop_oneof![2 => Just(1.0), 1 => 1.0..4.0f64];
+        let layout =
+            (stages, ramp, 1usize..9, 1u8..8).prop_map(|((skip_from, ends, numbers), ramp, queries, switches)| {
+                let mut budgets: Vec<usize> = numbers.iter().map(|n| n.0).collect();
+                budgets.sort_unstable_by(|a, b| b.cmp(a));
+                let stage = |((end, budget), (_, cut)): ((usize, usize), &(usize, usize))| (end, budget, cut % budget);
+                Layout {
+                    skip_from,
+                    ramp,
+                    keeping: numbers
+                        .iter()
+                        .take(ends.len())
+                        .enumerate()
+                        .filter(|n| n.1.1 % 4 == 3)
+                        .map(|n| n.0)
+                        .collect(),
+                    stages: ends.into_iter().zip(budgets).zip(&numbers).map(stage).collect(),
+                    queries,
+                    skip_attn: switches & 1 != 0,
+                    skip_ffn: switches & 2 != 0,
+                    prune: switches & 4 != 0,
+                }
+            });
         let pool = prop_oneof![
             Just(Pool::None),
             (0usize..8).prop_map(|r| Pool::Max(2 * r + 1)),

@@ -164,7 +164,7 @@ impl SamplingArgs {
 #[command(next_help_heading = "Token skipping (SPTS)")]
 pub struct SptsArgs {
     /// Compute every token in every layer
-    #[arg(long, conflicts_with_all = ["schedule", "keep", "no_proxy", "no_prune", "no_attn_skip", "no_ffn_skip", "random_selection", "probe_queries", "pool", "carry", "sidecar"])]
+    #[arg(long, conflicts_with_all = ["schedule", "keep", "no_proxy", "no_prune", "no_attn_skip", "no_ffn_skip", "random_selection", "ramp", "probe_queries", "pool", "carry", "sidecar"])]
     pub no_spts: bool,
     /// Budgets: a preset (default, paper, rule, llama-3.1-8b, qwen2.5-7b, openpangu-1b), fractions of the prompt (0.28,0.22,0.125,0.0625:0.03, the last is the cut), or a file
     #[arg(long, value_name = "WHAT")]
@@ -172,6 +172,9 @@ pub struct SptsArgs {
     /// Multiply all budgets by X
     #[arg(long, value_name = "X", value_parser = above_zero_f64, allow_negative_numbers = true)]
     pub keep: Option<f64>,
+    /// Shrink the budgets gradually, from the first budget on to X times that length; 1 is at once [default: the schedule's]
+    #[arg(long, value_name = "X", value_parser = at_least_one, allow_negative_numbers = true)]
+    pub ramp: Option<f64>,
     /// Last tokens of the prompt that score the others [default: the schedule's]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1 << 16))]
     pub probe_queries: Option<u32>,
@@ -214,6 +217,9 @@ impl SptsArgs {
         let invalid = |source| ScheduleFileError::Invalid { origin: "flags".into(), source };
         if let Some(keep) = self.keep {
             s = s.scaled(keep).map_err(invalid)?;
+        }
+        if let Some(ramp) = self.ramp {
+            s.ramp = ramp;
         }
         if let Some(queries) = self.probe_queries {
             s.probe.queries = queries as usize;
@@ -258,6 +264,10 @@ fn above_zero_f32(text: &str) -> Result<f32, String> {
 
 fn above_zero_f64(text: &str) -> Result<f64, String> {
     number(text, |x: &f64| x.is_finite() && *x > 0.0, "a number above 0")
+}
+
+fn at_least_one(text: &str) -> Result<f64, String> {
+    number(text, |x: &f64| x.is_finite() && *x >= 1.0, "a number, 1 or above")
 }
 
 fn probability(text: &str) -> Result<f32, String> {
@@ -309,6 +319,10 @@ mod tests {
             "4",
             "--pool",
             "avg:7",
+            "--carry",
+            "0.7",
+            "--ramp",
+            "1.5",
             "--no-proxy",
             "--no-prune",
             "--no-attn-skip",
@@ -319,6 +333,7 @@ mod tests {
             (s.probe.queries, s.probe.pool, s.stages[0].budget),
             (4, Pool::Avg(7), spts::spts::schedule::Budget::Tokens(4608))
         );
+        assert_eq!((s.probe.carry, s.ramp), (0.7, 1.5));
         assert!(!(s.use_proxy || s.prune || s.skip_attn || s.skip_ffn));
         assert_eq!(schedule(&["--random-selection", "7"]).unwrap().unwrap().selection, Selection::Random { seed: 7 });
         schedule(&["--schedule", "no-such"]).unwrap_err();

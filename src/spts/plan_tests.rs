@@ -121,6 +121,19 @@ fn the_papers_cache_and_the_cliff() {
 }
 
 #[test]
+fn a_ramp_takes_the_cliff_away() {
+    let p = plan("llama-3.1-8b", 12 * 1024, |s| s.ramp = 2.0, false);
+    let cliff = p.cliff.unwrap();
+    assert_eq!((cliff.first_budget, cliff.in_full_from), (9216, 18_432));
+    assert!(cliff.cache_kept_above > 0.999 && cliff.speedup_above < 1.01, "{cliff:?}");
+    let text = p.to_string();
+    let said = "at 9,217 100.0 % of the cache are kept (1.00x), and the schedule acts in full from 18,432 on";
+    assert!(text.contains(said), "{text}");
+    // A third of the way: budgets of 9, 7, 4 and 2K.
+    assert_eq!([10, 14, 19, 24].map(|l| p.layers[l].active_attn), [9216, 8533, 7509, 6826]);
+}
+
+#[test]
 fn json_keys_are_the_interface() {
     let p = plan("llama-3.1-8b", 32 * 1024, |_| (), false);
     let json = serde_json::to_value(&p).unwrap();

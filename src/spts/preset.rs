@@ -114,6 +114,7 @@ fn assemble(name: &str, skip_from: usize, stages: Vec<Stage>, proxy: ProxySize) 
         skip_from,
         probe: Probe::for_budgets(stages[0].budget),
         stages,
+        ramp: 1.0,
         proxy,
         skip_attn: true,
         skip_ffn: true,

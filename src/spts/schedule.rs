@@ -59,6 +59,14 @@ pub enum ScheduleError {
     /// A chunk has at least one candidate.
     #[error("schedule '{name}': chunks of {width} candidates; expected at least 1")]
     ChunkWidth { name: String, width: usize },
+    /// A ramp goes from the first budget on upwards.
+    #[error("schedule '{name}': ramp is {ramp}; expected a finite number, at least 1")]
+    Ramp { name: String, ramp: f64 },
+    /// A fraction grows with the prompt and has no step to smooth.
+    #[error(
+        "schedule '{name}': ramp is {ramp}, but its budgets are fractions; a ramp (other than 1) takes token counts"
+    )]
+    RampOfFractions { name: String, ramp: f64 },
     /// A factor that would let old scores outgrow the new ones.
     #[error("schedule '{name}': carry is {carry}; expected a number from 0 to 1")]
     Carry { name: String, carry: f32 },
@@ -229,6 +237,10 @@ pub struct Schedule {
     pub skip_from: usize,
     /// At least one, in ascending order. Layers after the last stage run dense on the candidates that are left.
     pub stages: Vec<Stage>,
+    /// Where the schedule acts in full: on prompts of this many times the first budget and more. On shorter ones (above the
+    /// first budget, up to which prompts stay dense) every budget, and what is left behind every stage, lies as far between the
+    /// first budget and its own value as the prompt's length between the two ends. 1, the paper's: in full at once.
+    pub ramp: f64,
     /// How candidates are scored.
     pub probe: Probe,
     /// Size of the FFN proxies that this schedule wants.
@@ -359,6 +371,12 @@ impl Schedule {
             }
             before = Some(budget);
         }
+        if !(self.ramp.is_finite() && self.ramp >= 1.0) {
+            return Err(ScheduleError::Ramp { name: name(), ramp: self.ramp });
+        }
+        if let (true, Some(Budget::Fraction(_))) = (self.ramp > 1.0, before) {
+            return Err(ScheduleError::RampOfFractions { name: name(), ramp: self.ramp });
+        }
         Ok(())
     }
 
@@ -381,9 +399,26 @@ impl Schedule {
         self.stages.first().map_or(usize::MAX, |s| s.budget.resolve(n_tokens).max(self.probe.queries))
     }
 
+    /// The shortest prompt on which the schedule acts in full, for budgets in tokens.
+    pub fn in_full_from(&self) -> usize {
+        let first = self.first_budget(1);
+        first.saturating_add(1).max((first as f64 * self.ramp).ceil() as usize)
+    }
+
+    /// Where a count stands for a prompt of `n_tokens` that is above the first budget: see [`Schedule::ramp`].
+    fn ramped(&self, full: usize, n_tokens: usize) -> usize {
+        let first = self.first_budget(n_tokens);
+        if n_tokens as f64 >= first as f64 * self.ramp {
+            return full;
+        }
+        let done = (n_tokens as f64 - first as f64) / ((self.ramp - 1.0) * first as f64);
+        full + (first.saturating_sub(full) as f64 * (1.0 - done)) as usize
+    }
+
     /// The counts of every layer for a prompt of `n_tokens`.
     ///
     /// - A prompt no longer than the first budget is dense: no probes, no pruning.
+    /// - On a somewhat longer one the later budgets are nearer to the first, if the schedule has a ramp ([`Schedule::ramp`]).
     /// - An active set has exactly `min(M, candidates)` members. The last `queries` tokens are among them, so a budget
     ///   below the number of queries counts as that number.
     /// - `is_swa(layer)` says which layers attend through a sliding window. They neither score nor skip: they hold all
@@ -405,7 +440,7 @@ impl Schedule {
     }
 
     /// As [`Schedule::resolve`], but a prompt that is not longer than the first budget goes through the stages too: the later
-    /// ones may still skip and prune. (The paper's figures at 8K for LLaMA, whose first budget is 9K, are these.)
+    /// ones may still skip and prune. There is no ramp. (The paper's figures at 8K for LLaMA, whose first budget is 9K, are these.)
     pub fn resolve_at_any_length(
         &self,
         n_layer: usize,
@@ -448,11 +483,15 @@ impl Schedule {
         layers.resize(self.skip_from, LayerBudget::dense(n));
         for stage in &self.stages {
             let first = layers.len();
+            let at_this_length = |full| match stages {
+                Stages::AboveFirstBudget => self.ramped(full, n_tokens).max(queries),
+                Stages::AtAnyLength | Stages::AllProbed => full.max(queries),
+            };
             let full = stage.budget.resolve(n_tokens);
-            let budget = full.max(queries);
+            let budget = at_this_length(full);
             // What is left behind the stage, and the layer that prunes down to it.
-            let left =
-                stage.cut.filter(|_| self.prune).map(|cut| full.saturating_sub(cut.resolve(n_tokens)).max(queries));
+            let cut = stage.cut.filter(|_| self.prune);
+            let left = cut.map(|cut| at_this_length(full.saturating_sub(cut.resolve(n_tokens))));
             let prune_layer = (first..=stage.last_layer).rev().find(|&l| !is_swa(l));
             for layer in first..=stage.last_layer {
                 let mut l = LayerBudget::dense(n);

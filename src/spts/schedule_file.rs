@@ -9,6 +9,7 @@
 //! stage         = 18 7K 1K        # a count is an integer (9216) or in units of 1024 (9K)
 //! stage         = 23 4K -         # without a cut the stage skips and prunes nothing: all its candidates go on
 //! stage         = 28 2K 1K        # a fraction of the prompt has a point (0.28) or is in percent (28%)
+//! ramp          = 1               # at so many times the first budget the schedule acts in full (budgets in counts alone)
 //! probe_queries = 32              # last tokens that score the others
 //! pool          = max 65          # none, avg WIDTH, max WIDTH or chunks WIDTH
 //! carry         = 0               # to a layer's scores so many times those of the layer before are added, 0 to 1
@@ -116,6 +117,7 @@ pub fn parse_schedule(text: &str, origin: &str, key: &ModelKey) -> Result<Schedu
         name: "schedule".into(),
         skip_from: 0,
         stages: Vec::new(),
+        ramp: 1.0,
         probe: Probe::SPANS,
         proxy: key.proxy_size(),
         skip_attn: true,
@@ -179,6 +181,7 @@ fn set(s: &mut Schedule, key: &str, value: &str) -> Result<(), String> {
                 },
             });
         }
+        "ramp" => s.ramp = value.parse().map_err(|_| expected("a number, at least 1"))?,
         "probe_queries" => s.probe.queries = number()?,
         "pool" => {
             s.probe.pool = match words[..] {
@@ -212,7 +215,7 @@ fn set(s: &mut Schedule, key: &str, value: &str) -> Result<(), String> {
         }
         _ => {
             return Err(format!(
-                "unknown key `{key}`; expected name, skip_from, stage, probe_queries, pool, carry, proxy, skip_attn, skip_ffn, use_proxy, prune or selection"
+                "unknown key `{key}`; expected name, skip_from, stage, ramp, probe_queries, pool, carry, proxy, skip_attn, skip_ffn, use_proxy, prune or selection"
             ));
         }
     }
@@ -272,6 +275,7 @@ impl fmt::Display for Schedule {
             let cut = s.cut.map_or_else(|| "-".to_owned(), |cut| cut.to_string());
             writeln!(f, "stage = {} {} {cut}", s.last_layer, s.budget)?;
         }
+        writeln!(f, "ramp = {}", self.ramp)?;
         writeln!(f, "probe_queries = {}", self.probe.queries)?;
         writeln!(f, "pool = {}", self.probe.pool)?;
         writeln!(f, "carry = {}", self.probe.carry)?;
@@ -345,6 +349,7 @@ mod tests {
             "pool = none 3",
             "pool = chunks",
             "carry = much",
+            "ramp = slow",
             "proxy = 3",
             "prune = yes",
             "selection = random",

@@ -179,6 +179,12 @@ fn mistakes_have_their_own_errors() {
     for carry in [-0.1, 1.1, f32::NAN] {
         assert!(matches!(check(&|s| s.probe.carry = carry), ScheduleError::Carry { .. }));
     }
+    for ramp in [0.9, -1.0, f64::NAN, f64::INFINITY] {
+        assert!(matches!(check(&|s| s.ramp = ramp), ScheduleError::Ramp { .. }));
+    }
+    let mut fractions = one_stage(F(0.5), F(0.1));
+    fractions.ramp = 1.5;
+    assert!(matches!(fractions.validate(), Err(ScheduleError::RampOfFractions { .. })));
     assert!(matches!(check(&|s| s.proxy.rank = 0), ScheduleError::Proxy { .. }));
     assert!(matches!(check(&|s| s.name = "a\nb".into()), ScheduleError::Name(_)));
     assert!(matches!(llama().resolve(28, 100, NO_SWA), Err(ScheduleError::LayerOutOfRange { layer: 28, .. })));
@@ -199,8 +205,9 @@ pub(crate) fn any_schedule(n_layer: usize) -> impl Strategy<Value = Schedule> {
         carry,
     });
     let switches = (any::<[bool; 4]>(), any::<bool>(), proptest::option::of(any::<u64>()));
-    (ends, budgets, probe, switches).prop_map(
-        |(ends, mut budgets, probe, ([skip_attn, skip_ffn, use_proxy, prune], tokens, seed))| {
+    let ramp = prop_oneof![Just(1.0), 1.0..4.0f64];
+    (ends, budgets, probe, ramp, switches).prop_map(
+        |(ends, mut budgets, probe, ramp, ([skip_attn, skip_ffn, use_proxy, prune], tokens, seed))| {
             budgets.sort_by(|a, b| b.0.total_cmp(&a.0));
             let stages = ends[1..].iter().zip(budgets).map(|(&last_layer, (b, c, prunes))| {
                 let (b_tokens, c_share) = ((b * 5000.) as usize + 1, b * c);
@@ -214,6 +221,7 @@ pub(crate) fn any_schedule(n_layer: usize) -> impl Strategy<Value = Schedule> {
                 name: "any schedule".into(),
                 skip_from: ends[0],
                 stages: stages.collect(),
+                ramp: if tokens { ramp } else { 1.0 },
                 probe,
                 proxy: ProxySize { d_low: 64, rank: 32 },
                 skip_attn,
@@ -259,6 +267,32 @@ proptest! {
         prop_assert!(r.cache_kept() <= 1.0);
         if stages == Stages::AboveFirstBudget && n <= s.first_budget(n) {
             prop_assert!(r.is_dense());
+        }
+    }
+
+    /// Just above the first budget nearly everything is kept; from there on the share of the cache falls, without a jump, to
+    /// what the schedule keeps without a ramp.
+    #[test]
+    fn a_ramp_is_continuous_and_monotone(mut s in any_schedule(12), ramp in 1.05..4.0f64, at in 0.0..1.0f64) {
+        prop_assume!(matches!(s.stages[0].budget, Budget::Tokens(_)));
+        let step = Schedule { ramp: 1.0, ..s.clone() };
+        s.ramp = ramp;
+        let entries = |s: &Schedule, n: usize| {
+            s.resolve(12, n, NO_SWA).unwrap().layers.iter().map(|l| l.active_attn as i64).sum::<i64>()
+        };
+        // A layer gains the token that the prompt gains, or loses what its budget does in one step.
+        let bound = 12 * (2 + (1.0 / (ramp - 1.0)).ceil() as i64);
+        let (first, full) = (s.first_budget(1), s.in_full_from());
+        let middle = first + ((full - first) as f64 * at) as usize;
+        for around in [first, middle, full] {
+            for n in around.saturating_sub(3).max(1)..around + 4 {
+                let (here, next) = (entries(&s, n), entries(&s, n + 1));
+                prop_assert!((next - here).abs() <= bound, "{n}: {here}, {next}");
+                prop_assert!(next * n as i64 <= here * (n + 1) as i64, "{n}: the share grows from {here} to {next}");
+            }
+        }
+        for n in [1, first, full, full + 1, 3 * full] {
+            prop_assert_eq!(s.resolve(12, n, NO_SWA), step.resolve(12, n, NO_SWA));
         }
     }
 

@@ -72,6 +72,8 @@ pub struct Layout {
     pub skip_from: usize,
     /// Last layer, M_fixed and cut of each stage.
     pub stages: Vec<(usize, usize, usize)>,
+    /// Times the first budget at which the budgets are as given; up to there they come down from the first.
+    pub ramp: f64,
     /// Numbers of the stages that prune nothing.
     pub keeping: Vec<usize>,
     /// Probing queries; a budget never goes below them.
@@ -86,13 +88,19 @@ impl Layout {
     /// the prune of its stage moves to the last layer before it that does not.
     pub fn budgets(&self, n_layer: usize, n: usize, is_local: impl Fn(usize) -> bool) -> Vec<LayerBudget> {
         let queries = self.queries.min(n);
+        let first_budget = self.stages[0].1.max(self.queries) as f64;
+        let way = if self.ramp > 1.0 { (n as f64 - first_budget) / ((self.ramp - 1.0) * first_budget) } else { 1.0 };
+        let ramped = |count: usize| match first_budget - count as f64 {
+            above if above > 0.0 && way < 1.0 => count + (above * (1.0 - way)).floor() as usize,
+            _ => count,
+        };
         let mut candidates = n;
         let mut first = self.skip_from;
         let mut layers = vec![LayerBudget::dense(n); first];
         for (number, (last, budget, cut)) in self.stages.iter().copied().enumerate() {
             let prunes = self.prune && !self.keeping.contains(&number);
             let pruning_layer = (first..=last).rfind(|l| !is_local(*l));
-            let left = (budget - cut).max(queries);
+            let (left, budget) = (ramped(budget - cut).max(queries), ramped(budget));
             for l in first..=last {
                 let mut layer = LayerBudget::dense(candidates);
                 if !is_local(l) {

@@ -69,6 +69,7 @@ pub fn schedule(stages: &[(usize, usize, usize)], probe: Probe) -> Schedule {
         name: "test".into(),
         skip_from: 1,
         stages: stages.iter().map(stage).collect(),
+        ramp: 1.0,
         probe,
         proxy: ProxySize { d_low: 8, rank: 4 },
         skip_attn: true,
