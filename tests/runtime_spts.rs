@@ -13,7 +13,7 @@ use reference::{Chosen, Follow, Layout, Output, SptsPlan};
 use runtime::proxies::{Proxies, SidecarFile};
 use runtime::{Pair, assert_close, distance, logits, prefill};
 use spts::session::kv_cache::CacheType;
-use spts::session::prefill::PrefillReport;
+use spts::session::prefill::{PrefillOptions, PrefillReport};
 use spts::session::select::random_scores;
 use spts::spts::schedule::{Pool, Probe, Schedule, Selection};
 use spts::{Error, Session, SessionOptions};
@@ -60,7 +60,7 @@ impl Run {
     }
 
     fn schedule(&self) -> Schedule {
-        let probe = Probe { queries: self.layout.queries, pool: self.pool, carry: self.carry };
+        let probe = Probe { queries: self.layout.queries, by_question: false, pool: self.pool, carry: self.carry };
         let mut stages = runtime::schedule(&self.layout.stages, probe).stages;
         self.layout.keeping.iter().for_each(|&number| stages[number].cut = None);
         Schedule {
@@ -310,6 +310,41 @@ fn budgets_along_a_ramp() {
     assert!(kept(25) >= pair.tiny.n_layer * 23);
     for n in [26, 30, 47, 48, 49, 60] {
         run.compare_with_decoding(&pair, &tokens[..n], None);
+    }
+}
+
+/// A session that is told where the question begins computes what one with so many probing queries does; told nothing, what
+/// the schedule's number says. Prompts of one length whose questions differ in length do not share a graph.
+#[test]
+fn the_question_probes() {
+    for tiny in [Tiny::named("llama"), two_globals()] {
+        let pair = Pair::new(tiny);
+        let tokens = pair.tiny.prompt(61);
+        let run = Run { pool: Pool::Max(5), ..stages(&pair.tiny).queries(3) };
+        let mut session = pair.session(|o| {
+            run.apply(o, None);
+            o.schedule.as_mut().unwrap().probe.by_question = true;
+        });
+        let mut read = |question_start| {
+            session.clear();
+            let options = PrefillOptions { question_start };
+            session.prefill_with(&tokens, options, &mut |_| ControlFlow::Continue(())).map(|report| {
+                let chosen = report.selection.iter().map(|s| s.active_attn.clone()).collect::<Vec<_>>();
+                (session.logits().to_vec(), chosen)
+            })
+        };
+        let mut seen = Vec::new();
+        for question_start in [Some(52), Some(60), None, Some(49), Some(52)] {
+            let queries = question_start.map_or(3, |start| 61 - start);
+            let expected = run.clone().queries(queries).compare(&pair, &tokens, None).session;
+            let (logits, chosen) = read(question_start).unwrap();
+            assert_eq!(logits, expected.logits(), "{}, {question_start:?}", pair.tiny.name);
+            seen.push(chosen);
+        }
+        assert_eq!(seen[0], seen[4]);
+        assert!(seen[0] != seen[1] && seen[1] != seen[2] && seen[0] != seen[3]);
+        let outside = Err(Error::QuestionOutside { question_start: 61, n_tokens: 61 }.to_string());
+        assert_eq!(read(Some(61)).map_err(|e| e.to_string()), outside);
     }
 }
 

@@ -159,6 +159,15 @@ impl SamplingArgs {
     }
 }
 
+/// Which tokens score the others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Queries {
+    /// So many last ones of the prompt.
+    Last(usize),
+    /// The question, and what is behind it.
+    Question,
+}
+
 /// What the prefill skips.
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Token skipping (SPTS)")]
@@ -175,9 +184,10 @@ pub struct SptsArgs {
     /// Shrink the budgets gradually, from the first budget on to X times that length; 1 is at once [default: the schedule's]
     #[arg(long, value_name = "X", value_parser = at_least_one, allow_negative_numbers = true)]
     pub ramp: Option<f64>,
-    /// Last tokens of the prompt that score the others [default: the schedule's]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1 << 16))]
-    pub probe_queries: Option<u32>,
+    /// Last tokens of the prompt that score the others: a number, or question: from the question on, where it is known
+    /// [default: the schedule's]
+    #[arg(long, value_name = "N|question", value_parser = queries, allow_negative_numbers = true)]
+    pub probe_queries: Option<Queries>,
     /// Pooling of scores over neighbours: none, avg:7, max:13, or whole chunks by their maximum, chunks:32 [default: the schedule's]
     #[arg(long, value_name = "HOW", value_parser = pool)]
     pub pool: Option<Pool>,
@@ -221,8 +231,10 @@ impl SptsArgs {
         if let Some(ramp) = self.ramp {
             s.ramp = ramp;
         }
-        if let Some(queries) = self.probe_queries {
-            s.probe.queries = queries as usize;
+        match self.probe_queries {
+            Some(Queries::Last(n)) => (s.probe.queries, s.probe.by_question) = (n, false),
+            Some(Queries::Question) => s.probe.by_question = true,
+            None => {}
         }
         if let Some(pool) = self.pool {
             s.probe.pool = pool;
@@ -272,6 +284,13 @@ fn at_least_one(text: &str) -> Result<f64, String> {
 
 fn probability(text: &str) -> Result<f32, String> {
     number(text, |x: &f32| (0.0..=1.0).contains(x), "a number from 0 to 1")
+}
+
+fn queries(text: &str) -> Result<Queries, String> {
+    if text == "question" {
+        return Ok(Queries::Question);
+    }
+    number(text, |n: &usize| (1..=1 << 16).contains(n), "a number from 1 to 65536, or question").map(Queries::Last)
 }
 
 fn pool(text: &str) -> Result<Pool, String> {
@@ -335,6 +354,11 @@ mod tests {
         );
         assert_eq!((s.probe.carry, s.ramp), (0.7, 1.5));
         assert!(!(s.use_proxy || s.prune || s.skip_attn || s.skip_ffn));
+        let asked = schedule(&["--probe-queries", "question"]).unwrap().unwrap().probe;
+        assert_eq!((asked.by_question, asked.queries), (true, 32));
+        for bad in ["0", "65537", "-1", "answer", ""] {
+            queries(bad).unwrap_err();
+        }
         assert_eq!(schedule(&["--random-selection", "7"]).unwrap().unwrap().selection, Selection::Random { seed: 7 });
         schedule(&["--schedule", "no-such"]).unwrap_err();
     }

@@ -39,6 +39,14 @@ pub struct PrefillProgress {
     pub fraction: f32,
 }
 
+/// What is known of a prompt besides its tokens.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PrefillOptions {
+    /// The first token of the question, counted from the prompt's first, for schedules that probe by it
+    /// ([`crate::spts::schedule::Probe::by_question`]). `None`: the schedule's number of last tokens probes.
+    pub question_start: Option<usize>,
+}
+
 /// What a prefill did.
 #[derive(Clone, Debug, Default)]
 pub struct PrefillReport {
@@ -93,13 +101,32 @@ impl Session {
         tokens: &[u32],
         progress: &mut dyn FnMut(PrefillProgress) -> ControlFlow<()>,
     ) -> Result<PrefillReport> {
+        self.prefill_with(tokens, PrefillOptions::default(), progress)
+    }
+
+    /// [`Session::prefill`] of a prompt that more is known of.
+    ///
+    /// # Errors
+    /// As [`Session::prefill`]; and the question begins behind the prompt's end.
+    pub fn prefill_with(
+        &mut self,
+        tokens: &[u32],
+        options: PrefillOptions,
+        progress: &mut dyn FnMut(PrefillProgress) -> ControlFlow<()>,
+    ) -> Result<PrefillReport> {
         let start = Instant::now();
         self.check_prompt(tokens)?;
-        let resolved = self.resolve(tokens.len())?;
+        if let Some(question_start) = options.question_start
+            && question_start >= tokens.len()
+        {
+            return Err(Error::QuestionOutside { question_start, n_tokens: tokens.len() });
+        }
+        let resolved = self.resolve(tokens.len(), options)?;
+        let queries = resolved.as_ref().map(|r| r.queries);
         // Whatever else a graph follows from is the same for the whole session. One that does not fit is let go first: two
         // would take twice the memory.
         let prepared = match self.prepared.take() {
-            Some(p) if p.graph.n_tokens == tokens.len() && p.n_past == self.n_past => p,
+            Some(p) if p.graph.n_tokens == tokens.len() && p.n_past == self.n_past && p.queries == queries => p,
             other => {
                 drop(other);
                 let dense = self.model.graph(tokens.len(), self.n_ctx());
@@ -109,7 +136,7 @@ impl Session {
                 };
                 let on_gpu = self.devices.iter().any(|d| !d.backend.is_cpu());
                 let graph = keep_last_row(&graph, if on_gpu { 1 } else { CPU_QUERIES });
-                self.prepare(if on_gpu { self.fuse(&graph) } else { graph })?
+                self.prepare(if on_gpu { self.fuse(&graph) } else { graph }, queries)?
             }
         };
         self.run_prefill(start, tokens, prepared, resolved, progress, None)
@@ -134,7 +161,7 @@ impl Session {
         self.prepared = None;
         // As the layers are written down: calibration looks into them.
         let graph = insert_captures(&self.model.graph(tokens.len(), self.n_ctx()), capture);
-        let prepared = self.prepare(graph)?;
+        let prepared = self.prepare(graph, None)?;
         let report = self.run_prefill(start, tokens, prepared, None, progress, Some(sink));
         self.prepared = None;
         report
@@ -173,11 +200,12 @@ impl Session {
     }
 
     /// Budgets of this prompt, or `None` if it runs dense.
-    fn resolve(&self, n_tokens: usize) -> Result<Option<Resolved>> {
+    fn resolve(&self, n_tokens: usize, options: PrefillOptions) -> Result<Option<Resolved>> {
         let Some(schedule) = &self.options.schedule else { return Ok(None) };
         if self.n_past > 0 || n_tokens == 0 {
             return Ok(None);
         }
+        let schedule = schedule.for_question(n_tokens, options.question_start);
         let hp = self.model.hparams();
         let is_swa = |l: usize| hp.window(l).is_some();
         let resolved = if self.options.force_probes {
@@ -296,7 +324,7 @@ impl Session {
 
     /// Plans a graph and gives it memory. Where a device has too little for tiles of the usual size, they are made smaller,
     /// unless their size was asked for.
-    fn prepare(&mut self, graph: Graph) -> Result<Prepared> {
+    fn prepare(&mut self, graph: Graph, queries: Option<usize>) -> Result<Prepared> {
         verify(&graph)?;
         self.reserve_caches(&graph)?;
         let placement = self.model.placement().clone();
@@ -322,7 +350,7 @@ impl Session {
             match executor::reserve(&run, &mut self.devices) {
                 Ok(()) => {
                     let (n_past, kept) = (self.n_past, KeptGraphs::default());
-                    return Ok(Prepared { graph, program, slots, tile, n_past, kept });
+                    return Ok(Prepared { graph, queries, program, slots, tile, n_past, kept });
                 }
                 Err(Error::Ggml(GgmlError::OutOfMemory { .. }))
                     if self.options.n_ubatch.is_none() && tile > SMALLEST_TILE =>
@@ -352,6 +380,8 @@ const SMALLEST_TILE: usize = 256;
 /// A prefill's graph with its plan and memory. Kept, since the next prompt may have the same length.
 pub(super) struct Prepared {
     graph: Graph,
+    /// Tokens that probe in it; `None`: it is dense.
+    queries: Option<usize>,
     program: Program,
     slots: Vec<SlotMemory>,
     tile: usize,

@@ -166,6 +166,9 @@ impl fmt::Display for Pool {
 pub struct Probe {
     /// Probing queries: the last tokens of the prompt. They are always active and never pruned.
     pub queries: usize,
+    /// The question probes, and everything behind it, in place of `queries` tokens, where a prompt says where its question
+    /// begins; at most the last [`Probe::MOST_OF_A_QUESTION`] of them.
+    pub by_question: bool,
     /// Pooling of the scores over neighbouring candidates.
     pub pool: Pool,
     /// Scores are carried from layer to layer: to those of a layer this many times those of the probing layer before it are
@@ -175,8 +178,11 @@ pub struct Probe {
 }
 
 impl Probe {
+    /// Tokens of a question, and of what is behind it, that probe at most.
+    pub const MOST_OF_A_QUESTION: usize = 256;
+
     /// The paper's: the last token alone, no pooling.
-    pub const PAPER: Probe = Probe { queries: 1, pool: Pool::None, carry: 0.0 };
+    pub const PAPER: Probe = Probe { queries: 1, by_question: false, pool: Pool::None, carry: 0.0 };
     /// Ours for budgets in tokens: 32 queries, maximum over 65 neighbours, so that what is kept is spans. RULER at 32K on
     /// qwen2.5-coder-1.5b is 64.6 with it, 50.5 with 13 neighbours, 27.8 as the paper probes and 69.3 dense (docs/quality.md).
     pub const SPANS: Probe = Probe { queries: 32, pool: Pool::Max(65), ..Probe::PAPER };
@@ -392,6 +398,16 @@ impl Schedule {
             Some(i) => out(format!("the end of stage {i}"), self.stages[i].last_layer),
             None => Ok(()),
         }
+    }
+
+    /// This schedule for a prompt of `n_tokens` whose question begins at token `question_start`, if that is known: probed by
+    /// the question, where it is to be.
+    pub fn for_question(&self, n_tokens: usize, question_start: Option<usize>) -> Schedule {
+        let mut schedule = self.clone();
+        if let (true, Some(start)) = (self.probe.by_question, question_start) {
+            schedule.probe.queries = n_tokens.saturating_sub(start).clamp(1, Probe::MOST_OF_A_QUESTION);
+        }
+        schedule
     }
 
     /// The longest prompt that is left dense when it has `n_tokens` tokens: the first budget.

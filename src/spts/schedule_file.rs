@@ -10,7 +10,8 @@
 //! stage         = 23 4K -         # without a cut the stage skips and prunes nothing: all its candidates go on
 //! stage         = 28 2K 1K        # a fraction of the prompt has a point (0.28) or is in percent (28%)
 //! ramp          = 1               # at so many times the first budget the schedule acts in full (budgets in counts alone)
-//! probe_queries = 32              # last tokens that score the others
+//! probe_queries = 32              # last tokens that score the others; `question`: from the question on, where it is known,
+//!                                 # else 32; `question 16`: else 16
 //! pool          = max 65          # none, avg WIDTH, max WIDTH or chunks WIDTH
 //! carry         = 0               # to a layer's scores so many times those of the layer before are added, 0 to 1
 //! proxy         = 512 192         # channels and rank of the FFN proxies
@@ -182,7 +183,15 @@ fn set(s: &mut Schedule, key: &str, value: &str) -> Result<(), String> {
             });
         }
         "ramp" => s.ramp = value.parse().map_err(|_| expected("a number, at least 1"))?,
-        "probe_queries" => s.probe.queries = number()?,
+        "probe_queries" => {
+            let count = |w: &str| w.parse().map_err(|_| expected("a whole number, or question"));
+            s.probe.by_question = words.first() == Some(&"question");
+            s.probe.queries = match words[..] {
+                ["question"] => Probe::SPANS.queries,
+                ["question", number] | [number] => count(number)?,
+                _ => return Err(expected("a whole number, `question` or `question NUMBER`")),
+            }
+        }
         "pool" => {
             s.probe.pool = match words[..] {
                 ["none"] => Pool::None,
@@ -276,7 +285,8 @@ impl fmt::Display for Schedule {
             writeln!(f, "stage = {} {} {cut}", s.last_layer, s.budget)?;
         }
         writeln!(f, "ramp = {}", self.ramp)?;
-        writeln!(f, "probe_queries = {}", self.probe.queries)?;
+        let by_question = if self.probe.by_question { "question " } else { "" };
+        writeln!(f, "probe_queries = {by_question}{}", self.probe.queries)?;
         writeln!(f, "pool = {}", self.probe.pool)?;
         writeln!(f, "carry = {}", self.probe.carry)?;
         writeln!(f, "proxy = {} {}", self.proxy.d_low, self.proxy.rank)?;
@@ -319,6 +329,13 @@ mod tests {
     }
 
     #[test]
+    fn the_question_may_probe() {
+        let probe = |line: &str| parse(&format!("skip_from = 1\nstage = 2 9K 1K\n{line}")).unwrap().probe;
+        assert_eq!(probe("probe_queries = question"), Probe { by_question: true, ..Probe::SPANS });
+        assert_eq!(probe("probe_queries = question 7"), Probe { by_question: true, queries: 7, ..Probe::SPANS });
+    }
+
+    #[test]
     fn stages_may_prune_nothing() {
         let s = parse("skip_from = 1\nstage = 2 9K -\nstage = 4 9K keep\nstage = 5 8K 7K").unwrap();
         let cuts: Vec<Option<Budget>> = s.stages.iter().map(|s| s.cut).collect();
@@ -354,6 +371,9 @@ mod tests {
             "prune = yes",
             "selection = random",
             "probe_queries = two",
+            "probe_queries =",
+            "probe_queries = question two",
+            "probe_queries = 2 question",
         ] {
             assert!(message(line).contains(":1: "), "{line}");
         }

@@ -138,6 +138,16 @@ fn probing_tokens_are_never_dropped() {
 }
 
 #[test]
+fn the_question_probes_where_it_is_known() {
+    let by_question = Schedule { probe: Probe { by_question: true, ..Probe::SPANS }, ..llama() };
+    let queries = |s: &Schedule, start| s.for_question(20_000, start).resolve(32, 20_000, NO_SWA).unwrap().queries;
+    assert_eq!(queries(&by_question, Some(19_950)), 50);
+    assert_eq!(queries(&by_question, Some(15_000)), Probe::MOST_OF_A_QUESTION);
+    assert_eq!((queries(&by_question, Some(20_000)), queries(&by_question, None)), (1, 32));
+    assert_eq!(queries(&llama(), Some(19_950)), 1);
+}
+
+#[test]
 fn keep_scales_budgets_and_stays_valid() {
     let half = llama().scaled(0.5).unwrap();
     assert_eq!(half.stages[0].budget, Budget::Tokens(4608));
@@ -199,8 +209,10 @@ fn any_carry() -> impl Strategy<Value = f32> {
 pub(crate) fn any_schedule(n_layer: usize) -> impl Strategy<Value = Schedule> {
     let ends = proptest::sample::subsequence((0..n_layer).collect::<Vec<_>>(), 2..=5.min(n_layer));
     let budgets = proptest::collection::vec((0.0001..1.0f64, 0.0..0.999f64, proptest::bool::weighted(0.8)), 5);
-    let probe = (1usize..70, 0usize..4, 0usize..8, any_carry()).prop_map(|(queries, kind, half, carry)| Probe {
+    let probe = (1usize..70, any::<bool>(), 0usize..4, 0usize..8, any_carry());
+    let probe = probe.prop_map(|(queries, by_question, kind, half, carry)| Probe {
         queries,
+        by_question,
         pool: [Pool::None, Pool::Avg(2 * half + 1), Pool::Max(2 * half + 1), Pool::Chunks(half + 1)][kind],
         carry,
     });
