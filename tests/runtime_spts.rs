@@ -15,7 +15,7 @@ use runtime::{Pair, assert_close, distance, logits, prefill};
 use spts::session::kv_cache::CacheType;
 use spts::session::prefill::{PrefillOptions, PrefillReport};
 use spts::session::select::random_scores;
-use spts::spts::schedule::{Pool, Probe, Schedule, Selection};
+use spts::spts::schedule::{Join, Pool, Probe, Schedule, Selection};
 use spts::{Error, Session, SessionOptions};
 use support::tiny::{Arch, NAMES, Tiny};
 
@@ -23,6 +23,7 @@ use support::tiny::{Arch, NAMES, Tiny};
 #[derive(Clone, Debug)]
 struct Run {
     layout: Layout,
+    join: Join,
     pool: Pool,
     carry: f32,
     use_proxy: bool,
@@ -44,6 +45,7 @@ fn run(skip_from: usize, stages: &[(usize, usize, usize)]) -> Run {
             skip_ffn: true,
             prune: true,
         },
+        join: Join::Mean,
         pool: Pool::None,
         carry: 0.0,
         use_proxy: false,
@@ -60,7 +62,13 @@ impl Run {
     }
 
     fn schedule(&self) -> Schedule {
-        let probe = Probe { queries: self.layout.queries, by_question: false, pool: self.pool, carry: self.carry };
+        let probe = Probe {
+            queries: self.layout.queries,
+            by_question: false,
+            join: self.join,
+            pool: self.pool,
+            carry: self.carry,
+        };
         let mut stages = runtime::schedule(&self.layout.stages, probe).stages;
         self.layout.keeping.iter().for_each(|&number| stages[number].cut = None);
         Schedule {
@@ -92,6 +100,7 @@ impl Run {
         let given = |seed| layers.iter().enumerate().map(|(l, b)| random_scores(seed, l, b.candidates)).collect();
         SptsPlan {
             probe_queries: self.layout.queries,
+            best_query: self.join == Join::Max,
             pool: match self.pool {
                 Pool::None => reference::Pool::None,
                 Pool::Avg(w) => reference::Pool::Avg(w),
@@ -311,6 +320,27 @@ fn budgets_along_a_ramp() {
     for n in [26, 30, 47, 48, 49, 60] {
         run.compare_with_decoding(&pair, &tokens[..n], None);
     }
+}
+
+#[test]
+fn the_best_of_the_queries() {
+    for name in ["llama", "qwen2", "gemma3"] {
+        let pair = Pair::new(Tiny::named(name));
+        let tokens = pair.tiny.prompt(61);
+        for (queries, carry) in [(1, 0.0), (2, 0.0), (9, 0.7)] {
+            let run = Run { join: Join::Max, pool: Pool::Max(3), carry, ..stages(&pair.tiny).queries(queries) };
+            run.compare_with_decoding(&pair, &tokens, None);
+        }
+        let chosen = |join| {
+            let run = Run { join, ..stages(&pair.tiny).queries(9) };
+            run.compare(&pair, &tokens, None).expected.layers.iter().map(|l| l.active_attn.clone()).collect::<Vec<_>>()
+        };
+        assert_ne!(chosen(Join::Max), chosen(Join::Mean), "{name}");
+    }
+    // More queries than the attention mask has rows: they are scored in parts.
+    let pair = Pair::new(Tiny::named("llama"));
+    let run = Run { join: Join::Max, ..run(1, &[(2, 680, 10)]).queries(650) };
+    run.compare(&pair, &pair.tiny.prompt(700), None);
 }
 
 /// A session that is told where the question begins computes what one with so many probing queries does; told nothing, what
@@ -656,9 +686,11 @@ fn any_run() -> impl Strategy<Value = (Tiny, usize, Run, Option<(usize, usize)>)
         let selection =
             prop_oneof![4 => Just(Selection::Probe), 1 => any::<u64>().prop_map(|seed| Selection::Random { seed })];
         let carry = prop_oneof![2 => Just(0.0), 1 => Just(1.0), 2 => 0.0..1.0f32];
-        let run = (layout, pool, carry, any::<bool>(), selection, 1usize..90).prop_map(
-            |(layout, pool, carry, use_proxy, selection, n_ubatch)| Run {
+        let join = prop::sample::select(vec![Join::Mean, Join::Max]);
+        let run = (layout, join, pool, carry, any::<bool>(), selection, 1usize..90).prop_map(
+            |(layout, join, pool, carry, use_proxy, selection, n_ubatch)| Run {
                 layout,
+                join,
                 pool,
                 carry,
                 use_proxy,

@@ -10,7 +10,7 @@ use spts::model::loaded::LoadProgress;
 use spts::session::kv_cache::CacheType;
 use spts::session::sampler::SamplerParams;
 use spts::spts::preset::ModelKey;
-use spts::spts::schedule::{Pool, Schedule, Selection};
+use spts::spts::schedule::{Join, Pool, Schedule, Selection};
 use spts::spts::schedule_file::{ScheduleFileError, parse_schedule_arg};
 
 /// Where the model runs.
@@ -168,12 +168,21 @@ pub enum Queries {
     Question,
 }
 
+/// How scores by several tokens become one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum JoinArg {
+    /// Their mean.
+    Mean,
+    /// Their maximum.
+    Max,
+}
+
 /// What the prefill skips.
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Token skipping (SPTS)")]
 pub struct SptsArgs {
     /// Compute every token in every layer
-    #[arg(long, conflicts_with_all = ["schedule", "keep", "no_proxy", "no_prune", "no_attn_skip", "no_ffn_skip", "random_selection", "ramp", "probe_queries", "pool", "carry", "sidecar"])]
+    #[arg(long, conflicts_with_all = ["schedule", "keep", "no_proxy", "no_prune", "no_attn_skip", "no_ffn_skip", "random_selection", "ramp", "probe_queries", "join", "pool", "carry", "sidecar"])]
     pub no_spts: bool,
     /// Budgets: a preset (default, paper, rule, llama-3.1-8b, qwen2.5-7b, openpangu-1b), fractions of the prompt (0.28,0.22,0.125,0.0625:0.03, the last is the cut), or a file
     #[arg(long, value_name = "WHAT")]
@@ -188,6 +197,9 @@ pub struct SptsArgs {
     /// [default: the schedule's]
     #[arg(long, value_name = "N|question", value_parser = queries, allow_negative_numbers = true)]
     pub probe_queries: Option<Queries>,
+    /// How the scores by these tokens are joined: mean or max [default: the schedule's]
+    #[arg(long, value_name = "HOW")]
+    pub join: Option<JoinArg>,
     /// Pooling of scores over neighbours: none, avg:7, max:13, or whole chunks by their maximum, chunks:32 [default: the schedule's]
     #[arg(long, value_name = "HOW", value_parser = pool)]
     pub pool: Option<Pool>,
@@ -235,6 +247,12 @@ impl SptsArgs {
             Some(Queries::Last(n)) => (s.probe.queries, s.probe.by_question) = (n, false),
             Some(Queries::Question) => s.probe.by_question = true,
             None => {}
+        }
+        if let Some(join) = self.join {
+            s.probe.join = match join {
+                JoinArg::Mean => Join::Mean,
+                JoinArg::Max => Join::Max,
+            };
         }
         if let Some(pool) = self.pool {
             s.probe.pool = pool;
@@ -338,6 +356,8 @@ mod tests {
             "4",
             "--pool",
             "avg:7",
+            "--join",
+            "max",
             "--carry",
             "0.7",
             "--ramp",
@@ -352,7 +372,7 @@ mod tests {
             (s.probe.queries, s.probe.pool, s.stages[0].budget),
             (4, Pool::Avg(7), spts::spts::schedule::Budget::Tokens(4608))
         );
-        assert_eq!((s.probe.carry, s.ramp), (0.7, 1.5));
+        assert_eq!((s.probe.join, s.probe.carry, s.ramp), (Join::Max, 0.7, 1.5));
         assert!(!(s.use_proxy || s.prune || s.skip_attn || s.skip_ffn));
         let asked = schedule(&["--probe-queries", "question"]).unwrap().unwrap().probe;
         assert_eq!((asked.by_question, asked.queries), (true, 32));

@@ -8,7 +8,7 @@ use ggml_sys as sys;
 use super::ops::Ops;
 use super::{Tensor, type_id};
 use crate::gguf::GgmlType;
-use crate::graph::ir::{Activation, Heads, Rope, RopeLayout};
+use crate::graph::ir::{Activation, Heads, Join, Rope, RopeLayout};
 
 /// What a device can compute besides ggml's operations.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -296,17 +296,19 @@ impl Ops {
         self.ours(Op::IsMember, out, &[rows, members].map(Some), &[])
     }
 
-    /// Equation 4 of arXiv 2601.13155: mean over the last candidates' queries `q [head_dim * n_head, n_probe]` of the softmax
-    /// over keys `k [head_dim * n_head_kv, n]` in F16; in `to` if that is given. `-> [1, n]`
+    /// Equation 4 of arXiv 2601.13155: mean over heads, joined over the last candidates' queries `q [head_dim * n_head, n_probe]`, of
+    /// the softmax over keys `k [head_dim * n_head_kv, n]` in F16; in `to` if that is given. `-> [1, n]`
     pub fn probe_scores<'a>(
         &'a self,
         q: Tensor<'a>,
         k: Tensor<'a>,
         heads: &Heads,
+        join: Join,
         to: Option<Tensor<'a>>,
     ) -> Tensor<'a> {
         let out = self.place(to, GgmlType::F32, [1, k.ne(1)]);
-        self.ours(Op::ProbeScores, out, &[q, k].map(Some), &[bits(heads.scale), heads.head_dim as i32])
+        let arguments = [bits(heads.scale), heads.head_dim as i32, i32::from(join == Join::Max)];
+        self.ours(Op::ProbeScores, out, &[q, k].map(Some), &arguments)
     }
 
     /// Where a result goes: a given place, or one of its own.

@@ -397,6 +397,12 @@ impl Ops {
         self.wrap(unsafe { sys::ggml_pool_1d(self.c(), a.raw(), sys::GGML_OP_POOL_MAX, width as i32, width as i32, 0) })
     }
 
+    /// `a [f, n]` above `b [g, n]`: `-> [f + g, n]`.
+    pub fn concat<'a>(&'a self, a: Tensor<'a>, b: Tensor<'a>) -> Tensor<'a> {
+        // SAFETY: as above.
+        self.wrap(unsafe { sys::ggml_concat(self.c(), a.raw(), b.raw(), 0) })
+    }
+
     /// Copies of `a` side by side until the shape is `ne`.
     pub fn repeat<'a>(&'a self, a: Tensor<'a>, ne: [usize; 2]) -> Tensor<'a> {
         // SAFETY: as above.

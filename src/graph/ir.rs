@@ -77,6 +77,9 @@ pub struct Rope {
 /// How probe scores are pooled over neighbouring candidates.
 pub use crate::spts::schedule::Pool;
 
+/// How the scores by several probing queries become one.
+pub use crate::spts::schedule::Join;
+
 /// Attention geometry of one layer.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Heads {
@@ -179,11 +182,13 @@ pub enum Op {
         /// How many.
         rows: usize,
     },
-    /// `q [n_head * d, n_probe], k [n_head_kv * d, n] -> F32 [1, n]`: equation 4 of the paper, the mean over heads and probing
-    /// queries of softmax(q.k * scale). Probing query i of n_probe sees the candidates up to itself.
+    /// `q [n_head * d, n_probe], k [n_head_kv * d, n] -> F32 [1, n]`: equation 4 of the paper, the mean over heads of
+    /// softmax(q.k * scale), joined over the probing queries. Probing query i of n_probe sees the candidates up to itself.
     ProbeScores {
         /// Geometry.
         heads: Heads,
+        /// Over the probing queries.
+        join: Join,
     },
     /// `s [1, n] -> [1, n]`: pooled over neighbouring candidates in order. No score is negative.
     PoolScores {

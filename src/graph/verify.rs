@@ -131,7 +131,7 @@ fn check_node(graph: &Graph, id: NodeId) -> Result<(), String> {
             want(node.n_feat == src(0).n_feat, "rows of its source")?;
             want(*rows == node.n_rows && *rows <= src(0).n_rows, "no more rows than there are")
         }
-        Op::ProbeScores { heads } => {
+        Op::ProbeScores { heads, .. } => {
             want(
                 src(0).n_feat == heads.n_head * heads.head_dim && src(1).n_feat == heads.n_head_kv * heads.head_dim,
                 "queries and keys of all heads",

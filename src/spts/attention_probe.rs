@@ -26,6 +26,8 @@ use crate::graph::rewrite::Rewrite;
 pub struct ProbeSettings {
     /// Probing queries: the last tokens of the prompt; always active, never pruned.
     pub queries: usize,
+    /// How the queries' scores are joined.
+    pub join: Join,
     /// Factor on the scores of the layer before, pooling aside, which are added to a layer's own; 0: a layer's own alone.
     pub carry: f32,
     /// Pooling of the scores over neighbouring candidates.
@@ -87,7 +89,7 @@ fn probe_layer(
             let pos_probe = rw.b.push(Op::LastRows { rows: queries }, &[positions], "probe_pos");
             let mut subst = HashMap::from([(a.inp, inp_probe), (old_positions, pos_probe)]);
             let q = rw.recompute_with(&mut subst, a.q);
-            let own = rw.b.push(Op::ProbeScores { heads }, &[q, k], "probe_scores");
+            let own = rw.b.push(Op::ProbeScores { heads, join: probe.join }, &[q, k], "probe_scores");
             let scores = match carried.filter(|_| probe.carry != 0.0) {
                 Some(before) => rw.b.push(Op::AddScaled { factor: probe.carry }, &[own, before], "probe_carried"),
                 None => own,

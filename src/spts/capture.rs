@@ -28,6 +28,7 @@ pub fn insert_captures(graph: &Graph, capture: &Capture) -> Graph {
         .collect();
     let probe = ProbeSettings {
         queries: capture.probe.queries.min(n),
+        join: capture.probe.join,
         carry: capture.probe.carry,
         pool: capture.probe.pool,
         selection: Selection::Probe,

@@ -17,6 +17,7 @@ pub fn skip_and_prune(graph: &Graph, budgets: &Resolved, schedule: &Schedule) ->
     verify(graph)?;
     let probe = ProbeSettings {
         queries: budgets.queries,
+        join: schedule.probe.join,
         carry: schedule.probe.carry,
         pool: schedule.probe.pool,
         selection: schedule.selection,

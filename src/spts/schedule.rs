@@ -161,6 +161,24 @@ impl fmt::Display for Pool {
     }
 }
 
+/// How the scores by several probing queries become one. Each is a mean over the heads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Join {
+    /// Their mean.
+    Mean,
+    /// Their maximum: what one query looks for counts in full, however many others look elsewhere.
+    Max,
+}
+
+impl fmt::Display for Join {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Join::Mean => "mean",
+            Join::Max => "max",
+        })
+    }
+}
+
 /// How candidates are scored by the attention probe.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Probe {
@@ -169,6 +187,8 @@ pub struct Probe {
     /// The question probes, and everything behind it, in place of `queries` tokens, where a prompt says where its question
     /// begins; at most the last [`Probe::MOST_OF_A_QUESTION`] of them.
     pub by_question: bool,
+    /// How the queries' scores are joined.
+    pub join: Join,
     /// Pooling of the scores over neighbouring candidates.
     pub pool: Pool,
     /// Scores are carried from layer to layer: to those of a layer this many times those of the probing layer before it are
@@ -182,7 +202,7 @@ impl Probe {
     pub const MOST_OF_A_QUESTION: usize = 256;
 
     /// The paper's: the last token alone, no pooling.
-    pub const PAPER: Probe = Probe { queries: 1, by_question: false, pool: Pool::None, carry: 0.0 };
+    pub const PAPER: Probe = Probe { queries: 1, by_question: false, join: Join::Mean, pool: Pool::None, carry: 0.0 };
     /// Ours for budgets in tokens: 32 queries, maximum over 65 neighbours, so that what is kept is spans. RULER at 32K on
     /// qwen2.5-coder-1.5b is 64.6 with it, 50.5 with 13 neighbours, 27.8 as the paper probes and 69.3 dense (docs/quality.md).
     pub const SPANS: Probe = Probe { queries: 32, pool: Pool::Max(65), ..Probe::PAPER };

@@ -12,6 +12,7 @@
 //! ramp          = 1               # at so many times the first budget the schedule acts in full (budgets in counts alone)
 //! probe_queries = 32              # last tokens that score the others; `question`: from the question on, where it is known,
 //!                                 # else 32; `question 16`: else 16
+//! join          = mean            # of the queries' scores, or their max
 //! pool          = max 65          # none, avg WIDTH, max WIDTH or chunks WIDTH
 //! carry         = 0               # to a layer's scores so many times those of the layer before are added, 0 to 1
 //! proxy         = 512 192         # channels and rank of the FFN proxies
@@ -34,7 +35,7 @@ use std::str::FromStr;
 use thiserror::Error;
 
 use super::preset::{FRACTIONS, ModelKey, PRESET_NAMES};
-use super::schedule::{Budget, Pool, Probe, ProxySize, Schedule, ScheduleError, Selection, Stage};
+use super::schedule::{Budget, Join, Pool, Probe, ProxySize, Schedule, ScheduleError, Selection, Stage};
 
 /// A schedule has a few hundred bytes; more is another kind of file.
 const MAX_BYTES: u64 = 64 * 1024;
@@ -192,6 +193,13 @@ fn set(s: &mut Schedule, key: &str, value: &str) -> Result<(), String> {
                 _ => return Err(expected("a whole number, `question` or `question NUMBER`")),
             }
         }
+        "join" => {
+            s.probe.join = match value {
+                "mean" => Join::Mean,
+                "max" => Join::Max,
+                _ => return Err(expected("mean or max")),
+            }
+        }
         "pool" => {
             s.probe.pool = match words[..] {
                 ["none"] => Pool::None,
@@ -224,7 +232,7 @@ fn set(s: &mut Schedule, key: &str, value: &str) -> Result<(), String> {
         }
         _ => {
             return Err(format!(
-                "unknown key `{key}`; expected name, skip_from, stage, ramp, probe_queries, pool, carry, proxy, skip_attn, skip_ffn, use_proxy, prune or selection"
+                "unknown key `{key}`; expected name, skip_from, stage, ramp, probe_queries, join, pool, carry, proxy, skip_attn, skip_ffn, use_proxy, prune or selection"
             ));
         }
     }
@@ -287,6 +295,7 @@ impl fmt::Display for Schedule {
         writeln!(f, "ramp = {}", self.ramp)?;
         let by_question = if self.probe.by_question { "question " } else { "" };
         writeln!(f, "probe_queries = {by_question}{}", self.probe.queries)?;
+        writeln!(f, "join = {}", self.probe.join)?;
         writeln!(f, "pool = {}", self.probe.pool)?;
         writeln!(f, "carry = {}", self.probe.carry)?;
         writeln!(f, "proxy = {} {}", self.proxy.d_low, self.proxy.rank)?;
@@ -366,6 +375,7 @@ mod tests {
             "pool = none 3",
             "pool = chunks",
             "carry = much",
+            "join = sum",
             "ramp = slow",
             "proxy = 3",
             "prune = yes",

@@ -213,6 +213,7 @@ pub(crate) fn any_schedule(n_layer: usize) -> impl Strategy<Value = Schedule> {
     let probe = probe.prop_map(|(queries, by_question, kind, half, carry)| Probe {
         queries,
         by_question,
+        join: if half % 2 == 0 { Join::Mean } else { Join::Max },
         pool: [Pool::None, Pool::Avg(2 * half + 1), Pool::Max(2 * half + 1), Pool::Chunks(half + 1)][kind],
         carry,
     });

@@ -156,7 +156,7 @@ impl Model {
         let keys = self.keys(layer, &x, positions);
         let carries = plan.carry > 0.0 && il >= plan.carry_from && layer.window.is_none();
         if carries {
-            let mut sum = self.probe(layer, &x, &keys, positions, queries);
+            let mut sum = self.probe(layer, &x, &keys, positions, queries, plan.best_query);
             if let Some(before) = carried.as_ref() {
                 for i in 0..n {
                     sum[i] += plan.carry * before[i];
@@ -167,7 +167,7 @@ impl Model {
         let scores = (skips_attn || skips_ffn || prunes).then(|| match &plan.given_scores {
             Some(given) => given[il].clone(),
             None if carries => pool_scores(carried.as_ref().expect("made above"), plan.pool),
-            None => pool_scores(&self.probe(layer, &x, &keys, positions, queries), plan.pool),
+            None => pool_scores(&self.probe(layer, &x, &keys, positions, queries, plan.best_query), plan.pool),
         });
         let pick = |what: &str, skips: bool, scores: &Option<Vec<f32>>, m: usize, theirs: &dyn Fn(usize) -> Theirs| {
             let Some(s) = scores.as_ref().filter(|_| skips) else { return (0..n).collect() };
@@ -214,20 +214,32 @@ impl Model {
     }
 
     /// Equation 4: the mean over heads and probing queries of the attention that the last `queries` candidates pay to all
-    /// candidates up to themselves.
-    fn probe(&self, layer: &Layer, x: &[Vec<f32>], keys: &[Vec<f32>], positions: &[usize], queries: usize) -> Vec<f32> {
+    /// candidates up to themselves. With `best_query` the best of the queries' means over heads.
+    fn probe(
+        &self,
+        layer: &Layer,
+        x: &[Vec<f32>],
+        keys: &[Vec<f32>],
+        positions: &[usize],
+        queries: usize,
+        best_query: bool,
+    ) -> Vec<f32> {
         let n = x.len();
-        let mut sum = vec![0f64; n];
+        let mut scores = vec![0f64; n];
         for row in n - queries..n {
             let q = self.query(layer, &x[row], positions[row]);
+            let mut mean = vec![0f64; n];
             for head in 0..self.n_head {
                 let visible = keys[..=row].iter().map(|k| Some(self.score(&q, k, head)));
-                for (sum, p) in sum.iter_mut().zip(softmax(visible)) {
-                    *sum += p;
+                for (mean, p) in mean.iter_mut().zip(softmax(visible)) {
+                    *mean += p / self.n_head as f64;
                 }
             }
+            for (score, mean) in scores.iter_mut().zip(mean) {
+                *score = if best_query { score.max(mean) } else { *score + mean / queries as f64 };
+            }
         }
-        sum.iter().map(|s| (s / (queries * self.n_head) as f64) as f32).collect()
+        scores.iter().map(|s| *s as f32).collect()
     }
 
     /// Attention among the active rows alone, added to them. Returns their keys and values.

@@ -128,6 +128,8 @@ pub struct SptsPlan {
     pub layers: Vec<LayerBudget>,
     /// Probing queries: the last tokens, always active, never pruned.
     pub probe_queries: usize,
+    /// The best of the queries' scores, in place of their mean.
+    pub best_query: bool,
     pub pool: Pool,
     /// To the scores of a layer so many times those that the layer before it ended up with are added, before pooling.
     pub carry: f32,
@@ -147,6 +149,7 @@ impl SptsPlan {
         SptsPlan {
             layers,
             probe_queries: 1,
+            best_query: false,
             pool: Pool::None,
             carry: 0.0,
             carry_from: 0,
