@@ -212,13 +212,13 @@ fn normalised_rows_go_where_they_are_wanted() {
 
 #[test]
 fn invariant_4_selections_are_possible() {
-    for (new_m, new_forced) in [(N + 1, 3), (20, 0), (20, 21)] {
-        rejects_op("top_k", "0 < forced <= m <= candidates", |n, _| {
-            n.op = Op::TopK { m: new_m, forced: new_forced };
+    for (new_m, first, new_forced) in [(N + 1, 0, 3), (20, 0, 0), (20, 0, 21), (20, 18, 3)] {
+        rejects_op("top_k", "0 < forced, first + forced <= m <= candidates", |n, _| {
+            n.op = Op::TopK { m: new_m, first, forced: new_forced };
             n.n_rows = new_m;
         });
     }
-    rejects_op("top_k", "0 < forced <= m <= candidates", |n, _| n.n_rows -= 1);
+    rejects_op("top_k", "0 < forced, first + forced <= m <= candidates", |n, _| n.n_rows -= 1);
 }
 
 #[test]

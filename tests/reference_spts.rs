@@ -178,8 +178,18 @@ fn a_layout_gives_the_papers_budgets() {
     let k = 1024;
     let stages = vec![(13, 9 * k, k), (18, 7 * k, k), (23, 4 * k, k), (28, 2 * k, k)];
     let keeping = vec![];
-    let layout =
-        Layout { skip_from: 10, stages, ramp: 1.0, keeping, queries: 1, skip_attn: true, skip_ffn: true, prune: true };
+    let layout = Layout {
+        skip_from: 10,
+        stages,
+        ramp: 1.0,
+        keeping,
+        queries: 1,
+        sinks: 0,
+        recent: 0,
+        skip_attn: true,
+        skip_ffn: true,
+        prune: true,
+    };
     let layers = layout.budgets(32, 32 * k, |_| false);
     let entries: usize = layers.iter().map(|l| l.active_attn).sum();
     assert_eq!(entries, (10 * 32 + 4 * 9 + 5 * 7 + 5 * 4 + 5 * 2 + 3) * k);

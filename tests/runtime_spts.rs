@@ -41,6 +41,8 @@ fn run(skip_from: usize, stages: &[(usize, usize, usize)]) -> Run {
             ramp: 1.0,
             keeping: vec![],
             queries: 1,
+            sinks: 0,
+            recent: 0,
             skip_attn: true,
             skip_ffn: true,
             prune: true,
@@ -75,6 +77,8 @@ impl Run {
             skip_from: self.layout.skip_from,
             stages,
             ramp: self.layout.ramp,
+            sinks: self.layout.sinks,
+            recent: self.layout.recent,
             skip_attn: self.layout.skip_attn,
             skip_ffn: self.layout.skip_ffn,
             use_proxy: self.use_proxy,
@@ -100,6 +104,8 @@ impl Run {
         let given = |seed| layers.iter().enumerate().map(|(l, b)| random_scores(seed, l, b.candidates)).collect();
         SptsPlan {
             probe_queries: self.layout.queries,
+            sinks: self.layout.sinks,
+            recent: self.layout.recent,
             best_query: self.join == Join::Max,
             pool: match self.pool {
                 Pool::None => reference::Pool::None,
@@ -341,6 +347,28 @@ fn the_best_of_the_queries() {
     let pair = Pair::new(Tiny::named("llama"));
     let run = Run { join: Join::Max, ..run(1, &[(2, 680, 10)]).queries(650) };
     run.compare(&pair, &pair.tiny.prompt(700), None);
+}
+
+#[test]
+fn first_and_recent_tokens_stay() {
+    for name in ["llama", "qwen2", "gemma3"] {
+        let pair = Pair::new(Tiny::named(name));
+        let tokens = pair.tiny.prompt(61);
+        let proxies = SidecarFile::for_model(&pair, 12, 5).open();
+        for (queries, sinks, recent) in [(1, 4, 0), (3, 0, 9), (2, 3, 6), (3, 1, 2)] {
+            let mut run =
+                Run { pool: Pool::Max(3), carry: 0.5, use_proxy: true, ..stages(&pair.tiny).queries(queries) };
+            (run.layout.sinks, run.layout.recent) = (sinks, recent);
+            run.compare_with_decoding(&pair, &tokens, Some(&proxies));
+            let last = recent.max(queries);
+            for s in run.compare(&pair, &tokens, Some(&proxies)).expected.layers {
+                for set in [&s.active_attn, &s.active_ffn, &s.kept] {
+                    let held = (0..sinks).chain(61 - last..61);
+                    assert!(held.into_iter().all(|t| set.contains(&t)), "{name}: {sinks} and {last} in {set:?}");
+                }
+            }
+        }
+    }
 }
 
 /// A session that is told where the question begins computes what one with so many probing queries does; told nothing, what
@@ -655,8 +683,10 @@ fn any_run() -> impl Strategy<Value = (Tiny, usize, Run, Option<(usize, usize)>)
             (Just(skip_from), ends, prop::collection::vec((1usize..70, 0usize..70), 4))
         });
         let ramp = prop_oneof![2 => Just(1.0), 1 => 1.0..4.0f64];
-        let layout =
-            (stages, ramp, 1usize..9, 1u8..8).prop_map(|((skip_from, ends, numbers), ramp, queries, switches)| {
+        let held = (1usize..9, prop_oneof![2 => Just((0, 0)), 1 => (0usize..6, 0usize..14)]);
+        let held = held.prop_map(|(queries, (sinks, recent))| (queries, sinks, recent));
+        let layout = (stages, ramp, held, 1u8..8).prop_map(
+            |((skip_from, ends, numbers), ramp, (queries, sinks, recent), switches)| {
                 let mut budgets: Vec<usize> = numbers.iter().map(|n| n.0).collect();
                 budgets.sort_unstable_by(|a, b| b.cmp(a));
                 let stage = |((end, budget), (_, cut)): ((usize, usize), &(usize, usize))| (end, budget, cut % budget);
@@ -672,11 +702,14 @@ fn any_run() -> impl Strategy<Value = (Tiny, usize, Run, Option<(usize, usize)>)
                         .collect(),
                     stages: ends.into_iter().zip(budgets).zip(&numbers).map(stage).collect(),
                     queries,
+                    sinks,
+                    recent,
                     skip_attn: switches & 1 != 0,
                     skip_ffn: switches & 2 != 0,
                     prune: switches & 4 != 0,
                 }
-            });
+            },
+        );
         let pool = prop_oneof![
             Just(Pool::None),
             (0usize..8).prop_map(|r| Pool::Max(2 * r + 1)),
@@ -723,7 +756,8 @@ proptest! {
         run.use_proxy &= proxy.is_some();
         let proxies = proxy.map(|(d_low, rank)| SidecarFile::for_model(&pair, d_low, rank).open());
         let plan = run.plan(&pair, n, None);
-        let first_budget = run.layout.stages[0].1.max(run.layout.queries);
+        let layout = &run.layout;
+        let first_budget = layout.stages[0].1.max(layout.sinks + layout.queries.max(layout.recent));
         let dense = plan.layers.iter().all(|l| *l == reference::LayerBudget::dense(n));
         if n <= first_budget || dense {
             let mut session = pair.session(|o| run.apply(o, proxies.as_ref()));

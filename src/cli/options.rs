@@ -182,7 +182,7 @@ pub enum JoinArg {
 #[command(next_help_heading = "Token skipping (SPTS)")]
 pub struct SptsArgs {
     /// Compute every token in every layer
-    #[arg(long, conflicts_with_all = ["schedule", "keep", "no_proxy", "no_prune", "no_attn_skip", "no_ffn_skip", "random_selection", "ramp", "probe_queries", "join", "pool", "carry", "sidecar"])]
+    #[arg(long, conflicts_with_all = ["schedule", "keep", "no_proxy", "no_prune", "no_attn_skip", "no_ffn_skip", "random_selection", "ramp", "probe_queries", "join", "pool", "sinks", "recent", "carry", "sidecar"])]
     pub no_spts: bool,
     /// Budgets: a preset (default, paper, rule, llama-3.1-8b, qwen2.5-7b, openpangu-1b), fractions of the prompt (0.28,0.22,0.125,0.0625:0.03, the last is the cut), or a file
     #[arg(long, value_name = "WHAT")]
@@ -203,6 +203,12 @@ pub struct SptsArgs {
     /// Pooling of scores over neighbours: none, avg:7, max:13, or whole chunks by their maximum, chunks:32 [default: the schedule's]
     #[arg(long, value_name = "HOW", value_parser = pool)]
     pub pool: Option<Pool>,
+    /// First tokens that are always kept [default: the schedule's]
+    #[arg(long, value_name = "N")]
+    pub sinks: Option<u32>,
+    /// Last tokens that are always kept; those that score the others are in any case [default: the schedule's]
+    #[arg(long, value_name = "N")]
+    pub recent: Option<u32>,
     /// Add to a layer's scores X times those of the layer before, 0 to 1 [default: the schedule's]
     #[arg(long, value_name = "X", value_parser = probability, allow_negative_numbers = true)]
     pub carry: Option<f32>,
@@ -256,6 +262,12 @@ impl SptsArgs {
         }
         if let Some(pool) = self.pool {
             s.probe.pool = pool;
+        }
+        if let Some(sinks) = self.sinks {
+            s.sinks = sinks as usize;
+        }
+        if let Some(recent) = self.recent {
+            s.recent = recent as usize;
         }
         if let Some(carry) = self.carry {
             s.probe.carry = carry;
@@ -356,6 +368,10 @@ mod tests {
             "4",
             "--pool",
             "avg:7",
+            "--sinks",
+            "4",
+            "--recent",
+            "64",
             "--join",
             "max",
             "--carry",
@@ -372,6 +388,7 @@ mod tests {
             (s.probe.queries, s.probe.pool, s.stages[0].budget),
             (4, Pool::Avg(7), spts::spts::schedule::Budget::Tokens(4608))
         );
+        assert_eq!((s.sinks, s.recent), (4, 64));
         assert_eq!((s.probe.join, s.probe.carry, s.ramp), (Join::Max, 0.7, 1.5));
         assert!(!(s.use_proxy || s.prune || s.skip_attn || s.skip_ffn));
         let asked = schedule(&["--probe-queries", "question"]).unwrap().unwrap().probe;

@@ -282,11 +282,17 @@ impl Ops {
         self.ours(Op::Store, self.alias(to), &[Some(a)], &[])
     }
 
-    /// The indices of the `m` best `scores [n]` in ascending order, in `to` if that is given. The last `forced` are always in;
-    /// the lower index wins ties; NaN counts as -inf. `-> I32 [1, m]`
-    pub fn top_k<'a>(&'a self, scores: Tensor<'a>, m: usize, forced: usize, to: Option<Tensor<'a>>) -> Tensor<'a> {
+    /// The indices of the `m` best `scores [n]` in ascending order, in `to` if that is given. The `first` and the `last`
+    /// ones are always in; the lower index wins ties; NaN counts as -inf. `-> I32 [1, m]`
+    pub fn top_k<'a>(
+        &'a self,
+        scores: Tensor<'a>,
+        m: usize,
+        [first, last]: [usize; 2],
+        to: Option<Tensor<'a>>,
+    ) -> Tensor<'a> {
         let out = self.place(to, GgmlType::I32, [1, m]);
-        self.ours(Op::TopK, out, &[Some(scores)], &[forced as i32])
+        self.ours(Op::TopK, out, &[Some(scores)], &[last as i32, first as i32])
     }
 
     /// Of the ascending `rows [m]`: 1 for those that are among the ascending `members [k]`, else 0; in `to` if that is given.

@@ -218,11 +218,13 @@ pub enum Op {
         /// Layer.
         layer: usize,
     },
-    /// `s [1, n] -> I32 [1, m]`: ascending indices of the m best scores. The last `forced` rows are always in; the lower
-    /// index wins ties.
+    /// `s [1, n] -> I32 [1, m]`: ascending indices of the m best scores. The `first` rows and the last `forced` ones are always
+    /// in; the lower index wins ties.
     TopK {
         /// Members.
         m: usize,
+        /// First rows that are always members.
+        first: usize,
         /// Last rows that are always members.
         forced: usize,
     },

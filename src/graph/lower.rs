@@ -293,9 +293,9 @@ impl<'a> Lowerer<'a, '_> {
             Op::PoolScores { pool } => self.pool_scores(node, *pool),
             Op::ProxyNorm { .. } if self.is_scored(id) => return,
             Op::ProxyNorm { .. } => self.proxy_norm(node),
-            Op::TopK { m, forced } => {
+            Op::TopK { m, first, forced } => {
                 let to = self.destination(id, 0..*m);
-                let best = self.ops.top_k(self.memory.stored(node.src[0]), *m, *forced, to);
+                let best = self.ops.top_k(self.memory.stored(node.src[0]), *m, [*first, *forced], to);
                 return self.written(id, best, to);
             }
             Op::IsMember => {

@@ -4,7 +4,7 @@
 //! 2. Element types fit: indices, token ids and positions are I32, normalised rows BF16, all else is F32, as sources and as
 //!    results.
 //! 3. Shapes fit the operation: elementwise sources agree, indices are `[1, m]`, heads and groups divide the features.
-//! 4. Selections are possible: `0 < forced <= m <= n`.
+//! 4. Selections are possible: `0 < forced` and `first + forced <= m <= n`.
 //! 5. Every layer has exactly one attention node, the anchored one, and no other layer has any; its keys and values have the
 //!    same rows, and no fewer than its queries.
 //! 6. Rows are in position order: indices come from `top_k`, which sorts them.
@@ -147,11 +147,11 @@ fn check_node(graph: &Graph, id: NodeId) -> Result<(), String> {
         }
         Op::PoolScores { .. } => want(same(0) && node.n_feat == 1, "one score a row"),
         Op::ProxyNorm { .. } => want(node.n_feat == 1 && src(0).n_rows == node.n_rows, "one norm a row"),
-        Op::TopK { m, forced } => {
+        Op::TopK { m, first, forced } => {
             want(src(0).n_feat == 1, "one score a row")?;
             want(
-                *m == node.n_rows && *forced >= 1 && forced <= m && *m <= src(0).n_rows,
-                "0 < forced <= m <= candidates",
+                *m == node.n_rows && *forced >= 1 && first + forced <= *m && *m <= src(0).n_rows,
+                "0 < forced, first + forced <= m <= candidates",
             )
         }
         Op::IsMember => want(indices(0) && indices(1) && same(0), "an answer for each index chosen by top_k"),

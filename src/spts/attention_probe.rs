@@ -17,15 +17,17 @@
 
 use std::collections::HashMap;
 
-use super::schedule::{LayerBudget, Pool, Selection};
+use super::schedule::{Held, LayerBudget, Pool, Selection};
 use crate::graph::ir::*;
 use crate::graph::rewrite::Rewrite;
 
 /// How candidates are scored.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct ProbeSettings {
-    /// Probing queries: the last tokens of the prompt; always active, never pruned.
+    /// Probing queries: the last tokens of the prompt.
     pub queries: usize,
+    /// The first tokens and the last ones, the queries among these, that are always active and never pruned.
+    pub held: Held,
     /// How the queries' scores are joined.
     pub join: Join,
     /// Factor on the scores of the layer before, pooling aside, which are added to a layer's own; 0: a layer's own alone.
@@ -36,6 +38,13 @@ pub struct ProbeSettings {
     pub selection: Selection,
     /// Gather even where every candidate is active (for tests).
     pub forced: bool,
+}
+
+impl Held {
+    /// The selection of `m` rows.
+    pub fn top(self, m: usize) -> Op {
+        Op::TopK { m, first: self.first, forced: self.last }
+    }
 }
 
 /// Inserts the probes of every layer whose budget asks for one. A layer with `active_attn == candidates` and a probe keeps
@@ -110,11 +119,7 @@ fn probe_layer(
         new.ffn_inp = rw.recompute(a.ffn_inp);
         (new.q, new.v, new.attn) = (rw.map[&a.q], rw.map[&a.v], rw.map[&a.attn]);
     } else {
-        let active = rw.b.push(
-            Op::TopK { m: budget.active_attn, forced: queries.min(budget.active_attn) },
-            &[scores],
-            "active_attn",
-        );
+        let active = rw.b.push(probe.held.top(budget.active_attn), &[scores], "active_attn");
         let inp_active = rw.b.push(Op::GetRows, &[inp, active], "inp_active");
         let pos_active = rw.b.push(Op::GetRows, &[positions, active], "pos_active");
         let k_active = rw.b.push(Op::GetRows, &[k, active], "k_active");

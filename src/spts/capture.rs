@@ -1,7 +1,7 @@
 //! The rewrite behind calibration and evaluation: a dense prefill whose inner values reach the host as it passes them.
 
 use super::attention_probe::{ProbeSettings, insert_attention_probes};
-use super::schedule::{LayerBudget, Probe, Selection};
+use super::schedule::{Held, LayerBudget, Probe, Selection};
 use crate::graph::ir::*;
 use crate::graph::rewrite::Rewrite;
 
@@ -28,6 +28,7 @@ pub fn insert_captures(graph: &Graph, capture: &Capture) -> Graph {
         .collect();
     let probe = ProbeSettings {
         queries: capture.probe.queries.min(n),
+        held: Held { first: 0, last: capture.probe.queries.min(n) },
         join: capture.probe.join,
         carry: capture.probe.carry,
         pool: capture.probe.pool,

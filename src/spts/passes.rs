@@ -17,6 +17,7 @@ pub fn skip_and_prune(graph: &Graph, budgets: &Resolved, schedule: &Schedule) ->
     verify(graph)?;
     let probe = ProbeSettings {
         queries: budgets.queries,
+        held: budgets.held,
         join: schedule.probe.join,
         carry: schedule.probe.carry,
         pool: schedule.probe.pool,
@@ -27,7 +28,7 @@ pub fn skip_and_prune(graph: &Graph, budgets: &Resolved, schedule: &Schedule) ->
     verify(&probed)?;
     let skipping = insert_ffn_proxies(&probed, &budgets.layers, &probe, schedule.use_proxy);
     verify(&skipping)?;
-    let pruned = insert_pruning(&skipping, &budgets.layers, probe.queries);
+    let pruned = insert_pruning(&skipping, &budgets.layers, probe.held);
     verify(&pruned)?;
     Ok(pruned)
 }

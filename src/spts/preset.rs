@@ -115,6 +115,8 @@ fn assemble(name: &str, skip_from: usize, stages: Vec<Stage>, proxy: ProxySize) 
         probe: Probe::for_budgets(stages[0].budget),
         stages,
         ramp: 1.0,
+        sinks: 0,
+        recent: 0,
         proxy,
         skip_attn: true,
         skip_ffn: true,

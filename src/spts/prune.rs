@@ -19,18 +19,18 @@
 
 use std::collections::HashMap;
 
-use super::schedule::LayerBudget;
+use super::schedule::{Held, LayerBudget};
 use crate::graph::ir::*;
 use crate::graph::rewrite::Rewrite;
 
 /// Inserts the prune of every layer whose budget has one. Layers behind it shrink to the rows that are left; selections
 /// already inserted there must fit (the schedule sees to it).
-pub fn insert_pruning(graph: &Graph, budgets: &[LayerBudget], queries: usize) -> Graph {
+pub fn insert_pruning(graph: &Graph, budgets: &[LayerBudget], held: Held) -> Graph {
     let mut rw = Rewrite::new(graph);
     let mut anchors = Vec::with_capacity(graph.layers.len());
     for (layer, a) in graph.layers.iter().enumerate() {
         let kept = match (budgets[layer].prune_to, a.scores) {
-            (Some(m), Some(scores)) => Some(prune_before_ffn(&mut rw, a, scores, m, queries.min(m))),
+            (Some(m), Some(scores)) => Some(prune_before_ffn(&mut rw, a, scores, held.top(m))),
             _ => None,
         };
         rw.copy_through(a.out);
@@ -49,12 +49,12 @@ fn carried_behind(graph: &Graph, out: NodeId) -> Option<NodeId> {
     graph.nodes[out.index()..].iter().find_map(|n| matches!(n.op, Op::AddScaled { .. }).then(|| n.src[1]))
 }
 
-/// Copies a layer up to what its FFN reads and the selection of its rows, and puts the prune and an FFN of the `m` rows that
-/// are left in place of the rest. Returns their indices.
-fn prune_before_ffn(rw: &mut Rewrite, a: &LayerAnchors, scores: NodeId, m: usize, forced: usize) -> NodeId {
+/// Copies a layer up to what its FFN reads and the selection of its rows, and puts the prune and an FFN of the rows that are
+/// left, the `top` ones, in place of the rest. Returns their indices.
+fn prune_before_ffn(rw: &mut Rewrite, a: &LayerAnchors, scores: NodeId, top: Op) -> NodeId {
     rw.copy_through(a.active_ffn.unwrap_or(a.ffn_inp));
     rw.b.set_layer(rw.old.node(a.ffn_inp).layer);
-    let kept = rw.b.push(Op::TopK { m, forced }, &[rw.map[&scores]], "kept");
+    let kept = rw.b.push(top, &[rw.map[&scores]], "kept");
     let factors = a.active_ffn.map(|active| rw.b.push(Op::IsMember, &[kept, rw.map[&active]], "kept_active"));
     let hidden = rw.b.push(Op::Prune, &[rw.map[&a.ffn_inp], kept], "ffn_inp_kept");
     let positions = rw.b.push(Op::GetRows, &[rw.map[&rw.old.positions], kept], "pos_kept");

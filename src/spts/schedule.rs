@@ -67,6 +67,9 @@ pub enum ScheduleError {
         "schedule '{name}': ramp is {ramp}, but its budgets are fractions; a ramp (other than 1) takes token counts"
     )]
     RampOfFractions { name: String, ramp: f64 },
+    /// More tokens than any prompt has.
+    #[error("schedule '{name}': {what} is {found}; expected at most {most}")]
+    TooMany { name: String, what: &'static str, found: usize, most: usize },
     /// A factor that would let old scores outgrow the new ones.
     #[error("schedule '{name}': carry is {carry}; expected a number from 0 to 1")]
     Carry { name: String, carry: f32 },
@@ -269,6 +272,10 @@ pub struct Schedule {
     pub ramp: f64,
     /// How candidates are scored.
     pub probe: Probe,
+    /// First tokens of the prompt that are always active and never pruned: much attention goes to them whatever they say.
+    pub sinks: usize,
+    /// Last tokens of the prompt that are always active and never pruned, where they are more than those that probe.
+    pub recent: usize,
     /// Size of the FFN proxies that this schedule wants.
     pub proxy: ProxySize,
     /// Skip in attention (PAP). Off is an ablation.
@@ -305,6 +312,22 @@ impl LayerBudget {
     }
 }
 
+/// The tokens of a prompt that are always active and never pruned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Held {
+    /// So many first ones.
+    pub first: usize,
+    /// So many last ones, those that probe among them.
+    pub last: usize,
+}
+
+impl Held {
+    /// Both together.
+    pub fn count(self) -> usize {
+        self.first + self.last
+    }
+}
+
 /// A schedule for one model and one prompt length.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Resolved {
@@ -312,8 +335,10 @@ pub struct Resolved {
     pub n_tokens: usize,
     /// One entry per layer of the model.
     pub layers: Vec<LayerBudget>,
-    /// The last tokens that probe, are always active and never pruned: the schedule's, at most `n_tokens`.
+    /// The last tokens that probe: the schedule's, at most `n_tokens`.
     pub queries: usize,
+    /// Those that are always active and never pruned.
+    pub held: Held,
     /// Made by [`Schedule::resolve_forced`].
     pub forced: bool,
 }
@@ -332,6 +357,9 @@ impl Resolved {
 }
 
 impl Schedule {
+    /// Tokens that may be set to be always active at each of a prompt's ends.
+    const MOST_HELD: usize = 1 << 30;
+
     /// Checks everything that does not depend on a model or a prompt.
     pub fn validate(&self) -> Result<(), ScheduleError> {
         let name = || self.name.clone();
@@ -342,6 +370,11 @@ impl Schedule {
         }
         if self.probe.queries == 0 {
             return Err(ScheduleError::NoQueries(name()));
+        }
+        for (what, found) in [("probe_queries", self.probe.queries), ("sinks", self.sinks), ("recent", self.recent)] {
+            if found > Self::MOST_HELD {
+                return Err(ScheduleError::TooMany { name: name(), what, found, most: Self::MOST_HELD });
+            }
         }
         if let Pool::Avg(width) | Pool::Max(width) = self.probe.pool
             && width % 2 == 0
@@ -432,7 +465,13 @@ impl Schedule {
 
     /// The longest prompt that is left dense when it has `n_tokens` tokens: the first budget.
     pub fn first_budget(&self, n_tokens: usize) -> usize {
-        self.stages.first().map_or(usize::MAX, |s| s.budget.resolve(n_tokens).max(self.probe.queries))
+        self.stages.first().map_or(usize::MAX, |s| s.budget.resolve(n_tokens).max(self.held(usize::MAX).count()))
+    }
+
+    /// Of a prompt of `n_tokens`: the last ones go before the first.
+    fn held(&self, n_tokens: usize) -> Held {
+        let last = self.probe.queries.max(self.recent).min(n_tokens);
+        Held { first: self.sinks.min(n_tokens - last), last }
     }
 
     /// The shortest prompt on which the schedule acts in full, for budgets in tokens.
@@ -455,8 +494,8 @@ impl Schedule {
     ///
     /// - A prompt no longer than the first budget is dense: no probes, no pruning.
     /// - On a somewhat longer one the later budgets are nearer to the first, if the schedule has a ramp ([`Schedule::ramp`]).
-    /// - An active set has exactly `min(M, candidates)` members. The last `queries` tokens are among them, so a budget
-    ///   below the number of queries counts as that number.
+    /// - An active set has exactly `min(M, candidates)` members. The tokens that are always active are among them, so a budget
+    ///   below their number counts as that number.
     /// - `is_swa(layer)` says which layers attend through a sliding window. They neither score nor skip: they hold all
     ///   candidates and are only pruned. A stage prunes behind its last layer that is not such a one; a stage of nothing
     ///   else neither skips nor prunes.
@@ -509,19 +548,19 @@ impl Schedule {
         if n_tokens == 0 {
             return Err(ScheduleError::EmptyPrompt(self.name.clone()));
         }
-        let queries = self.probe.queries.min(n_tokens);
+        let (queries, held) = (self.probe.queries.min(n_tokens), self.held(n_tokens));
         let mut layers = Vec::with_capacity(n_layer);
         if stages == Stages::AboveFirstBudget && n_tokens <= self.first_budget(n_tokens) {
             layers.resize(n_layer, LayerBudget::dense(n_tokens));
-            return Ok(Resolved { n_tokens, layers, queries, forced });
+            return Ok(Resolved { n_tokens, layers, queries, held, forced });
         }
         let mut n = n_tokens;
         layers.resize(self.skip_from, LayerBudget::dense(n));
         for stage in &self.stages {
             let first = layers.len();
             let at_this_length = |full| match stages {
-                Stages::AboveFirstBudget => self.ramped(full, n_tokens).max(queries),
-                Stages::AtAnyLength | Stages::AllProbed => full.max(queries),
+                Stages::AboveFirstBudget => self.ramped(full, n_tokens).max(held.count()),
+                Stages::AtAnyLength | Stages::AllProbed => full.max(held.count()),
             };
             let full = stage.budget.resolve(n_tokens);
             let budget = at_this_length(full);
@@ -549,7 +588,7 @@ impl Schedule {
             let scoring = (self.skip_from..=last).filter(|&l| !is_swa(l));
             scoring.for_each(|l| layers[l].probe = true);
         }
-        Ok(Resolved { n_tokens, layers, queries, forced })
+        Ok(Resolved { n_tokens, layers, queries, held, forced })
     }
 
     /// Whether layers add earlier ones' scores to their own. Chance is not carried.

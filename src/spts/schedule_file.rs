@@ -14,6 +14,8 @@
 //!                                 # else 32; `question 16`: else 16
 //! join          = mean            # of the queries' scores, or their max
 //! pool          = max 65          # none, avg WIDTH, max WIDTH or chunks WIDTH
+//! sinks         = 0               # first tokens that are always kept
+//! recent        = 0               # last tokens that are always kept; those that probe are in any case
 //! carry         = 0               # to a layer's scores so many times those of the layer before are added, 0 to 1
 //! proxy         = 512 192         # channels and rank of the FFN proxies
 //! skip_attn     = true
@@ -121,6 +123,8 @@ pub fn parse_schedule(text: &str, origin: &str, key: &ModelKey) -> Result<Schedu
         stages: Vec::new(),
         ramp: 1.0,
         probe: Probe::SPANS,
+        sinks: 0,
+        recent: 0,
         proxy: key.proxy_size(),
         skip_attn: true,
         skip_ffn: true,
@@ -183,6 +187,8 @@ fn set(s: &mut Schedule, key: &str, value: &str) -> Result<(), String> {
                 },
             });
         }
+        "sinks" => s.sinks = number()?,
+        "recent" => s.recent = number()?,
         "ramp" => s.ramp = value.parse().map_err(|_| expected("a number, at least 1"))?,
         "probe_queries" => {
             let count = |w: &str| w.parse().map_err(|_| expected("a whole number, or question"));
@@ -232,7 +238,7 @@ fn set(s: &mut Schedule, key: &str, value: &str) -> Result<(), String> {
         }
         _ => {
             return Err(format!(
-                "unknown key `{key}`; expected name, skip_from, stage, ramp, probe_queries, join, pool, carry, proxy, skip_attn, skip_ffn, use_proxy, prune or selection"
+                "unknown key `{key}`; expected name, skip_from, stage, ramp, probe_queries, join, pool, sinks, recent, carry, proxy, skip_attn, skip_ffn, use_proxy, prune or selection"
             ));
         }
     }
@@ -297,6 +303,8 @@ impl fmt::Display for Schedule {
         writeln!(f, "probe_queries = {by_question}{}", self.probe.queries)?;
         writeln!(f, "join = {}", self.probe.join)?;
         writeln!(f, "pool = {}", self.probe.pool)?;
+        writeln!(f, "sinks = {}", self.sinks)?;
+        writeln!(f, "recent = {}", self.recent)?;
         writeln!(f, "carry = {}", self.probe.carry)?;
         writeln!(f, "proxy = {} {}", self.proxy.d_low, self.proxy.rank)?;
         writeln!(f, "skip_attn = {}", self.skip_attn)?;
@@ -375,6 +383,8 @@ mod tests {
             "pool = none 3",
             "pool = chunks",
             "carry = much",
+            "sinks = all",
+            "recent = -1",
             "join = sum",
             "ramp = slow",
             "proxy = 3",

@@ -138,6 +138,18 @@ fn probing_tokens_are_never_dropped() {
 }
 
 #[test]
+fn first_and_recent_tokens_are_never_dropped() {
+    let s = Schedule { sinks: 4, recent: 40, ..one_stage(Budget::Fraction(0.1), Budget::Fraction(0.05)) };
+    let r = s.resolve(4, 100, NO_SWA).unwrap();
+    assert_eq!((r.layers[1].active_attn, r.layers[2].prune_to, r.queries), (44, Some(44), 1));
+    assert_eq!(r.held, Held { first: 4, last: 40 });
+    assert!(s.resolve(4, 44, NO_SWA).unwrap().is_dense());
+    assert_eq!(s.resolve_forced(4, 42, NO_SWA).unwrap().held, Held { first: 2, last: 40 });
+    let many = Schedule { sinks: usize::MAX, ..s };
+    assert!(matches!(many.validate(), Err(ScheduleError::TooMany { what: "sinks", .. })));
+}
+
+#[test]
 fn the_question_probes_where_it_is_known() {
     let by_question = Schedule { probe: Probe { by_question: true, ..Probe::SPANS }, ..llama() };
     let queries = |s: &Schedule, start| s.for_question(20_000, start).resolve(32, 20_000, NO_SWA).unwrap().queries;
@@ -219,8 +231,9 @@ pub(crate) fn any_schedule(n_layer: usize) -> impl Strategy<Value = Schedule> {
     });
     let switches = (any::<[bool; 4]>(), any::<bool>(), proptest::option::of(any::<u64>()));
     let ramp = prop_oneof![Just(1.0), 1.0..4.0f64];
-    (ends, budgets, probe, ramp, switches).prop_map(
-        |(ends, mut budgets, probe, ramp, ([skip_attn, skip_ffn, use_proxy, prune], tokens, seed))| {
+    let held = prop_oneof![Just((0, 0)), (0usize..20, 0usize..100)];
+    (ends, budgets, probe, held, ramp, switches).prop_map(
+        |(ends, mut budgets, probe, (sinks, recent), ramp, ([skip_attn, skip_ffn, use_proxy, prune], tokens, seed))| {
             budgets.sort_by(|a, b| b.0.total_cmp(&a.0));
             let stages = ends[1..].iter().zip(budgets).map(|(&last_layer, (b, c, prunes))| {
                 let (b_tokens, c_share) = ((b * 5000.) as usize + 1, b * c);
@@ -236,6 +249,8 @@ pub(crate) fn any_schedule(n_layer: usize) -> impl Strategy<Value = Schedule> {
                 stages: stages.collect(),
                 ramp: if tokens { ramp } else { 1.0 },
                 probe,
+                sinks,
+                recent,
                 proxy: ProxySize { d_low: 64, rank: 32 },
                 skip_attn,
                 skip_ffn,
@@ -248,6 +263,15 @@ pub(crate) fn any_schedule(n_layer: usize) -> impl Strategy<Value = Schedule> {
 }
 
 proptest! {
+    /// The probing tokens are held, and as many others as were asked for where the prompt has them.
+    #[test]
+    fn held_tokens_do_not_overlap(s in any_schedule(12), n in 1usize..300) {
+        let r = s.resolve(12, n, NO_SWA).unwrap();
+        prop_assert!(r.queries <= r.held.last && r.held.count() <= n);
+        prop_assert_eq!(r.held.last, s.recent.max(s.probe.queries).min(n));
+        prop_assert!(r.held.first == s.sinks || r.held.count() == n);
+    }
+
     #[test]
     fn counts_are_always_possible(s in any_schedule(12), n in 1usize..6000, swa in any::<[bool; 12]>(), how in 0usize..3) {
         let stages = [Stages::AboveFirstBudget, Stages::AtAnyLength, Stages::AllProbed][how];
@@ -259,11 +283,11 @@ proptest! {
             // Candidates only shrink, and by pruning alone.
             prop_assert_eq!(l.candidates, candidates);
             candidates = l.prune_to.unwrap_or(candidates);
-            prop_assert!(candidates <= l.candidates && candidates >= r.queries);
+            prop_assert!(candidates <= l.candidates && candidates >= r.held.count());
             prop_assert!(l.prune_to.is_none_or(|m| m < l.candidates && l.probe && s.prune));
             // Sets are possible and hold the probing tokens.
             for m in [l.active_attn, l.active_ffn] {
-                prop_assert!(r.queries <= m && m <= l.candidates);
+                prop_assert!(r.held.count() <= m && m <= l.candidates);
                 prop_assert!(m == l.candidates || l.probe);
             }
             prop_assert!(!(swa[i] && (l.probe || l.active_attn < l.candidates || l.active_ffn < l.candidates)));

@@ -38,23 +38,24 @@ fn top_k() {
     let (mut gpu, mut random) = (Gpu::start(), Prng::named(1, "top_k"));
     for n in [1, 2, 31, 33, 1000, 1024, 4097, 32768, 60000, 131_072] {
         for (kind, scores) in kinds_of_scores(&mut random, n) {
-            for forced in [0, 1, 32].into_iter().filter(|forced| *forced <= n) {
-                let best = ranking(&scores[..n - forced]);
-                let mut sizes = vec![1, forced, n / 4, n - 1, n];
-                sizes.retain(|m| *m >= forced.max(1));
+            for (first, last) in [(0, 0), (0, 1), (0, 32), (4, 1), (40, 32)].into_iter().filter(|(f, l)| f + l <= n) {
+                let best = ranking(&scores[first..n - last]);
+                let mut sizes = vec![1, first + last, n / 4, n - 1, n];
+                sizes.retain(|m| *m >= (first + last).max(1));
                 sizes.sort_unstable();
                 sizes.dedup();
                 for m in sizes {
                     gpu.clear();
                     let (from, all) = (gpu.f32([n, 1], &scores), gpu.poison(GgmlType::I32, [1, m + 2]));
-                    let got =
-                        gpu.within(all, |ops, a| ops.top_k(a.get(from), m, forced, Some(ops.rows(a.get(all), 1, m))));
-                    let mut expected = best[..m - forced].to_vec();
-                    expected.extend((n - forced) as i32..n as i32);
+                    let got = gpu.within(all, |ops, a| {
+                        ops.top_k(a.get(from), m, [first, last], Some(ops.rows(a.get(all), 1, m)))
+                    });
+                    let mut expected: Vec<i32> = best[..m - first - last].iter().map(|i| i + first as i32).collect();
+                    expected.extend((0..first as i32).chain((n - last) as i32..n as i32));
                     expected.sort_unstable();
                     expected.insert(0, -1);
                     expected.push(-1);
-                    assert!(i32s(&got) == expected, "{kind}: {m} of {n}, {forced} forced");
+                    assert!(i32s(&got) == expected, "{kind}: {m} of {n}, {first} and {last} forced");
                 }
             }
         }

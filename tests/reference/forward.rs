@@ -171,13 +171,17 @@ impl Model {
         });
         let pick = |what: &str, skips: bool, scores: &Option<Vec<f32>>, m: usize, theirs: &dyn Fn(usize) -> Theirs| {
             let Some(s) = scores.as_ref().filter(|_| skips) else { return (0..n).collect() };
+            // The last tokens go before the first.
+            let last = plan.recent.max(plan.probe_queries).min(n);
+            let mut s = s.clone();
+            s[..plan.sinks.min(n - last)].fill(f32::INFINITY);
             let follow = plan.follow.as_ref().and_then(|f| Some((theirs(il).of(&f.layers)?, f.tie)));
-            let Some((theirs, tie)) = follow else { return top(s, m, queries) };
+            let Some((theirs, tie)) = follow else { return top(&s, m, last) };
             let indices: Vec<usize> = theirs
                 .iter()
                 .map(|p| positions.binary_search(p).unwrap_or_else(|_| panic!("layer {il}: {p} is no candidate")))
                 .collect();
-            settle(&format!("layer {il}, {what}"), s, m, queries, &indices, tie)
+            settle(&format!("layer {il}, {what}"), &s, m, last, &indices, tie)
         };
         let active_attn = pick("attention", skips_attn, &scores, budget.active_attn, &Theirs::ActiveAttn);
         let cache = self.attention(layer, h, &x, &keys, positions, &active_attn);

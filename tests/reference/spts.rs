@@ -76,8 +76,10 @@ pub struct Layout {
     pub ramp: f64,
     /// Numbers of the stages that prune nothing.
     pub keeping: Vec<usize>,
-    /// Probing queries; a budget never goes below them.
+    /// Probing queries, first tokens and last tokens that always stay; a budget never goes below them.
     pub queries: usize,
+    pub sinks: usize,
+    pub recent: usize,
     pub skip_attn: bool,
     pub skip_ffn: bool,
     pub prune: bool,
@@ -87,8 +89,9 @@ impl Layout {
     /// MSDP for a prompt of n tokens. `is_local(l)`: layer l attends through a sliding window; it holds every candidate, and
     /// the prune of its stage moves to the last layer before it that does not.
     pub fn budgets(&self, n_layer: usize, n: usize, is_local: impl Fn(usize) -> bool) -> Vec<LayerBudget> {
-        let queries = self.queries.min(n);
-        let first_budget = self.stages[0].1.max(self.queries) as f64;
+        let staying = self.sinks + self.queries.max(self.recent);
+        let first_budget = self.stages[0].1.max(staying) as f64;
+        let staying = staying.min(n);
         let way = if self.ramp > 1.0 { (n as f64 - first_budget) / ((self.ramp - 1.0) * first_budget) } else { 1.0 };
         let ramped = |count: usize| match first_budget - count as f64 {
             above if above > 0.0 && way < 1.0 => count + (above * (1.0 - way)).floor() as usize,
@@ -100,11 +103,11 @@ impl Layout {
         for (number, (last, budget, cut)) in self.stages.iter().copied().enumerate() {
             let prunes = self.prune && !self.keeping.contains(&number);
             let pruning_layer = (first..=last).rfind(|l| !is_local(*l));
-            let (left, budget) = (ramped(budget - cut).max(queries), ramped(budget));
+            let (left, budget) = (ramped(budget - cut).max(staying), ramped(budget));
             for l in first..=last {
                 let mut layer = LayerBudget::dense(candidates);
                 if !is_local(l) {
-                    let active = budget.max(queries).min(candidates);
+                    let active = budget.max(staying).min(candidates);
                     layer.active_attn = if self.skip_attn { active } else { candidates };
                     layer.active_ffn = if self.skip_ffn { active } else { candidates };
                 }
@@ -128,6 +131,9 @@ pub struct SptsPlan {
     pub layers: Vec<LayerBudget>,
     /// Probing queries: the last tokens, always active, never pruned.
     pub probe_queries: usize,
+    /// First and last tokens that are always active and never pruned, besides those that probe.
+    pub sinks: usize,
+    pub recent: usize,
     /// The best of the queries' scores, in place of their mean.
     pub best_query: bool,
     pub pool: Pool,
@@ -149,6 +155,8 @@ impl SptsPlan {
         SptsPlan {
             layers,
             probe_queries: 1,
+            sinks: 0,
+            recent: 0,
             best_query: false,
             pool: Pool::None,
             carry: 0.0,

@@ -70,6 +70,8 @@ pub fn schedule(stages: &[(usize, usize, usize)], probe: Probe) -> Schedule {
         skip_from: 1,
         stages: stages.iter().map(stage).collect(),
         ramp: 1.0,
+        sinks: 0,
+        recent: 0,
         probe,
         proxy: ProxySize { d_low: 8, rank: 4 },
         skip_attn: true,

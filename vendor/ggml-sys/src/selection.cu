@@ -159,7 +159,7 @@ __device__ uint32_t key_of(const float score, const bool forced) {
 // One block. Finds the m-th best key digit by digit, then writes the indices of all that are above it, and of the first
 // that equal it, in order. Keys are kept in shared memory if they fit.
 template <bool kept> __global__ void __launch_bounds__(WARPS*WARP_SIZE) top_k_kernel(
-        const float * scores, int32_t * indices, const int n, const int m, const int forced) {
+        const float * scores, int32_t * indices, const int n, const int m, const int first, const int last) {
     extern __shared__ uint32_t keys[];
     __shared__ int      histogram[BINS];
     __shared__ uint32_t prefix;
@@ -167,10 +167,11 @@ template <bool kept> __global__ void __launch_bounds__(WARPS*WARP_SIZE) top_k_ke
     __shared__ int      above[WARPS], equal[WARPS];
     const int thread = threadIdx.x, lane = thread % WARP_SIZE, warp = thread/WARP_SIZE;
 
-    const auto key_at = [&](const int i) { return kept ? keys[i] : key_of(scores[i], i >= n - forced); };
+    const auto scored = [&](const int i) { return key_of(scores[i], i < first || i >= n - last); };
+    const auto key_at = [&](const int i) { return kept ? keys[i] : scored(i); };
     if (kept) {
         for (int i = thread; i < n; i += blockDim.x) {
-            keys[i] = key_of(scores[i], i >= n - forced);
+            keys[i] = scored(i);
         }
     }
     if (thread == 0) {
@@ -321,17 +322,17 @@ void top_k(ggml_backend_cuda_context & ctx, ggml_tensor * dst) {
     const ggml_tensor * scores = dst->src[0];
     GGML_ASSERT(scores->type == GGML_TYPE_F32 && dst->type == GGML_TYPE_I32);
     GGML_ASSERT(ggml_is_contiguous(scores) && ggml_is_contiguous(dst));
-    const int    n = ggml_nelements(scores), m = ggml_nelements(dst), forced = spts_argument(dst, 1);
+    const int    n = ggml_nelements(scores), m = ggml_nelements(dst), last = spts_argument(dst, 1), first = spts_argument(dst, 2);
     const size_t bytes = n*sizeof(uint32_t);
     const auto & info  = ggml_cuda_info().devices[ctx.device];
     constexpr size_t OWN = 4096; // shared memory that the kernel declares itself, rounded up
     if (bytes + OWN <= info.smpbo) {
         CUDA_SET_SHARED_MEMORY_LIMIT(top_k_kernel<true>, info.smpbo - OWN);
         top_k_kernel<true><<<1, WARPS*WARP_SIZE, bytes, ctx.stream()>>>(
-            (const float *) scores->data, (int32_t *) dst->data, n, m, forced);
+            (const float *) scores->data, (int32_t *) dst->data, n, m, first, last);
     } else {
         top_k_kernel<false><<<1, WARPS*WARP_SIZE, 0, ctx.stream()>>>(
-            (const float *) scores->data, (int32_t *) dst->data, n, m, forced);
+            (const float *) scores->data, (int32_t *) dst->data, n, m, first, last);
     }
     CUDA_CHECK(cudaGetLastError());
 }

@@ -48,8 +48,8 @@ enum spts_op : int32_t {
     SPTS_GATHER,
     // dst F16 = src0 F32, both contiguous.
     SPTS_STORE,
-    // dst I32 [1, m]: in ascending order the indices of the m best of src0 F32 [n]. Argument 1: so many of the last are always in,
-    // in place of the m-th best. The lower index wins ties; NaN counts as -inf.
+    // dst I32 [1, m]: in ascending order the indices of the m best of src0 F32 [n]. Arguments 1: so many of the last are always in,
+    // in place of the worst of these, 2: so many of the first. The lower index wins ties; NaN counts as -inf.
     SPTS_TOP_K,
     // dst F32 [1, m]: 1 where src0 I32 [m] is among src1 I32 [k] (ascending), else 0.
     SPTS_IS_MEMBER,
