@@ -184,32 +184,32 @@ pub struct SptsArgs {
     /// Compute every token in every layer
     #[arg(long, conflicts_with_all = ["schedule", "keep", "no_proxy", "no_prune", "no_attn_skip", "no_ffn_skip", "random_selection", "ramp", "probe_queries", "join", "pool", "sinks", "recent", "carry", "sidecar"])]
     pub no_spts: bool,
-    /// Budgets: a preset (default, paper, rule, llama-3.1-8b, qwen2.5-7b, openpangu-1b), fractions of the prompt (0.28,0.22,0.125,0.0625:0.03, the last is the cut), or a file
+    /// Budgets, and what the options below don't set: a preset (default, paper, rule, llama-3.1-8b, qwen2.5-7b, openpangu-1b), fractions of the prompt (0.28,0.22,0.125,0.0625:0.03, the last is the cut), or a file
     #[arg(long, value_name = "WHAT")]
     pub schedule: Option<String>,
     /// Multiply all budgets by X
     #[arg(long, value_name = "X", value_parser = above_zero_f64, allow_negative_numbers = true)]
     pub keep: Option<f64>,
-    /// Shrink the budgets gradually, from the first budget on to X times that length; 1 is at once [default: the schedule's]
+    /// Lower the budgets gradually, up to X times the first one's length
     #[arg(long, value_name = "X", value_parser = at_least_one, allow_negative_numbers = true)]
     pub ramp: Option<f64>,
-    /// Last tokens of the prompt that score the others: a number, or question: from the question on, where it is known
-    /// [default: the schedule's]
-    #[arg(long, value_name = "N|question", value_parser = queries, allow_negative_numbers = true)]
+    /// Tokens that score the others: the last N, or question: from the
+    /// question on, where it is known
+    #[arg(long, value_name = "N", value_parser = queries, allow_negative_numbers = true)]
     pub probe_queries: Option<Queries>,
-    /// How the scores by these tokens are joined: mean or max [default: the schedule's]
-    #[arg(long, value_name = "HOW")]
+    /// Scores by several tokens become one: their mean or their max
+    #[arg(long, value_name = "HOW", hide_possible_values = true)]
     pub join: Option<JoinArg>,
-    /// Pooling of scores over neighbours: none, avg:7, max:13, or whole chunks by their maximum, chunks:32 [default: the schedule's]
+    /// Pooling of scores over neighbours: none, avg:7, max:13, chunks:32
     #[arg(long, value_name = "HOW", value_parser = pool)]
     pub pool: Option<Pool>,
-    /// First tokens that are always kept [default: the schedule's]
+    /// First tokens that are always kept
     #[arg(long, value_name = "N")]
     pub sinks: Option<u32>,
-    /// Last tokens that are always kept; those that score the others are in any case [default: the schedule's]
+    /// Last tokens that are always kept, besides those that score
     #[arg(long, value_name = "N")]
     pub recent: Option<u32>,
-    /// Add to a layer's scores X times those of the layer before, 0 to 1 [default: the schedule's]
+    /// Add to a layer's scores X times those of the layer before, 0 to 1
     #[arg(long, value_name = "X", value_parser = probability, allow_negative_numbers = true)]
     pub carry: Option<f32>,
     /// Score the FFN by attention alone: needs no sidecar
