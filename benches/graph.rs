@@ -12,9 +12,9 @@ use spts::compile::{self, phases};
 use spts::ggml::backend::Backend;
 use spts::gguf::GgmlType;
 use spts::graph::verify::check;
-use spts::method::Method;
 use spts::method::spts::Spts;
 use spts::method::spts::schedule::Schedule;
+use spts::method::{Method, Prompt};
 use spts::model::shape::Shape;
 use spts::session::device::Device;
 use spts::session::executor;
@@ -42,10 +42,10 @@ fn graph(c: &mut Criterion) {
     // The schedule of the real width, with scores by attention alone: there are no proxies for this model.
     let full = Shape::named("llama-3.1-8b").expect("a named shape");
     let method = Spts::new(Schedule { use_proxy: false, ..Schedule::default_for(&full).expect("a schedule") });
-    let budgets = method.budgets(&shape, N_TOKENS).expect("budgets");
+    let budgets = method.budgets(&shape, Prompt::of(N_TOKENS)).expect("budgets");
     let dense = model.graph(N_TOKENS, N_TOKENS);
     let target = Target::new(model.file(), model.placement(), Some(TILE), None);
-    let compile = || compile::prompt(dense.clone(), &method, &shape, &target).expect("a program");
+    let compile = || compile::prompt(dense.clone(), &method, budgets.clone(), &target).expect("a program");
     let compiled = compile();
 
     let mut group = c.benchmark_group("graph");

@@ -403,7 +403,10 @@ mod tests {
             (a.prompt.as_deref(), a.system_prompt.as_deref(), a.predict, a.ctx_size),
             (Some("question"), Some("be-brief"), 5, Some(4096))
         );
-        assert_eq!((a.device.threads, a.device.placement.n_gpu_layers, a.memory.n_ubatch()), (Some(2), Some(99), Some(256)));
+        assert_eq!(
+            (a.device.threads, a.device.placement.n_gpu_layers, a.memory.n_ubatch()),
+            (Some(2), Some(99), Some(256))
+        );
         assert_eq!((a.memory.cache_type_k.bytes(), a.memory.cache_type_v.bytes()), (34.0 / 32.0, 4.0));
         assert!(a.device.no_mmap && a.ignore_eos && a.verbose && !a.device.mlock);
         assert_eq!(a.sampling.params(0).seed, 7);

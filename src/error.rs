@@ -45,6 +45,14 @@ pub enum Error {
     /// Nothing to do.
     #[error("the prompt is empty")]
     EmptyPrompt,
+    /// A question that is no part of its prompt.
+    #[error("the question begins at token {question_start}, but the prompt has tokens 0 to {last}; give the place of its first token", last = n_tokens.saturating_sub(1))]
+    QuestionOutside {
+        /// Where the question was said to begin.
+        question_start: usize,
+        /// Tokens of the prompt.
+        n_tokens: usize,
+    },
     /// A token id that the vocabulary lacks.
     #[error("token id {id} is outside the vocabulary of {n_vocab}")]
     BadToken {

@@ -97,7 +97,7 @@ pub struct PlanLayer {
     pub kv: usize,
 }
 
-/// The step at the first budget: one token above it the schedule acts in full.
+/// The step at the first budget: one token above it the schedule acts in full, or, with a ramp, begins to act.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Cliff {
     /// The longest prompt that stays dense.
@@ -106,6 +106,8 @@ pub struct Cliff {
     pub cache_kept_above: f64,
     /// Ratio of operations one token above.
     pub speedup_above: f64,
+    /// The shortest prompt on which the schedule acts in full.
+    pub in_full_from: usize,
 }
 
 /// The plan. It serialises to the keys `n_tokens`, `predicted_speedup`, `cache_kept`, `flops_dense`, `flops_spts`,
@@ -202,7 +204,8 @@ fn cliff(shape: &Shape, schedule: &Schedule) -> Result<Option<Cliff>, ScheduleEr
     };
     let budgets = schedule.resolve(shape.n_layer, above, &|l| shape.is_swa(l), Reach::AboveFirstBudget)?;
     let speedup_above = dense_flops(shape, above).total() / spts_flops(shape, schedule, &budgets).total();
-    Ok(Some(Cliff { first_budget, cache_kept_above: budgets.cache_kept(), speedup_above }))
+    let cache_kept_above = budgets.cache_kept();
+    Ok(Some(Cliff { first_budget, cache_kept_above, speedup_above, in_full_from: schedule.in_full_from() }))
 }
 
 /// Operations of attention over the last `n` of `n` tokens.
@@ -331,10 +334,17 @@ impl fmt::Display for Plan {
         if let Some(c) = self.cliff {
             let [at, above] = [c.first_budget, c.first_budget + 1].map(grouped);
             let (kept, speedup) = (100. * c.cache_kept_above, c.speedup_above);
-            writeln!(
-                f,
-                "up to {at} tokens the prompt stays dense; at {above} the cache falls to {kept:.1} % at once ({speedup:.2}x)"
-            )?;
+            match c.in_full_from - c.first_budget {
+                1 => writeln!(
+                    f,
+                    "up to {at} tokens the prompt stays dense; at {above} the cache falls to {kept:.1} % at once ({speedup:.2}x)"
+                ),
+                _ => writeln!(
+                    f,
+                    "up to {at} tokens the prompt stays dense; at {above} {kept:.1} % of the cache are kept ({speedup:.2}x), and the schedule acts in full from {} on",
+                    grouped(c.in_full_from)
+                ),
+            }?;
         }
         Ok(())
     }

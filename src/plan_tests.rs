@@ -39,7 +39,7 @@ fn llama_8b_floor() {
 fn qwen_1_5b_measured_table() {
     let k = |n| Budget::Tokens(n * 1024);
     let stages = |ends: [usize; 4], [a, b, c, d]: [usize; 4], cut| {
-        let stage = |(last_layer, m)| Stage { last_layer, budget: k(m), cut: k(cut) };
+        let stage = |(last_layer, m)| Stage { last_layer, budget: k(m), cut: Some(k(cut)) };
         ends.into_iter().zip([a, b, c, d]).map(stage).collect::<Vec<_>>()
     };
     let wide = [13, 10, 7, 4];
@@ -47,7 +47,7 @@ fn qwen_1_5b_measured_table() {
     let one_shot = |layer: usize| {
         move |s: &mut Schedule| {
             s.skip_from = layer;
-            s.stages = vec![Stage { last_layer: layer, budget: Budget::Fraction(0.2), cut: Budget::Tokens(0) }];
+            s.stages = vec![Stage { last_layer: layer, budget: Budget::Fraction(0.2), cut: Some(Budget::Tokens(0)) }];
             (s.skip_attn, s.skip_ffn) = (false, false);
         }
     };
@@ -73,6 +73,32 @@ fn qwen_1_5b_measured_table() {
     assert_eq!(speedup(&one_shot(12)), "1.90");
 }
 
+/// Skips from layer 7 on, prunes nothing before the middle, then down to a tenth at once.
+#[test]
+fn early_skipping_and_late_pruning() {
+    let t = Budget::Tokens;
+    let edit = |s: &mut Schedule| {
+        s.skip_from = 7;
+        s.stages = vec![
+            Stage { last_layer: 10, budget: t(16_384), cut: None },
+            Stage { last_layer: 13, budget: t(13_312), cut: Some(t(10_036)) },
+        ];
+        s.use_proxy = false;
+    };
+    let p = plan("qwen2.5-1.5b", 32 * 1024, edit, false);
+    let counts = |l: usize| (p.layers[l].candidates, p.layers[l].active_attn);
+    assert_eq!((counts(6), counts(7), counts(10)), ((32_768, 32_768), (32_768, 16_384), (32_768, 16_384)));
+    assert_eq!((counts(11), counts(13), counts(14)), ((32_768, 13_312), (32_768, 13_312), (3276, 3276)));
+    let entries = 7 * 32_768 + 4 * 16_384 + 3 * 13_312 + 14 * 3276;
+    assert_eq!(p.cache_kept, f64::from(entries) / (28. * 32_768.));
+    let text = p.to_string();
+    assert_eq!(text.matches("then prune to").count(), 1, "{text}");
+    let rows: Vec<String> = text.lines().map(|l| l.split_whitespace().collect::<Vec<_>>().join(" ")).collect();
+    for row in ["7-10 32,768 16,384 16,384 16,384", "11-13 32,768 13,312 13,312 13,312 then prune to 3,276"] {
+        assert!(rows.iter().any(|r| r == row), "{row}\n{text}");
+    }
+}
+
 #[test]
 fn a_dense_prompt_gains_and_costs_nothing() {
     let p = plan("llama-3.1-8b", 9 * 1024, |_| (), false);
@@ -93,6 +119,19 @@ fn the_papers_cache_and_the_cliff() {
     let shape = Shape::named("qwen2.5-0.5b").unwrap();
     let fractions = Schedule::fractional(&shape, [0.28, 0.22, 0.125, 0.0625], 0.03).unwrap();
     assert_eq!(Plan::new(&shape, &fractions, 2048, &PlanOptions::default()).unwrap().cliff, None);
+}
+
+#[test]
+fn a_ramp_takes_the_cliff_away() {
+    let p = plan("llama-3.1-8b", 12 * 1024, |s| s.ramp = 2.0, false);
+    let cliff = p.cliff.unwrap();
+    assert_eq!((cliff.first_budget, cliff.in_full_from), (9216, 18_432));
+    assert!(cliff.cache_kept_above > 0.999 && cliff.speedup_above < 1.01, "{cliff:?}");
+    let text = p.to_string();
+    let said = "at 9,217 100.0 % of the cache are kept (1.00x), and the schedule acts in full from 18,432 on";
+    assert!(text.contains(said), "{text}");
+    // A third of the way: budgets of 9, 7, 4 and 2K.
+    assert_eq!([10, 14, 19, 24].map(|l| p.layers[l].active_attn), [9216, 8533, 7509, 6826]);
 }
 
 #[test]

@@ -24,7 +24,7 @@ use support::tiny::Tiny;
 
 const N: usize = 40;
 
-const PROBE: Probe = Probe { queries: 4, pool: Pool::Max(3) };
+const PROBE: Probe = Probe { queries: 4, pool: Pool::Max(3), ..Probe::PAPER };
 
 /// Layer 0 dense, one stage with a prune, one that ends before the last layer.
 fn schedule(n_layer: usize) -> Schedule {

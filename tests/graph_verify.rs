@@ -19,7 +19,7 @@ const N: usize = 40;
 /// A graph with every operation of SPTS but the random scores.
 fn graph() -> Graph {
     let pair = Pair::new(Tiny::named("qwen2"));
-    let schedule = runtime::schedule(&[(2, 20, 5)], Probe { queries: 3, pool: Pool::Max(3) });
+    let schedule = runtime::schedule(&[(2, 20, 5)], Probe { queries: 3, pool: Pool::Max(3), ..Probe::PAPER });
     let budgets = schedule.resolve(4, N, &|_| false, Reach::AboveFirstBudget).expect("a schedule that fits");
     let graph = skip_and_prune(&pair.model.graph(N, pair.n_ctx), &budgets, &schedule).expect("an intact graph");
     verify(&graph).expect("an intact graph");
@@ -212,13 +212,13 @@ fn normalised_rows_go_where_they_are_wanted() {
 
 #[test]
 fn invariant_4_selections_are_possible() {
-    for (new_m, new_forced) in [(N + 1, 3), (20, 0), (20, 21)] {
-        rejects_op("top_k", "0 < forced <= m <= candidates", |n, _| {
-            n.op = Op::TopK { m: new_m, forced: new_forced };
+    for (new_m, first, new_forced) in [(N + 1, 0, 3), (20, 0, 0), (20, 0, 21), (20, 18, 3)] {
+        rejects_op("top_k", "0 < forced, first + forced <= m <= candidates", |n, _| {
+            n.op = Op::TopK { m: new_m, first, forced: new_forced };
             n.n_rows = new_m;
         });
     }
-    rejects_op("top_k", "0 < forced <= m <= candidates", |n, _| n.n_rows -= 1);
+    rejects_op("top_k", "0 < forced, first + forced <= m <= candidates", |n, _| n.n_rows -= 1);
 }
 
 #[test]

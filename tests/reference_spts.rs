@@ -177,12 +177,27 @@ fn selection_breaks_ties_by_index_and_keeps_the_last() {
 fn a_layout_gives_the_papers_budgets() {
     let k = 1024;
     let stages = vec![(13, 9 * k, k), (18, 7 * k, k), (23, 4 * k, k), (28, 2 * k, k)];
-    let layout = Layout { skip_from: 10, stages, queries: 1, skip_attn: true, skip_ffn: true, prune: true };
+    let keeping = vec![];
+    let layout = Layout {
+        skip_from: 10,
+        stages,
+        ramp: 1.0,
+        keeping,
+        queries: 1,
+        sinks: 0,
+        recent: 0,
+        skip_attn: true,
+        skip_ffn: true,
+        prune: true,
+    };
     let layers = layout.budgets(32, 32 * k, |_| false);
     let entries: usize = layers.iter().map(|l| l.active_attn).sum();
     assert_eq!(entries, (10 * 32 + 4 * 9 + 5 * 7 + 5 * 4 + 5 * 2 + 3) * k);
     assert_eq!(layers[13].prune_to, Some(8 * k));
     assert_eq!(layers[31], LayerBudget::dense(k));
+    let late = Layout { keeping: vec![0, 1], ..layout.clone() }.budgets(32, 32 * k, |_| false);
+    assert_eq!((late[13].prune_to, late[18].prune_to, late[23].prune_to), (None, None, Some(3 * k)));
+    assert_eq!((late[22].candidates, late[22].active_attn), (32 * k, 4 * k));
     // Layers with a window keep all candidates, and prune in the layer before.
     let local = Layout { skip_from: 1, stages: vec![(3, 8, 2)], ..layout }.budgets(5, 20, |l| l == 3);
     assert_eq!(local[2], LayerBudget { candidates: 20, active_attn: 8, active_ffn: 8, prune_to: Some(6) });
@@ -217,6 +232,8 @@ fn pooling_at_the_ends_counts_what_is_there() {
     assert_eq!(pool_scores(&scores, Pool::Max(3)), [4.0, 4.0, 2.0, 2.0]);
     assert_eq!(pool_scores(&scores, Pool::Avg(3)), [2.5, 5.0 / 3.0, 1.0, 1.0]);
     assert_eq!(pool_scores(&scores, Pool::Avg(9)), [1.75; 4]);
+    assert_eq!(pool_scores(&scores, Pool::Chunks(3)), [4.0, 4.0, 4.0, 2.0]);
+    assert_eq!(pool_scores(&scores, Pool::Chunks(5)), [4.0; 4]);
 }
 
 /// The fixtures test a feature only if the logits depend on it.

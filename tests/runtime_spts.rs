@@ -5,8 +5,8 @@ mod reference;
 mod runtime;
 mod support;
 
-use std::sync::Arc;
 use std::ops::{ControlFlow, Range};
+use std::sync::Arc;
 
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
@@ -14,8 +14,8 @@ use reference::{Chosen, Follow, Layout, Output, SptsPlan};
 use runtime::proxies::{Proxies, SidecarFile};
 use runtime::{Pair, assert_close, distance, logits, prefill};
 use spts::method::spts::Spts;
-use spts::method::spts::schedule::{Pool, Probe, Reach, Schedule, Selection};
-use spts::session::prefill::PrefillReport;
+use spts::method::spts::schedule::{Join, Pool, Probe, Reach, Schedule, Selection};
+use spts::session::prefill::{PrefillOptions, PrefillReport};
 use spts::session::select::random_scores;
 use spts::session::sequence::CacheType;
 use spts::{Error, Session, SessionOptions};
@@ -25,7 +25,9 @@ use support::tiny::{Arch, NAMES, Tiny};
 #[derive(Clone, Debug)]
 struct Run {
     layout: Layout,
+    join: Join,
     pool: Pool,
+    carry: f32,
     use_proxy: bool,
     selection: Selection,
     n_ubatch: usize,
@@ -35,8 +37,21 @@ struct Run {
 /// Two stages, one probing query, no pooling, no proxies.
 fn run(skip_from: usize, stages: &[(usize, usize, usize)]) -> Run {
     Run {
-        layout: Layout { skip_from, stages: stages.to_vec(), queries: 1, skip_attn: true, skip_ffn: true, prune: true },
+        layout: Layout {
+            skip_from,
+            stages: stages.to_vec(),
+            ramp: 1.0,
+            keeping: vec![],
+            queries: 1,
+            sinks: 0,
+            recent: 0,
+            skip_attn: true,
+            skip_ffn: true,
+            prune: true,
+        },
+        join: Join::Mean,
         pool: Pool::None,
+        carry: 0.0,
         use_proxy: false,
         selection: Selection::Probe,
         n_ubatch: 512,
@@ -51,9 +66,21 @@ impl Run {
     }
 
     fn schedule(&self) -> Schedule {
-        let probe = Probe { queries: self.layout.queries, pool: self.pool };
+        let probe = Probe {
+            queries: self.layout.queries,
+            by_question: false,
+            join: self.join,
+            pool: self.pool,
+            carry: self.carry,
+        };
+        let mut stages = runtime::schedule(&self.layout.stages, probe).stages;
+        self.layout.keeping.iter().for_each(|&number| stages[number].cut = None);
         Schedule {
             skip_from: self.layout.skip_from,
+            stages,
+            ramp: self.layout.ramp,
+            sinks: self.layout.sinks,
+            recent: self.layout.recent,
             skip_attn: self.layout.skip_attn,
             skip_ffn: self.layout.skip_ffn,
             use_proxy: self.use_proxy,
@@ -79,11 +106,17 @@ impl Run {
         let given = |seed| layers.iter().enumerate().map(|(l, b)| random_scores(seed, l, b.candidates)).collect();
         SptsPlan {
             probe_queries: self.layout.queries,
+            sinks: self.layout.sinks,
+            recent: self.layout.recent,
+            best_query: self.join == Join::Max,
             pool: match self.pool {
                 Pool::None => reference::Pool::None,
                 Pool::Avg(w) => reference::Pool::Avg(w),
                 Pool::Max(w) => reference::Pool::Max(w),
+                Pool::Chunks(w) => reference::Pool::Chunks(w),
             },
+            carry: self.carry,
+            carry_from: self.layout.skip_from,
             proxies: proxies.filter(|_| self.use_proxy).map(|p| p.reference.clone()),
             given_scores: match self.selection {
                 Selection::Probe => None,
@@ -226,10 +259,154 @@ fn windows_of_queries_and_pools() {
             (14, Pool::Avg(1)),
             (16, Pool::Max(3)),
             (2, Pool::Avg(125)),
+            (1, Pool::Chunks(1)),
+            (4, Pool::Chunks(6)),
+            (9, Pool::Chunks(32)),
+            (2, Pool::Chunks(200)),
         ] {
             let run = Run { pool, n_ubatch: 9, ..stages(&pair.tiny).queries(queries) };
             run.compare_with_decoding(&pair, &tokens, None);
         }
+    }
+}
+
+/// Through prunes, layers with windows, and layers that score for later ones alone.
+#[test]
+fn scores_carried_from_layer_to_layer() {
+    for tiny in NAMES.map(Tiny::named).into_iter().chain([two_globals()]) {
+        let pair = Pair::new(tiny);
+        let tokens = pair.tiny.prompt(61);
+        for (queries, pool, carry) in [(1, Pool::None, 1.0), (4, Pool::Max(5), 0.7), (3, Pool::Avg(3), 0.25)] {
+            let run = Run { pool, carry, n_ubatch: 13, ..stages(&pair.tiny).queries(queries) };
+            run.compare_with_decoding(&pair, &tokens, None);
+        }
+        let mut pruning = Run { carry: 0.7, n_ubatch: 20, ..stages(&pair.tiny).queries(2) };
+        (pruning.layout.skip_attn, pruning.layout.skip_ffn, pruning.layout.skip_from) = (false, false, 0);
+        pruning.compare_with_decoding(&pair, &tokens, None);
+    }
+}
+
+/// What is carried must decide something, or the test above would pass without it.
+#[test]
+fn carried_scores_change_the_choice() {
+    let pair = Pair::new(Tiny::named("llama"));
+    let tokens = pair.tiny.prompt(61);
+    let with = Run { carry: 0.7, ..stages(&pair.tiny) }.compare(&pair, &tokens, None).expected;
+    let without = stages(&pair.tiny).compare(&pair, &tokens, None).expected;
+    // Nothing comes before the first layer that skips.
+    assert_eq!(with.layers[1].active_attn, without.layers[1].active_attn);
+    assert_ne!(with.layers[2].active_attn, without.layers[2].active_attn);
+}
+
+/// Early layers skip and prune nothing; what they skipped is active again before one prune takes most of it.
+#[test]
+fn early_skipping_and_late_pruning() {
+    for tiny in NAMES.map(Tiny::named).into_iter().chain([two_globals()]) {
+        let pair = Pair::new(tiny);
+        let tokens = pair.tiny.prompt(61);
+        let mut run = Run { pool: Pool::Max(5), carry: 0.7, n_ubatch: 13, ..stages(&pair.tiny).queries(3) };
+        let n_stages = run.layout.stages.len();
+        // The last stage leaves less than half of its budget.
+        run.layout.stages[n_stages - 1].2 = 9;
+        run.layout.keeping = (0..n_stages - 1).collect();
+        run.compare_with_decoding(&pair, &tokens, None);
+        run.layout.keeping = (0..n_stages).collect();
+        run.compare_with_decoding(&pair, &tokens, None);
+    }
+}
+
+/// From the first budget on to twice that length.
+#[test]
+fn budgets_along_a_ramp() {
+    let pair = Pair::new(Tiny::named("llama"));
+    let mut run = stages(&pair.tiny).queries(2);
+    run.layout.ramp = 2.0;
+    let tokens = pair.tiny.prompt(60);
+    let kept = |n: usize| run.compare(&pair, &tokens[..n], None).session.kv_lengths().iter().sum::<usize>();
+    // One token above the first budget no layer lacks more than two tokens; without a ramp the last one has 11.
+    assert!(kept(25) >= pair.tiny.n_layer * 23);
+    for n in [26, 30, 47, 48, 49, 60] {
+        run.compare_with_decoding(&pair, &tokens[..n], None);
+    }
+}
+
+#[test]
+fn the_best_of_the_queries() {
+    for name in ["llama", "qwen2", "gemma3"] {
+        let pair = Pair::new(Tiny::named(name));
+        let tokens = pair.tiny.prompt(61);
+        for (queries, carry) in [(1, 0.0), (2, 0.0), (9, 0.7)] {
+            let run = Run { join: Join::Max, pool: Pool::Max(3), carry, ..stages(&pair.tiny).queries(queries) };
+            run.compare_with_decoding(&pair, &tokens, None);
+        }
+        let chosen = |join| {
+            let run = Run { join, ..stages(&pair.tiny).queries(9) };
+            run.compare(&pair, &tokens, None).expected.layers.iter().map(|l| l.active_attn.clone()).collect::<Vec<_>>()
+        };
+        assert_ne!(chosen(Join::Max), chosen(Join::Mean), "{name}");
+    }
+    // More queries than the attention mask has rows: they are scored in parts.
+    let pair = Pair::new(Tiny::named("llama"));
+    let run = Run { join: Join::Max, ..run(1, &[(2, 680, 10)]).queries(650) };
+    run.compare(&pair, &pair.tiny.prompt(700), None);
+}
+
+#[test]
+fn first_and_recent_tokens_stay() {
+    for name in ["llama", "qwen2", "gemma3"] {
+        let pair = Pair::new(Tiny::named(name));
+        let tokens = pair.tiny.prompt(61);
+        let proxies = SidecarFile::for_model(&pair, 12, 5).open();
+        for (queries, sinks, recent) in [(1, 4, 0), (3, 0, 9), (2, 3, 6), (3, 1, 2)] {
+            let mut run =
+                Run { pool: Pool::Max(3), carry: 0.5, use_proxy: true, ..stages(&pair.tiny).queries(queries) };
+            (run.layout.sinks, run.layout.recent) = (sinks, recent);
+            run.compare_with_decoding(&pair, &tokens, Some(&proxies));
+            let last = recent.max(queries);
+            for s in run.compare(&pair, &tokens, Some(&proxies)).expected.layers {
+                for set in [&s.active_attn, &s.active_ffn, &s.kept] {
+                    let held = (0..sinks).chain(61 - last..61);
+                    assert!(held.into_iter().all(|t| set.contains(&t)), "{name}: {sinks} and {last} in {set:?}");
+                }
+            }
+        }
+    }
+}
+
+/// A session that is told where the question begins computes what one with so many probing queries does; told nothing, what
+/// the schedule's number says. Prompts of one length whose questions differ in length do not share a graph.
+#[test]
+fn the_question_probes() {
+    for tiny in [Tiny::named("llama"), two_globals()] {
+        let pair = Pair::new(tiny);
+        let tokens = pair.tiny.prompt(61);
+        let run = Run { pool: Pool::Max(5), ..stages(&pair.tiny).queries(3) };
+        let mut session = pair.session(|o| {
+            run.apply(o, None);
+            let mut schedule = run.schedule();
+            schedule.probe.by_question = true;
+            o.method = schedule.into();
+        });
+        let mut read = |question_start| {
+            session.clear();
+            let options = PrefillOptions { question_start };
+            session.prefill_with(&tokens, options, &mut |_| ControlFlow::Continue(())).map(|report| {
+                let chosen = report.selection.iter().map(|s| s.active_attn.clone()).collect::<Vec<_>>();
+                (session.logits().to_vec(), chosen)
+            })
+        };
+        let mut seen = Vec::new();
+        for question_start in [Some(52), Some(60), None, Some(49), Some(52)] {
+            let queries = question_start.map_or(3, |start| 61 - start);
+            let expected = run.clone().queries(queries).compare(&pair, &tokens, None).session;
+            let (logits, chosen) = read(question_start).unwrap();
+            assert_eq!(logits, expected.logits(), "{}, {question_start:?}", pair.tiny.name);
+            seen.push(chosen);
+        }
+        assert_eq!(seen[0], seen[4]);
+        assert!(seen[0] != seen[1] && seen[1] != seen[2] && seen[0] != seen[3]);
+        let outside = Err(Error::QuestionOutside { question_start: 61, n_tokens: 61 }.to_string());
+        assert_eq!(read(Some(61)).map_err(|e| e.to_string()), outside);
     }
 }
 
@@ -509,30 +686,50 @@ fn any_run() -> impl Strategy<Value = (Tiny, usize, Run, Option<(usize, usize)>)
             let ends = prop::collection::btree_set(skip_from..n_layer, 1..4);
             (Just(skip_from), ends, prop::collection::vec((1usize..70, 0usize..70), 4))
         });
-        let layout = (stages, 1usize..9, 1u8..8).prop_map(|((skip_from, ends, numbers), queries, switches)| {
-            let mut budgets: Vec<usize> = numbers.iter().map(|n| n.0).collect();
-            budgets.sort_unstable_by(|a, b| b.cmp(a));
-            let stage = |((end, budget), (_, cut)): ((usize, usize), &(usize, usize))| (end, budget, cut % budget);
-            Layout {
-                skip_from,
-                stages: ends.into_iter().zip(budgets).zip(&numbers).map(stage).collect(),
-                queries,
-                skip_attn: switches & 1 != 0,
-                skip_ffn: switches & 2 != 0,
-                prune: switches & 4 != 0,
-            }
-        });
+        let ramp = prop_oneof![2 => Just(1.0), 1 => 1.0..4.0f64];
+        let held = (1usize..9, prop_oneof![2 => Just((0, 0)), 1 => (0usize..6, 0usize..14)]);
+        let held = held.prop_map(|(queries, (sinks, recent))| (queries, sinks, recent));
+        let layout = (stages, ramp, held, 1u8..8).prop_map(
+            |((skip_from, ends, numbers), ramp, (queries, sinks, recent), switches)| {
+                let mut budgets: Vec<usize> = numbers.iter().map(|n| n.0).collect();
+                budgets.sort_unstable_by(|a, b| b.cmp(a));
+                let stage = |((end, budget), (_, cut)): ((usize, usize), &(usize, usize))| (end, budget, cut % budget);
+                Layout {
+                    skip_from,
+                    ramp,
+                    keeping: numbers
+                        .iter()
+                        .take(ends.len())
+                        .enumerate()
+                        .filter(|n| n.1.1 % 4 == 3)
+                        .map(|n| n.0)
+                        .collect(),
+                    stages: ends.into_iter().zip(budgets).zip(&numbers).map(stage).collect(),
+                    queries,
+                    sinks,
+                    recent,
+                    skip_attn: switches & 1 != 0,
+                    skip_ffn: switches & 2 != 0,
+                    prune: switches & 4 != 0,
+                }
+            },
+        );
         let pool = prop_oneof![
             Just(Pool::None),
             (0usize..8).prop_map(|r| Pool::Max(2 * r + 1)),
             (0usize..8).prop_map(|r| Pool::Avg(2 * r + 1)),
+            (1usize..100).prop_map(Pool::Chunks),
         ];
         let selection =
             prop_oneof![4 => Just(Selection::Probe), 1 => any::<u64>().prop_map(|seed| Selection::Random { seed })];
-        let run = (layout, pool, any::<bool>(), selection, 1usize..90).prop_map(
-            |(layout, pool, use_proxy, selection, n_ubatch)| Run {
+        let carry = prop_oneof![2 => Just(0.0), 1 => Just(1.0), 2 => 0.0..1.0f32];
+        let join = prop::sample::select(vec![Join::Mean, Join::Max]);
+        let run = (layout, join, pool, carry, any::<bool>(), selection, 1usize..90).prop_map(
+            |(layout, join, pool, carry, use_proxy, selection, n_ubatch)| Run {
                 layout,
+                join,
                 pool,
+                carry,
                 use_proxy,
                 selection,
                 n_ubatch,
@@ -563,7 +760,8 @@ proptest! {
         run.use_proxy &= proxy.is_some();
         let proxies = proxy.map(|(d_low, rank)| SidecarFile::for_model(&pair, d_low, rank).open());
         let plan = run.plan(&pair, n, None);
-        let first_budget = run.layout.stages[0].1.max(run.layout.queries);
+        let layout = &run.layout;
+        let first_budget = layout.stages[0].1.max(layout.sinks + layout.queries.max(layout.recent));
         let dense = plan.layers.iter().all(|l| *l == reference::LayerBudget::dense(n));
         if n <= first_budget || dense {
             let mut session = pair.session(|o| run.apply(o, proxies.as_ref()));

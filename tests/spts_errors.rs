@@ -25,7 +25,7 @@ fn pair() -> Pair {
 
 /// Layers 1 to 3 of 5 skip and score their FFNs by proxies.
 fn schedule() -> Schedule {
-    runtime::schedule(&[(2, 20, 2), (3, 12, 2)], Probe { queries: 2, pool: Pool::None })
+    runtime::schedule(&[(2, 20, 2), (3, 12, 2)], Probe { queries: 2, ..Probe::PAPER })
 }
 
 fn sidecar(file: &SidecarFile) -> Result<Arc<Sidecar>, Error> {
@@ -204,7 +204,7 @@ fn proxies_asked_for_and_not_there() {
 fn schedules_that_don_t_fit() {
     let pair = pair();
     let stage =
-        |last_layer, budget, cut| Stage { last_layer, budget: Budget::Tokens(budget), cut: Budget::Tokens(cut) };
+        |last_layer, budget, cut| Stage { last_layer, budget: Budget::Tokens(budget), cut: Some(Budget::Tokens(cut)) };
     let refused = |change: &dyn Fn(&mut Schedule)| {
         let mut s = schedule();
         change(&mut s);
@@ -236,12 +236,19 @@ fn schedules_that_don_t_fit() {
         "schedule 'test': the cut of stage 0 is 20, not below its budget of 20; nothing would be left"
     );
     type Edit = fn(&mut Schedule);
-    let others: [(Edit, &str); 5] = [
+    let others: [(Edit, &str); 9] = [
         (|s| s.stages.clear(), "no stages"),
         (|s| s.stages[0].budget = Budget::Tokens(0), "expected at least 1 token"),
         (|s| s.stages[0].budget = Budget::Fraction(0.5), "mixes token counts and fractions"),
         (|s| s.probe.queries = 0, "probe_queries is 0"),
         (|s| s.probe.pool = Pool::Max(4), "pool width 4"),
+        (|s| s.probe.pool = Pool::Chunks(0), "chunks of 0 candidates; expected at least 1"),
+        (|s| s.probe.carry = 1.5, "carry is 1.5; expected a number from 0 to 1"),
+        (|s| s.ramp = 0.5, "ramp is 0.5; expected a finite number, at least 1"),
+        (
+            |s| (s.ramp, s.stages) = (2.0, vec![Stage { last_layer: 2, budget: Budget::Fraction(0.5), cut: None }]),
+            "ramp is 2, but its budgets are fractions",
+        ),
     ];
     for (change, part) in others {
         let text = refused(&change);

@@ -14,10 +14,10 @@ use spts::bench::measure::{self, BenchOptions, Measurements, Mode, ModeResult, S
 use spts::bench::synthetic::{self, Synthetic};
 use spts::ggml::{backend, log};
 use spts::gguf::Gguf;
-use spts::method::Method;
 use spts::method::spts::Spts;
 use spts::method::spts::schedule::{Reach, Schedule};
 use spts::method::spts::sidecar::Sidecar;
+use spts::method::{Method, Prompt};
 use spts::model::shape::Shape;
 use spts::session::physical_cores;
 use spts::{Model, SessionOptions};
@@ -194,7 +194,7 @@ fn sidecar(args: &BenchArgs, model: &Model, schedule: &mut Schedule) -> Result<O
     sidecar.check(model.file()).map_err(spts::Error::from)?;
     let method = Spts { schedule: schedule.clone(), reach: reach(args) };
     for &n in &args.prompts {
-        let budgets = method.budgets(model.shape(), n as usize)?;
+        let budgets = method.budgets(model.shape(), Prompt::of(n as usize))?;
         sidecar.check_layers(budgets.layers_with_proxy()).map_err(spts::Error::from)?;
     }
     Ok(Some(Arc::new(sidecar)))

@@ -396,6 +396,7 @@ fn mean(all: &[LayerQuality]) -> Option<LayerQuality> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::options::Queries;
     use super::*;
 
     #[test]
@@ -405,7 +406,7 @@ mod tests {
         let c = configuration("mild=0.5,0.4,0.3,0.2:0.03 --probe-queries 16").unwrap();
         assert_eq!(
             (c.name.as_str(), c.spts.schedule.as_deref(), c.spts.probe_queries),
-            ("mild", Some("0.5,0.4,0.3,0.2:0.03"), Some(16))
+            ("mild", Some("0.5,0.4,0.3,0.2:0.03"), Some(Queries::Last(16)))
         );
         let c = configuration("--keep=2").unwrap();
         assert_eq!((c.name.as_str(), c.spts.keep), ("--keep=2", Some(2.0)));

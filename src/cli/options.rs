@@ -8,7 +8,7 @@ use std::sync::Arc;
 use clap::{Args, ValueEnum};
 use spts::ModelOptions;
 use spts::gguf::OpenOptions;
-use spts::method::spts::schedule::{Pool, Schedule, Selection};
+use spts::method::spts::schedule::{Join, Pool, Schedule, Selection};
 use spts::method::spts::schedule_file::{ScheduleFileError, parse_schedule_arg};
 use spts::method::{Dense, Method};
 use spts::model::shape::Shape;
@@ -175,25 +175,59 @@ impl SamplingArgs {
     }
 }
 
+/// Which tokens score the others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Queries {
+    /// So many last ones of the prompt.
+    Last(usize),
+    /// The question, and what is behind it.
+    Question,
+}
+
+/// How scores by several tokens become one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum JoinArg {
+    /// Their mean.
+    Mean,
+    /// Their maximum.
+    Max,
+}
+
 /// What the prefill skips.
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Token skipping (SPTS)")]
 pub struct SptsArgs {
     /// Compute every token in every layer
-    #[arg(long, conflicts_with_all = ["schedule", "keep", "no_proxy", "no_prune", "no_attn_skip", "no_ffn_skip", "random_selection", "probe_queries", "pool", "sidecar"])]
+    #[arg(long, conflicts_with_all = ["schedule", "keep", "no_proxy", "no_prune", "no_attn_skip", "no_ffn_skip", "random_selection", "ramp", "probe_queries", "join", "pool", "sinks", "recent", "carry", "sidecar"])]
     pub no_spts: bool,
-    /// Budgets: a preset (default, paper, rule, llama-3.1-8b, qwen2.5-7b, openpangu-1b), fractions of the prompt (0.28,0.22,0.125,0.0625:0.03, the last is the cut), or a file
+    /// Budgets, and what the options below don't set: a preset (default, paper, rule, llama-3.1-8b, qwen2.5-7b, openpangu-1b), fractions of the prompt (0.28,0.22,0.125,0.0625:0.03, the last is the cut), or a file
     #[arg(long, value_name = "WHAT")]
     pub schedule: Option<String>,
     /// Multiply all budgets by X
     #[arg(long, value_name = "X", value_parser = above_zero_f64, allow_negative_numbers = true)]
     pub keep: Option<f64>,
-    /// Last tokens of the prompt that score the others [default: the schedule's]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1 << 16))]
-    pub probe_queries: Option<u32>,
-    /// Pooling of scores over neighbours: none, avg:7, max:13 [default: the schedule's]
+    /// Lower the budgets gradually, up to X times the first one's length
+    #[arg(long, value_name = "X", value_parser = at_least_one, allow_negative_numbers = true)]
+    pub ramp: Option<f64>,
+    /// Tokens that score the others: the last N, or question: from the
+    /// question on, where it is known
+    #[arg(long, value_name = "N", value_parser = queries, allow_negative_numbers = true)]
+    pub probe_queries: Option<Queries>,
+    /// Scores by several tokens become one: their mean or their max
+    #[arg(long, value_name = "HOW", hide_possible_values = true)]
+    pub join: Option<JoinArg>,
+    /// Pooling of scores over neighbours: none, avg:7, max:13, chunks:32
     #[arg(long, value_name = "HOW", value_parser = pool)]
     pub pool: Option<Pool>,
+    /// First tokens that are always kept
+    #[arg(long, value_name = "N")]
+    pub sinks: Option<u32>,
+    /// Last tokens that are always kept, besides those that score
+    #[arg(long, value_name = "N")]
+    pub recent: Option<u32>,
+    /// Add to a layer's scores X times those of the layer before, 0 to 1
+    #[arg(long, value_name = "X", value_parser = probability, allow_negative_numbers = true)]
+    pub carry: Option<f32>,
     /// Score the FFN by attention alone: needs no sidecar
     #[arg(long, conflicts_with = "sidecar")]
     pub no_proxy: bool,
@@ -228,11 +262,31 @@ impl SptsArgs {
         if let Some(keep) = self.keep {
             s = s.scaled(keep).map_err(invalid)?;
         }
-        if let Some(queries) = self.probe_queries {
-            s.probe.queries = queries as usize;
+        if let Some(ramp) = self.ramp {
+            s.ramp = ramp;
+        }
+        match self.probe_queries {
+            Some(Queries::Last(n)) => (s.probe.queries, s.probe.by_question) = (n, false),
+            Some(Queries::Question) => s.probe.by_question = true,
+            None => {}
+        }
+        if let Some(join) = self.join {
+            s.probe.join = match join {
+                JoinArg::Mean => Join::Mean,
+                JoinArg::Max => Join::Max,
+            };
         }
         if let Some(pool) = self.pool {
             s.probe.pool = pool;
+        }
+        if let Some(sinks) = self.sinks {
+            s.sinks = sinks as usize;
+        }
+        if let Some(recent) = self.recent {
+            s.recent = recent as usize;
+        }
+        if let Some(carry) = self.carry {
+            s.probe.carry = carry;
         }
         if let Some(seed) = self.random_selection {
             s.selection = Selection::Random { seed };
@@ -275,16 +329,30 @@ fn above_zero_f64(text: &str) -> Result<f64, String> {
     number(text, |x: &f64| x.is_finite() && *x > 0.0, "a number above 0")
 }
 
+fn at_least_one(text: &str) -> Result<f64, String> {
+    number(text, |x: &f64| x.is_finite() && *x >= 1.0, "a number, 1 or above")
+}
+
 fn probability(text: &str) -> Result<f32, String> {
     number(text, |x: &f32| (0.0..=1.0).contains(x), "a number from 0 to 1")
 }
 
+fn queries(text: &str) -> Result<Queries, String> {
+    if text == "question" {
+        return Ok(Queries::Question);
+    }
+    number(text, |n: &usize| (1..=1 << 16).contains(n), "a number from 1 to 65536, or question").map(Queries::Last)
+}
+
 fn pool(text: &str) -> Result<Pool, String> {
-    let expected = "expected none, avg:WIDTH or max:WIDTH with an odd width";
+    let expected = "expected none, avg:WIDTH or max:WIDTH with an odd width, or chunks:WIDTH";
     if text == "none" {
         return Ok(Pool::None);
     }
     let (how, width) = text.split_once(':').ok_or(expected)?;
+    if how == "chunks" {
+        return number(width, |w: &usize| *w > 0, "a width above 0, as in chunks:32").map(Pool::Chunks);
+    }
     let width: usize = number(width, |w: &usize| w % 2 == 1, "an odd width, as in max:13")?;
     match how {
         "avg" => Ok(Pool::Avg(width)),
@@ -323,6 +391,16 @@ mod tests {
             "4",
             "--pool",
             "avg:7",
+            "--sinks",
+            "4",
+            "--recent",
+            "64",
+            "--join",
+            "max",
+            "--carry",
+            "0.7",
+            "--ramp",
+            "1.5",
             "--no-proxy",
             "--no-prune",
             "--no-attn-skip",
@@ -333,18 +411,25 @@ mod tests {
             (s.probe.queries, s.probe.pool, s.stages[0].budget),
             (4, Pool::Avg(7), spts::method::spts::schedule::Budget::Tokens(4608))
         );
+        assert_eq!((s.sinks, s.recent), (4, 64));
+        assert_eq!((s.probe.join, s.probe.carry, s.ramp), (Join::Max, 0.7, 1.5));
         assert!(!(s.use_proxy || s.prune || s.skip_attn || s.skip_ffn));
+        let asked = schedule(&["--probe-queries", "question"]).unwrap().unwrap().probe;
+        assert_eq!((asked.by_question, asked.queries), (true, 32));
+        for bad in ["0", "65537", "-1", "answer", ""] {
+            queries(bad).unwrap_err();
+        }
         assert_eq!(schedule(&["--random-selection", "7"]).unwrap().unwrap().selection, Selection::Random { seed: 7 });
         schedule(&["--schedule", "no-such"]).unwrap_err();
     }
 
     #[test]
-    fn pools_have_odd_widths() {
+    fn pools_have_odd_widths_and_chunks_any() {
         assert_eq!(
-            (pool("none"), pool("max:13"), pool("avg:7")),
-            (Ok(Pool::None), Ok(Pool::Max(13)), Ok(Pool::Avg(7)))
+            (pool("none"), pool("max:13"), pool("avg:7"), pool("chunks:32")),
+            (Ok(Pool::None), Ok(Pool::Max(13)), Ok(Pool::Avg(7)), Ok(Pool::Chunks(32)))
         );
-        for bad in ["", "max", "max:", "max:2", "min:3", "max:-1", "max:0"] {
+        for bad in ["", "max", "max:", "max:2", "min:3", "max:-1", "max:0", "chunks", "chunks:0"] {
             pool(bad).unwrap_err();
         }
     }

@@ -7,6 +7,7 @@ use spts::compile;
 use spts::compile::target::Target;
 use spts::gguf::OpenOptions;
 use spts::graph::print::print;
+use spts::method::Prompt;
 use spts::method::spts::schedule::{Reach, Schedule};
 use spts::model::placement::Placement;
 use spts::model::shape::Shape;
@@ -69,7 +70,9 @@ fn graph(args: &PlanArgs, path: &Path) -> Result<String, Failure> {
     let target = Target::new(&file, &placement, args.memory.n_ubatch(), proxy);
     let n_tokens = args.n_tokens as usize;
     let dense = file.graph(n_tokens, file.hparams().n_ctx_train.max(n_tokens));
-    let compiled = compile::prompt(dense, &*method(schedule), file.shape(), &target)?;
+    let method = method(schedule);
+    let budgets = method.budgets(file.shape(), Prompt::of(n_tokens))?;
+    let compiled = compile::prompt(dense, &*method, budgets, &target)?;
     let layers = |device: usize| placement.layer.iter().filter(|&&d| d == device).count();
     let devices: Vec<String> =
         placement.devices.iter().enumerate().map(|(i, name)| format!("{name}: {} layers", layers(i))).collect();

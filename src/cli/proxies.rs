@@ -5,10 +5,10 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-use spts::method::Method;
 use spts::method::spts::Spts;
 use spts::method::spts::schedule::Schedule;
 use spts::method::spts::sidecar::{NewSidecar, Sidecar};
+use spts::method::{Method, Prompt};
 use spts::proxies::calibrate::{CalibrateOptions, CalibrationError, CalibrationStep, calibrate};
 use spts::proxies::{self, Found, PROMPT_TOKENS};
 use spts::{Model, ModelFile};
@@ -25,7 +25,7 @@ pub fn find(
     n_tokens: usize,
 ) -> Result<Found, Failure> {
     let Some(schedule) = schedule else { return Ok(Found::NotNeeded) };
-    let budgets = Spts::new(schedule.clone()).budgets(file.shape(), n_tokens)?;
+    let budgets = Spts::new(schedule.clone()).budgets(file.shape(), Prompt::of(n_tokens))?;
     Ok(proxies::find(file, given, &budgets).map_err(spts::Error::from)?)
 }
 

@@ -245,6 +245,7 @@ fn generate(
         n_predict: usize::try_from(args.predict).unwrap_or(usize::MAX),
         stop_at_eog: !args.ignore_eos,
         logprobs: args.logprobs.unwrap_or(0) as usize,
+        ..GenerateOptions::default()
     };
     let start = Instant::now();
     let mut on_progress = |p: PrefillProgress| {

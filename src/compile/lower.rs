@@ -272,19 +272,23 @@ impl<'a> Lowerer<'a, '_> {
                 return;
             }
             Op::LastRows { rows } => self.last_rows(node, *rows),
-            Op::ProbeScores { heads } => match self.probed_keys(node) {
+            Op::ProbeScores { heads, join } => match self.probed_keys(node) {
                 k if self.memory.kernels().probe_scores(k.ty()) => {
                     let to = self.destination(id, 0..node.n_rows);
-                    let scores = self.ops.probe_scores(self.memory.stored(node.src[0]), k, heads, to);
+                    let scores = self.ops.probe_scores(self.memory.stored(node.src[0]), k, heads, *join, to);
                     return self.written(id, scores, to);
                 }
-                k => self.probe_scores(node, k, heads),
+                k => self.probe_scores(node, k, heads, *join),
             },
+            Op::AddScaled { factor } => {
+                let carried = self.ops.scale(self.rows(node.src[1]), *factor);
+                self.ops.add(self.rows(node.src[0]), carried)
+            }
             Op::PoolScores { pool } => self.pool_scores(node, *pool),
             Op::ProxyNorm { .. } => self.proxy_norm(node, form),
-            Op::TopK { m, forced } => {
+            Op::TopK { m, first, forced } => {
                 let to = self.destination(id, 0..*m);
-                let best = self.ops.top_k(self.memory.stored(node.src[0]), *m, *forced, to);
+                let best = self.ops.top_k(self.memory.stored(node.src[0]), *m, [*first, *forced], to);
                 return self.written(id, best, to);
             }
             Op::IsMember => {

@@ -19,7 +19,6 @@ use crate::Result;
 use crate::graph::Graph;
 use crate::graph::verify::{Verified, verify};
 use crate::method::{Budgets, Method};
-use crate::model::shape::Shape;
 
 use fuse_ffn::fuse_gated_ffn;
 use keep_normalized::keep_normalized;
@@ -53,12 +52,12 @@ impl Compiled {
     }
 }
 
-/// Compiles the prompt that `dense` is the graph of: what `method` computes of it, as `target` computes it best.
+/// Compiles the prompt that `dense` is the graph of: what `method` computes of it after its `budgets` for the prompt, as `target`
+/// computes it best.
 ///
 /// # Errors
-/// The method does not fit the model; a rewrite broke an invariant of the graph (a bug).
-pub fn prompt(dense: Graph, method: &dyn Method, shape: &Shape, target: &Target) -> Result<Compiled> {
-    let budgets = method.budgets(shape, dense.n_tokens)?;
+/// A rewrite broke an invariant of the graph: a bug.
+pub fn prompt(dense: Graph, method: &dyn Method, budgets: Budgets, target: &Target) -> Result<Compiled> {
     let graph = if budgets.is_dense() { dense } else { method.rewrite(&dense, &budgets)? };
     let graph = keep_last_row(&graph, target.last_queries());
     let graph = if target.has_gpu() { fuse(&graph, target) } else { graph };

@@ -99,7 +99,7 @@ pub fn plan(graph: &Verified, tile: usize, cuts: &dyn Fn(usize) -> bool) -> Prog
 
 fn kind(op: &Op) -> PhaseKind {
     match op {
-        Op::ProbeScores { .. } | Op::PoolScores { .. } => PhaseKind::Whole,
+        Op::ProbeScores { .. } | Op::AddScaled { .. } | Op::PoolScores { .. } => PhaseKind::Whole,
         Op::TopK { .. } | Op::RandomScores { .. } | Op::IsMember => PhaseKind::Select,
         _ => PhaseKind::Tiled,
     }

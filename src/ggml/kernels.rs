@@ -9,7 +9,7 @@ use super::backend::cpu_kernels_use_vnni;
 use super::ops::Ops;
 use super::{Tensor, type_id};
 use crate::gguf::GgmlType;
-use crate::graph::ir::{Activation, Heads, Rope, RopeLayout};
+use crate::graph::ir::{Activation, Heads, Join, Rope, RopeLayout};
 
 /// What a device's kernels take, ggml's and ours: the one place that knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -316,11 +316,17 @@ impl Ops {
         self.ours(Op::Store, self.alias(to), &[Some(a)], &[])
     }
 
-    /// The indices of the `m` best `scores [n]` in ascending order, in `to` if that is given. The last `forced` are always in;
-    /// the lower index wins ties; NaN counts as -inf. `-> I32 [1, m]`
-    pub fn top_k<'a>(&'a self, scores: Tensor<'a>, m: usize, forced: usize, to: Option<Tensor<'a>>) -> Tensor<'a> {
+    /// The indices of the `m` best `scores [n]` in ascending order, in `to` if that is given. The `first` and the `last`
+    /// ones are always in; the lower index wins ties; NaN counts as -inf. `-> I32 [1, m]`
+    pub fn top_k<'a>(
+        &'a self,
+        scores: Tensor<'a>,
+        m: usize,
+        [first, last]: [usize; 2],
+        to: Option<Tensor<'a>>,
+    ) -> Tensor<'a> {
         let out = self.place(to, GgmlType::I32, [1, m]);
-        self.ours(Op::TopK, out, &[Some(scores)], &[forced as i32])
+        self.ours(Op::TopK, out, &[Some(scores)], &[last as i32, first as i32])
     }
 
     /// Of the ascending `rows [m]`: 1 for those that are among the ascending `members [k]`, else 0; in `to` if that is given.
@@ -330,17 +336,19 @@ impl Ops {
         self.ours(Op::IsMember, out, &[rows, members].map(Some), &[])
     }
 
-    /// Equation 4 of arXiv 2601.13155: mean over the last candidates' queries `q [head_dim * n_head, n_probe]` of the softmax
-    /// over keys `k [head_dim * n_head_kv, n]` in F16; in `to` if that is given. `-> [1, n]`
+    /// Equation 4 of arXiv 2601.13155: mean over heads, joined over the last candidates' queries `q [head_dim * n_head, n_probe]`, of
+    /// the softmax over keys `k [head_dim * n_head_kv, n]` in F16; in `to` if that is given. `-> [1, n]`
     pub fn probe_scores<'a>(
         &'a self,
         q: Tensor<'a>,
         k: Tensor<'a>,
         heads: &Heads,
+        join: Join,
         to: Option<Tensor<'a>>,
     ) -> Tensor<'a> {
         let out = self.place(to, GgmlType::F32, [1, k.ne(1)]);
-        self.ours(Op::ProbeScores, out, &[q, k].map(Some), &[bits(heads.scale), heads.head_dim as i32])
+        let arguments = [bits(heads.scale), heads.head_dim as i32, i32::from(join == Join::Max)];
+        self.ours(Op::ProbeScores, out, &[q, k].map(Some), &arguments)
     }
 
     /// Where a result goes: a given place, or one of its own.

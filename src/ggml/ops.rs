@@ -391,6 +391,18 @@ impl Ops {
         self.wrap(unsafe { sys::ggml_pool_1d(self.c(), a.raw(), op, width as i32, 1, (width / 2) as i32) })
     }
 
+    /// Maxima of the chunks of `width` along dimension 0, which are whole: `[width c, n] -> [c, n]`.
+    pub fn max_of_chunks<'a>(&'a self, a: Tensor<'a>, width: usize) -> Tensor<'a> {
+        // SAFETY: as above; windows that neither overlap nor reach beyond the ends.
+        self.wrap(unsafe { sys::ggml_pool_1d(self.c(), a.raw(), sys::GGML_OP_POOL_MAX, width as i32, width as i32, 0) })
+    }
+
+    /// `a [f, n]` above `b [g, n]`: `-> [f + g, n]`.
+    pub fn concat<'a>(&'a self, a: Tensor<'a>, b: Tensor<'a>) -> Tensor<'a> {
+        // SAFETY: as above.
+        self.wrap(unsafe { sys::ggml_concat(self.c(), a.raw(), b.raw(), 0) })
+    }
+
     /// Copies of `a` side by side until the shape is `ne`.
     pub fn repeat<'a>(&'a self, a: Tensor<'a>, ne: [usize; 2]) -> Tensor<'a> {
         // SAFETY: as above.

@@ -74,15 +74,18 @@ pub struct Rope {
     pub factors: Option<WeightId>,
 }
 
-/// Pooling of the probe scores over neighbouring candidates, centred; the window is cut off at both ends.
+/// Pooling of the probe scores over neighbouring candidates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Pool {
     /// The scores as they are (the paper).
     None,
-    /// Mean over this odd number of neighbours.
+    /// Mean over this odd number of neighbours, centred; the window is cut off at both ends.
     Avg(usize),
-    /// Maximum over this odd number of neighbours.
+    /// Maximum over this odd number of neighbours, likewise.
     Max(usize),
+    /// Maximum over the candidate's chunk: candidates in order are cut into chunks of this many, the last one shorter. Chunks
+    /// are then chosen as a whole, but for the last one that fits in part: the first of its candidates win.
+    Chunks(usize),
 }
 
 impl fmt::Display for Pool {
@@ -91,7 +94,26 @@ impl fmt::Display for Pool {
             Pool::None => write!(f, "none"),
             Pool::Avg(w) => write!(f, "avg {w}"),
             Pool::Max(w) => write!(f, "max {w}"),
+            Pool::Chunks(w) => write!(f, "chunks {w}"),
         }
+    }
+}
+
+/// How the scores by several probing queries become one. Each is a mean over the heads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Join {
+    /// Their mean.
+    Mean,
+    /// Their maximum: what one query looks for counts in full, however many others look elsewhere.
+    Max,
+}
+
+impl fmt::Display for Join {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Join::Mean => "mean",
+            Join::Max => "max",
+        })
     }
 }
 
@@ -197,13 +219,15 @@ pub enum Op {
         /// How many.
         rows: usize,
     },
-    /// `q [n_head * d, n_probe], k [n_head_kv * d, n] -> F32 [1, n]`: equation 4 of the paper, the mean over heads and probing
-    /// queries of softmax(q.k * scale). Probing query i of n_probe sees the candidates up to itself.
+    /// `q [n_head * d, n_probe], k [n_head_kv * d, n] -> F32 [1, n]`: equation 4 of the paper, the mean over heads of
+    /// softmax(q.k * scale), joined over the probing queries. Probing query i of n_probe sees the candidates up to itself.
     ProbeScores {
         /// Geometry.
         heads: Heads,
+        /// Over the probing queries.
+        join: Join,
     },
-    /// `s [1, n] -> [1, n]`: pooled over neighbouring candidates in order.
+    /// `s [1, n] -> [1, n]`: pooled over neighbouring candidates in order. No score is negative.
     PoolScores {
         /// Kind and width.
         pool: Pool,
@@ -217,6 +241,11 @@ pub enum Op {
         /// As in [`Op::Linear`].
         norm: Option<WeightId>,
     },
+    /// `a [1, n], b [1, n] -> a + factor * b`: scores and those carried from an earlier layer.
+    AddScaled {
+        /// On b.
+        factor: f32,
+    },
     /// `a, b -> a * b`, elementwise (scores), or each row of `a [f, n]` by its factor in `b [1, n]`.
     Mul,
     /// `x -> F32 [1, n]`: a uniform random score for every row of x, a control for ablations.
@@ -226,11 +255,13 @@ pub enum Op {
         /// Layer.
         layer: usize,
     },
-    /// `s [1, n] -> I32 [1, m]`: ascending indices of the m best scores. The last `forced` rows are always in; the lower
-    /// index wins ties.
+    /// `s [1, n] -> I32 [1, m]`: ascending indices of the m best scores. The `first` rows and the last `forced` ones are always
+    /// in; the lower index wins ties.
     TopK {
         /// Members.
         m: usize,
+        /// First rows that are always members.
+        first: usize,
         /// Last rows that are always members.
         forced: usize,
     },
@@ -281,6 +312,7 @@ impl Op {
             Op::ScatterAdd => "scatter_add",
             Op::LastRows { .. } => "last_rows",
             Op::ProbeScores { .. } => "probe_scores",
+            Op::AddScaled { .. } => "add_scaled",
             Op::PoolScores { .. } => "pool_scores",
             Op::ProxyNorm { .. } => "proxy_norm",
             Op::Mul => "mul",

@@ -58,8 +58,13 @@ fn line(out: &mut String, i: usize, node: &Node, weight_name: &impl Fn(WeightId)
             args.extend(norm.map(by));
         }
         Op::Glu { act } => args.push(format!("{act:?}").to_lowercase()),
+        Op::ProbeScores { join: Join::Max, .. } => args.push(Join::Max.to_string()),
+        Op::AddScaled { factor } => args.push(format!("factor={factor}")),
         Op::PoolScores { pool } => args.push(pool.to_string()),
-        Op::TopK { m, forced } => args.push(format!("m={m}, forced={forced}")),
+        Op::TopK { m, first, forced } => {
+            args.push(format!("m={m}, forced={forced}"));
+            args.extend((*first > 0).then(|| format!("first={first}")));
+        }
         Op::RandomScores { seed, .. } => args.push(format!("seed={seed}")),
         Op::LastRows { rows } => args.push(format!("rows={rows}")),
         _ => {}

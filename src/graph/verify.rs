@@ -4,7 +4,7 @@
 //! 2. Element types fit: indices, token ids and positions are I32, normalised rows BF16, all else is F32, as sources and as
 //!    results.
 //! 3. Shapes fit the operation: elementwise sources agree, indices are `[1, m]`, heads and groups divide the features.
-//! 4. Selections are possible: `0 < forced <= m <= n`.
+//! 4. Selections are possible: `0 < forced` and `first + forced <= m <= n`.
 //! 5. Every layer has exactly one attention node, the anchored one, and no other layer has any; its keys and values have the
 //!    same rows, and no fewer than its queries.
 //! 6. Rows are in position order: indices come from `top_k`, which sorts them.
@@ -81,6 +81,7 @@ fn check_node(graph: &Graph, id: NodeId) -> Result<(), String> {
     let arity = match node.op {
         Op::Tokens | Op::Positions => 0,
         Op::Rope { .. } | Op::Glu { .. } | Op::Add | Op::GetRows | Op::ProbeScores { .. } | Op::Mul => 2,
+        Op::AddScaled { .. } => 2,
         Op::IsMember | Op::Prune => 2,
         Op::GatedFfn { .. } => node.src.len().clamp(1, 2),
         Op::ScatterAdd | Op::NormalizeRows { .. } => 3,
@@ -153,7 +154,7 @@ fn check_node(graph: &Graph, id: NodeId) -> Result<(), String> {
             want(node.n_feat == src(0).n_feat, "rows of its source")?;
             want(*rows == node.n_rows && *rows <= src(0).n_rows, "no more rows than there are")
         }
-        Op::ProbeScores { heads } => {
+        Op::ProbeScores { heads, .. } => {
             want(
                 src(0).n_feat == heads.n_head * heads.head_dim && src(1).n_feat == heads.n_head_kv * heads.head_dim,
                 "queries and keys of all heads",
@@ -163,13 +164,17 @@ fn check_node(graph: &Graph, id: NodeId) -> Result<(), String> {
                 "a score for every candidate",
             )
         }
+        Op::AddScaled { factor } => {
+            want(same(0) && same(1) && node.n_feat == 1, "two scores a row")?;
+            want(factor.is_finite(), "a finite factor")
+        }
         Op::PoolScores { .. } => want(same(0) && node.n_feat == 1, "one score a row"),
         Op::ProxyNorm { .. } => want(node.n_feat == 1 && src(0).n_rows == node.n_rows, "one norm a row"),
-        Op::TopK { m, forced } => {
+        Op::TopK { m, first, forced } => {
             want(src(0).n_feat == 1, "one score a row")?;
             want(
-                *m == node.n_rows && *forced >= 1 && forced <= m && *m <= src(0).n_rows,
-                "0 < forced <= m <= candidates",
+                *m == node.n_rows && *forced >= 1 && first + forced <= *m && *m <= src(0).n_rows,
+                "0 < forced, first + forced <= m <= candidates",
             )
         }
         Op::IsMember => want(indices(0) && indices(1) && same(0), "an answer for each index chosen by top_k"),

@@ -32,6 +32,22 @@ impl LayerBudget {
     }
 }
 
+/// The tokens of a prompt that are always active and never pruned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Held {
+    /// So many first ones.
+    pub first: usize,
+    /// So many last ones, those that probe among them.
+    pub last: usize,
+}
+
+impl Held {
+    /// Both together.
+    pub fn count(self) -> usize {
+        self.first + self.last
+    }
+}
+
 /// The budgets of one prompt.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Budgets {
@@ -39,8 +55,10 @@ pub struct Budgets {
     pub n_tokens: usize,
     /// One entry per layer of the model.
     pub layers: Vec<LayerBudget>,
-    /// The last tokens that probe, are always active and never pruned; at most `n_tokens`.
+    /// The last tokens that probe; at most `n_tokens`.
     pub queries: usize,
+    /// Those that are always active and never pruned.
+    pub held: Held,
     /// Rows are gathered even where every candidate is active (for tests).
     pub forced: bool,
 }
@@ -48,7 +66,13 @@ pub struct Budgets {
 impl Budgets {
     /// Every token in every layer.
     pub fn dense(n_layer: usize, n_tokens: usize) -> Budgets {
-        Budgets { n_tokens, layers: vec![LayerBudget::dense(n_tokens); n_layer], queries: 1, forced: false }
+        Budgets {
+            n_tokens,
+            layers: vec![LayerBudget::dense(n_tokens); n_layer],
+            queries: 1,
+            held: Held { first: 0, last: 1 },
+            forced: false,
+        }
     }
 
     /// Every layer computes every token and none is scored: the graph must not be touched.

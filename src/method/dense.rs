@@ -1,7 +1,7 @@
 //! The method that leaves nothing out.
 
 use super::spts::schedule::ScheduleError;
-use super::{Budgets, Method};
+use super::{Budgets, Method, Prompt};
 use crate::graph::Graph;
 use crate::graph::verify::VerifyError;
 use crate::model::shape::Shape;
@@ -15,8 +15,8 @@ impl Method for Dense {
         "dense"
     }
 
-    fn budgets(&self, shape: &Shape, n_tokens: usize) -> Result<Budgets, ScheduleError> {
-        Ok(Budgets::dense(shape.n_layer, n_tokens))
+    fn budgets(&self, shape: &Shape, prompt: Prompt) -> Result<Budgets, ScheduleError> {
+        Ok(Budgets::dense(shape.n_layer, prompt.n_tokens))
     }
 
     fn rewrite(&self, dense: &Graph, _: &Budgets) -> Result<Graph, VerifyError> {

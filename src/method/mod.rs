@@ -13,20 +13,36 @@ use crate::graph::Graph;
 use crate::graph::verify::VerifyError;
 use crate::model::shape::Shape;
 
-pub use budget::{Budgets, LayerBudget};
+pub use budget::{Budgets, Held, LayerBudget};
 pub use dense::Dense;
 use spts::schedule::ScheduleError;
+
+/// What a method may know of a prompt before it is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Prompt {
+    /// Tokens.
+    pub n_tokens: usize,
+    /// The first token of the question, counted from the prompt's first, where it is known.
+    pub question_start: Option<usize>,
+}
+
+impl Prompt {
+    /// A prompt of which only the length is known.
+    pub fn of(n_tokens: usize) -> Prompt {
+        Prompt { n_tokens, question_start: None }
+    }
+}
 
 /// A way to read a prompt.
 pub trait Method: fmt::Debug + Send + Sync {
     /// Name for reports.
     fn name(&self) -> &str;
 
-    /// The budgets of a prompt of `n_tokens` tokens. Dense ones ([`Budgets::is_dense`]) leave the graph as it is.
+    /// The budgets of a prompt. Dense ones ([`Budgets::is_dense`]) leave the graph as it is.
     ///
     /// # Errors
     /// The method does not fit the model.
-    fn budgets(&self, shape: &Shape, n_tokens: usize) -> Result<Budgets, ScheduleError>;
+    fn budgets(&self, shape: &Shape, prompt: Prompt) -> Result<Budgets, ScheduleError>;
 
     /// Rewrites the dense graph of a prompt after its budgets.
     ///

@@ -58,7 +58,7 @@ impl Device {
                 let v_down = run.proxy(device, layer).v_down; // [d_low, rank]
                 rows(graph.node(node.src[0])) * (4 * v_down.ne(0) + 8 * v_down.ne(1))
             }
-            Op::ProbeScores { heads } => {
+            Op::ProbeScores { heads, .. } => {
                 let of_a_query = 4 * node.n_rows * heads.n_head;
                 (of_a_query * graph.node(node.src[0]).n_rows).min(PROBE_LOGITS.max(of_a_query))
             }

@@ -285,8 +285,8 @@ fn select_phase(
             let scores = select::random_scores(seed, layer, node.n_rows);
             slots.set(id, &scores.iter().flat_map(|s| s.to_le_bytes()).collect::<Vec<u8>>());
         }
-        Op::TopK { m, forced } if d.backend.is_cpu() => {
-            let indices = select::top_k(&read_f32(slots.get(node.src[0])), m, forced);
+        Op::TopK { m, first, forced } if d.backend.is_cpu() => {
+            let indices = select::top_k(&read_f32(slots.get(node.src[0])), m, [first, forced]);
             slots.set(id, &indices.iter().flat_map(|i| i.to_le_bytes()).collect::<Vec<u8>>());
             if watcher.wants_selections() {
                 watcher.selected(id, &indices);

@@ -6,7 +6,7 @@ use std::time::Instant;
 use crate::{Error, Result};
 
 use super::Session;
-use super::prefill::{PrefillProgress, PrefillReport};
+use super::prefill::{PrefillOptions, PrefillProgress, PrefillReport};
 use super::sampler::{Sampler, log_softmax_top};
 
 /// When to stop, and what to keep.
@@ -18,11 +18,13 @@ pub struct GenerateOptions {
     pub stop_at_eog: bool,
     /// Log probabilities to keep for each step; 0 is none.
     pub logprobs: usize,
+    /// What is known of the prompt.
+    pub prompt: PrefillOptions,
 }
 
 impl Default for GenerateOptions {
     fn default() -> Self {
-        Self { n_predict: 512, stop_at_eog: true, logprobs: 0 }
+        Self { n_predict: 512, stop_at_eog: true, logprobs: 0, prompt: PrefillOptions::default() }
     }
 }
 
@@ -75,7 +77,7 @@ impl Session {
         for &t in prompt {
             sampler.accept(t);
         }
-        let prefill = self.prefill(prompt, on_progress)?;
+        let prefill = self.prefill_with(prompt, options.prompt, on_progress)?;
         let mut out = Generation {
             tokens: Vec::new(),
             logprobs: Vec::new(),

@@ -29,7 +29,7 @@ use crate::ggml::host::HostF32;
 use crate::ggml::profile::OpTimes;
 use crate::graph::{Graph, NodeId, Op};
 use crate::method::spts::sidecar::Sidecar;
-use crate::method::{Dense, Method};
+use crate::method::{Dense, Method, Prompt};
 use crate::model::weights::Model;
 use crate::{Error, Result};
 
@@ -113,7 +113,7 @@ impl Session {
             devices.push(Device::new(Backend::start(name, n_threads)?));
         }
         let hp = model.hparams();
-        options.method.budgets(model.shape(), 1)?;
+        options.method.budgets(model.shape(), Prompt::of(1))?;
         let mut proxies = Vec::new();
         for device in &devices {
             proxies.push(match &options.sidecar {

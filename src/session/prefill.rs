@@ -13,7 +13,7 @@ use crate::compile::{self, Compiled};
 use crate::ggml::GgmlError;
 use crate::graph::ir::{Graph, NodeId, Tap};
 use crate::method::spts::capture::{Capture, insert_captures};
-use crate::method::{Budgets, Dense, LayerBudget, Method};
+use crate::method::{Budgets, Dense, LayerBudget, Method, Prompt};
 use crate::{Error, Result};
 
 use super::executor::{self, Captured, Watcher};
@@ -36,6 +36,14 @@ pub struct PrefillProgress {
     pub n_tokens: usize,
     /// Share of the work that is done, estimated from the layers' rows.
     pub fraction: f32,
+}
+
+/// What is known of a prompt besides its tokens.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PrefillOptions {
+    /// The first token of the question, counted from the prompt's first, for schedules that probe by it
+    /// ([`crate::method::spts::schedule::Probe::by_question`]). `None`: the schedule's number of last tokens probes.
+    pub question_start: Option<usize>,
 }
 
 /// What a prefill did.
@@ -92,19 +100,37 @@ impl Session {
         tokens: &[u32],
         progress: &mut dyn FnMut(PrefillProgress) -> ControlFlow<()>,
     ) -> Result<PrefillReport> {
+        self.prefill_with(tokens, PrefillOptions::default(), progress)
+    }
+
+    /// [`Session::prefill`] of a prompt that more is known of.
+    ///
+    /// # Errors
+    /// As [`Session::prefill`]; and the question begins behind the prompt's end.
+    pub fn prefill_with(
+        &mut self,
+        tokens: &[u32],
+        options: PrefillOptions,
+        progress: &mut dyn FnMut(PrefillProgress) -> ControlFlow<()>,
+    ) -> Result<PrefillReport> {
         let start = Instant::now();
         self.check_prompt(tokens)?;
+        let n_past = self.sequence.n_past();
+        let prompt = Prompt { n_tokens: tokens.len(), question_start: options.question_start };
+        if let Some(question_start) = prompt.question_start.filter(|&start| start >= prompt.n_tokens) {
+            return Err(Error::QuestionOutside { question_start, n_tokens: prompt.n_tokens });
+        }
+        let method: &dyn Method = if n_past == 0 { &*self.options.method } else { &Dense };
+        let budgets = method.budgets(self.model.shape(), prompt)?;
+        self.check_proxies(&budgets)?;
         // Whatever else a program follows from is the same for the whole session. One that does not fit is let go first: two
         // would take twice the memory.
-        let n_past = self.sequence.n_past();
         let prepared = match self.prepared.take() {
-            Some(p) if p.compiled.graph.n_tokens == tokens.len() && p.n_past == n_past => p,
+            Some(p) if p.compiled.budgets == budgets && p.n_past == n_past => p,
             other => {
                 drop(other);
                 let dense = self.model.graph(tokens.len(), self.n_ctx());
-                let method: &dyn Method = if n_past == 0 { &*self.options.method } else { &Dense };
-                let compiled = compile::prompt(dense, method, self.model.shape(), &self.target())?;
-                self.check_proxies(&compiled.budgets)?;
+                let compiled = compile::prompt(dense, method, budgets, &self.target())?;
                 self.prepare(compiled)?
             }
         };

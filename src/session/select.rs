@@ -2,25 +2,25 @@
 
 use crate::random::SplitMix64;
 
-/// Ascending indices of the `m` best scores. The last `forced` indices are always in, in place of the m-th best; the lower
-/// index wins ties; NaN counts as -inf, and -0 as 0.
+/// Ascending indices of the `m` best scores. The `first` indices and the `last` ones are always in, in place of the worst of
+/// these; the lower index wins ties; NaN counts as -inf, and -0 as 0.
 ///
 /// # Panics
-/// Unless `forced <= m <= scores.len()`, which the graph's verifier has checked.
-pub fn top_k(scores: &[f32], m: usize, forced: usize) -> Vec<i32> {
+/// Unless `first + last <= m <= scores.len()`, which the graph's verifier has checked.
+pub fn top_k(scores: &[f32], m: usize, [first, last]: [usize; 2]) -> Vec<i32> {
     let n = scores.len();
-    assert!(forced <= m && m <= n, "top_k: {forced} <= {m} <= {n}");
+    assert!(first + last <= m && m <= n, "top_k: {first} + {last} <= {m} <= {n}");
     let score = |i: &i32| match scores[*i as usize] {
         s if s.is_nan() => f32::NEG_INFINITY,
         s => s + 0.0,
     };
-    let mut free: Vec<i32> = (0..(n - forced) as i32).collect();
-    let chosen = m - forced;
+    let mut free: Vec<i32> = (first as i32..(n - last) as i32).collect();
+    let chosen = m - first - last;
     if chosen > 0 && chosen < free.len() {
         free.select_nth_unstable_by(chosen - 1, |a, b| score(b).total_cmp(&score(a)).then(a.cmp(b)));
     }
     free.truncate(chosen);
-    free.extend((n - forced) as i32..n as i32);
+    free.extend((0..first as i32).chain((n - last) as i32..n as i32));
     free.sort_unstable();
     free
 }
@@ -45,19 +45,21 @@ mod tests {
 
     #[test]
     fn the_best_in_ascending_order() {
-        assert_eq!(top_k(&[0.1, 0.9, 0.5, 0.7, 0.0], 3, 1), [1, 3, 4]);
+        assert_eq!(top_k(&[0.1, 0.9, 0.5, 0.7, 0.0], 3, [0, 1]), [1, 3, 4]);
     }
 
     #[test]
     fn the_forced_displace_the_worst_chosen() {
-        assert_eq!(top_k(&[0.9, 0.8, 0.1, 0.0], 2, 1), [0, 3]);
-        assert_eq!(top_k(&[0.9, 0.8, 0.1, 0.0], 2, 2), [2, 3]);
+        assert_eq!(top_k(&[0.9, 0.8, 0.1, 0.0], 2, [0, 1]), [0, 3]);
+        assert_eq!(top_k(&[0.9, 0.8, 0.1, 0.0], 2, [0, 2]), [2, 3]);
+        assert_eq!(top_k(&[0.1, 0.0, 0.9, 0.8, 0.7, 0.0], 4, [2, 1]), [0, 1, 2, 5]);
+        assert_eq!(top_k(&[0.1, 0.0, 0.9, 0.8], 3, [2, 1]), [0, 1, 3]);
     }
 
     #[test]
     fn the_lower_index_wins_ties() {
-        assert_eq!(top_k(&[0.5, 0.5, 0.5, 0.5, 0.5], 3, 1), [0, 1, 4]);
-        assert_eq!(top_k(&[f32::NAN, 0.5, f32::NAN, 0.1], 2, 1), [1, 3]);
+        assert_eq!(top_k(&[0.5, 0.5, 0.5, 0.5, 0.5], 3, [0, 1]), [0, 1, 4]);
+        assert_eq!(top_k(&[f32::NAN, 0.5, f32::NAN, 0.1], 2, [0, 1]), [1, 3]);
     }
 
     #[test]
@@ -68,6 +70,6 @@ mod tests {
 
     #[test]
     fn all_of_them_is_the_identity() {
-        assert_eq!(top_k(&[0.3, 0.1, 0.2], 3, 1), [0, 1, 2]);
+        assert_eq!(top_k(&[0.3, 0.1, 0.2], 3, [0, 1]), [0, 1, 2]);
     }
 }

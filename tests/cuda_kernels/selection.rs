@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 use spts::gguf::GgmlType;
-use spts::graph::ir::Heads;
+use spts::graph::ir::{Heads, Join};
 
 use crate::gpu::{Gpu, f32s, i32s};
 use crate::naive::*;
@@ -38,23 +38,24 @@ fn top_k() {
     let (mut gpu, mut random) = (Gpu::start(), Prng::named(1, "top_k"));
     for n in [1, 2, 31, 33, 1000, 1024, 4097, 32768, 60000, 131_072] {
         for (kind, scores) in kinds_of_scores(&mut random, n) {
-            for forced in [0, 1, 32].into_iter().filter(|forced| *forced <= n) {
-                let best = ranking(&scores[..n - forced]);
-                let mut sizes = vec![1, forced, n / 4, n - 1, n];
-                sizes.retain(|m| *m >= forced.max(1));
+            for (first, last) in [(0, 0), (0, 1), (0, 32), (4, 1), (40, 32)].into_iter().filter(|(f, l)| f + l <= n) {
+                let best = ranking(&scores[first..n - last]);
+                let mut sizes = vec![1, first + last, n / 4, n - 1, n];
+                sizes.retain(|m| *m >= (first + last).max(1));
                 sizes.sort_unstable();
                 sizes.dedup();
                 for m in sizes {
                     gpu.clear();
                     let (from, all) = (gpu.f32([n, 1], &scores), gpu.poison(GgmlType::I32, [1, m + 2]));
-                    let got =
-                        gpu.within(all, |ops, a| ops.top_k(a.get(from), m, forced, Some(ops.rows(a.get(all), 1, m))));
-                    let mut expected = best[..m - forced].to_vec();
-                    expected.extend((n - forced) as i32..n as i32);
+                    let got = gpu.within(all, |ops, a| {
+                        ops.top_k(a.get(from), m, [first, last], Some(ops.rows(a.get(all), 1, m)))
+                    });
+                    let mut expected: Vec<i32> = best[..m - first - last].iter().map(|i| i + first as i32).collect();
+                    expected.extend((0..first as i32).chain((n - last) as i32..n as i32));
                     expected.sort_unstable();
                     expected.insert(0, -1);
                     expected.push(-1);
-                    assert!(i32s(&got) == expected, "{kind}: {m} of {n}, {forced} forced");
+                    assert!(i32s(&got) == expected, "{kind}: {m} of {n}, {first} and {last} forced");
                 }
             }
         }
@@ -89,21 +90,31 @@ fn is_member() {
 }
 
 /// Equation 4 of arXiv 2601.13155: `q [d n_head, n_probe]`, `k [d n_head_kv, n]`.
-fn mean_attention(q: &[f32], k: &[f32], heads: &Heads) -> Vec<f64> {
+fn joined_attention(q: &[f32], k: &[f32], heads: &Heads, join: Join) -> Vec<f64> {
     let (d, group) = (heads.head_dim, heads.n_head / heads.n_head_kv);
     let (n, n_probe) = (k.len() / (d * heads.n_head_kv), q.len() / (d * heads.n_head));
-    let add = |mut sums: Vec<f64>, terms: Vec<f64>| {
-        sums.iter_mut().zip(terms).for_each(|(s, t)| *s += t);
-        sums
+    let by_query: Vec<Vec<f64>> = (0..n_probe)
+        .into_par_iter()
+        .map(|column| {
+            let mut sums = vec![0.0; n];
+            for head in 0..heads.n_head {
+                let query = &q[(column * heads.n_head + head) * d..][..d];
+                let key = |j: usize| &k[(j * heads.n_head_kv + head / group) * d..][..d];
+                let logit = |j| f64::from(heads.scale) * dot(query, key(j));
+                let weights = softmax(&(0..n - n_probe + column + 1).map(logit).collect::<Vec<_>>());
+                sums.iter_mut().zip(weights).for_each(|(s, w)| *s += w / heads.n_head as f64);
+            }
+            sums
+        })
+        .collect();
+    let joined = |i: usize| {
+        let scores = by_query.iter().map(|s| s[i]);
+        match join {
+            Join::Mean => scores.sum::<f64>() / n_probe as f64,
+            Join::Max => scores.fold(0.0, f64::max),
+        }
     };
-    let all = (0..n_probe * heads.n_head).into_par_iter().map(|i| {
-        let (column, head) = (i / heads.n_head, i % heads.n_head);
-        let key = |j: usize| &k[(j * heads.n_head_kv + head / group) * d..][..d];
-        let logit = |j| f64::from(heads.scale) * dot(&q[i * d..][..d], key(j));
-        softmax(&(0..n - n_probe + column + 1).map(logit).collect::<Vec<_>>())
-    });
-    let sums = all.fold(|| vec![0.0; n], add).reduce(|| vec![0.0; n], add);
-    sums.iter().map(|s| s / (n_probe * heads.n_head) as f64).collect()
+    (0..n).map(joined).collect()
 }
 
 #[test]
@@ -116,22 +127,23 @@ fn probe_scores() {
         }
     }
     cases.push((28, 4, 64, (40_001, 32))); // the logits of all queries are more than are kept at a time
-    for (n_head, n_head_kv, head_dim, (n, n_probe)) in cases {
-        let what = format!("{n_head}/{n_head_kv} heads of {head_dim}, {n_probe} of {n} candidates");
+    let cases = cases.into_iter().flat_map(|case| [Join::Mean, Join::Max].map(|join| (case, join)));
+    for ((n_head, n_head_kv, head_dim, (n, n_probe)), join) in cases {
+        let what = format!("{join} over {n_head}/{n_head_kv} heads of {head_dim}, {n_probe} of {n} candidates");
         let heads = Heads { n_head, n_head_kv, head_dim, scale: (head_dim as f32).sqrt().recip() };
         let q = halves(&mut random, head_dim * n_head * n_probe, 8.0);
         let mut k = halves(&mut random, head_dim * n_head_kv * n, 1.0);
-        let expected = mean_attention(&q, &k, &heads);
+        let expected = joined_attention(&q, &k, &heads, join);
         k.resize(head_dim * n_head_kv * (n + 5), f32::NAN);
         gpu.clear();
         let q = gpu.f32([head_dim * n_head, n_probe], &q);
         let (k, all) = (gpu.f16([head_dim * n_head_kv, n + 5], &k), gpu.poison(GgmlType::F32, [1, n + 2]));
         let got = f32s(&gpu.within(all, |ops, a| {
-            ops.probe_scores(a.get(q), ops.rows(a.get(k), 0, n), &heads, Some(ops.rows(a.get(all), 1, n)))
+            ops.probe_scores(a.get(q), ops.rows(a.get(k), 0, n), &heads, join, Some(ops.rows(a.get(all), 1, n)))
         }));
         assert!(got[0].is_nan() && got[n + 1].is_nan(), "{what}: written outside");
         let sum: f64 = got[1..=n].iter().map(|x| f64::from(*x)).sum();
-        assert!((sum - 1.0).abs() <= 1e-5, "{what}: the sum is {sum}");
+        assert!(join == Join::Max || (sum - 1.0).abs() <= 1e-5, "{what}: the sum is {sum}");
         for (i, (got, expected)) in got[1..=n].iter().zip(&expected).enumerate() {
             let e = (f64::from(*got) / expected - 1.0).abs();
             assert!(e <= 1e-4, "{what}: score {i} is {got}, expected {expected}");

@@ -63,12 +63,14 @@ impl Model {
         assert!(!tokens.is_empty());
         let mut positions: Vec<usize> = (0..tokens.len()).collect();
         let mut h: Vec<Vec<f32>> = tokens.iter().map(|t| self.embed(*t)).collect();
+        // Scores of the candidates by the layers so far, where they are carried on.
+        let mut carried: Option<Vec<f32>> = None;
         let mut out =
             Output { logits: vec![], positions: vec![], hidden: vec![], layers: vec![], state: State::default() };
         for il in 0..self.layers.len() {
             let (trace, cache) = match plan {
                 None => self.dense_layer(il, &positions, &mut h),
-                Some(plan) => self.spts_layer(il, plan, &mut positions, &mut h),
+                Some(plan) => self.spts_layer(il, plan, &mut positions, &mut h, &mut carried),
             };
             out.layers.push(trace);
             out.state.cache.push(cache);
@@ -137,6 +139,7 @@ impl Model {
         plan: &SptsPlan,
         positions: &mut Vec<usize>,
         h: &mut Vec<Vec<f32>>,
+        carried: &mut Option<Vec<f32>>,
     ) -> (LayerTrace, LayerCache) {
         let layer = &self.layers[il];
         let budget = plan.layers[il];
@@ -151,19 +154,34 @@ impl Model {
         // PAP
         let x: Vec<Vec<f32>> = h.iter().map(|h| self.rms_norm(h, &layer.attn_norm)).collect();
         let keys = self.keys(layer, &x, positions);
+        let carries = plan.carry > 0.0 && il >= plan.carry_from && layer.window.is_none();
+        if carries {
+            let mut sum = self.probe(layer, &x, &keys, positions, queries, plan.best_query);
+            if let Some(before) = carried.as_ref() {
+                for i in 0..n {
+                    sum[i] += plan.carry * before[i];
+                }
+            }
+            *carried = Some(sum);
+        }
         let scores = (skips_attn || skips_ffn || prunes).then(|| match &plan.given_scores {
             Some(given) => given[il].clone(),
-            None => pool_scores(&self.probe(layer, &x, &keys, positions, queries), plan.pool),
+            None if carries => pool_scores(carried.as_ref().expect("made above"), plan.pool),
+            None => pool_scores(&self.probe(layer, &x, &keys, positions, queries, plan.best_query), plan.pool),
         });
         let pick = |what: &str, skips: bool, scores: &Option<Vec<f32>>, m: usize, theirs: &dyn Fn(usize) -> Theirs| {
             let Some(s) = scores.as_ref().filter(|_| skips) else { return (0..n).collect() };
+            // The last tokens go before the first.
+            let last = plan.recent.max(plan.probe_queries).min(n);
+            let mut s = s.clone();
+            s[..plan.sinks.min(n - last)].fill(f32::INFINITY);
             let follow = plan.follow.as_ref().and_then(|f| Some((theirs(il).of(&f.layers)?, f.tie)));
-            let Some((theirs, tie)) = follow else { return top(s, m, queries) };
+            let Some((theirs, tie)) = follow else { return top(&s, m, last) };
             let indices: Vec<usize> = theirs
                 .iter()
                 .map(|p| positions.binary_search(p).unwrap_or_else(|_| panic!("layer {il}: {p} is no candidate")))
                 .collect();
-            settle(&format!("layer {il}, {what}"), s, m, queries, &indices, tie)
+            settle(&format!("layer {il}, {what}"), &s, m, last, &indices, tie)
         };
         let active_attn = pick("attention", skips_attn, &scores, budget.active_attn, &Theirs::ActiveAttn);
         let cache = self.attention(layer, h, &x, &keys, positions, &active_attn);
@@ -192,25 +210,40 @@ impl Model {
             ffn_scores,
         };
         *positions = trace.kept.clone();
+        if let Some(sums) = carried {
+            *sums = kept.iter().map(|i| sums[*i]).collect();
+        }
         *h = kept.iter().map(|i| std::mem::take(&mut h[*i])).collect();
         (trace, cache)
     }
 
     /// Equation 4: the mean over heads and probing queries of the attention that the last `queries` candidates pay to all
-    /// candidates up to themselves.
-    fn probe(&self, layer: &Layer, x: &[Vec<f32>], keys: &[Vec<f32>], positions: &[usize], queries: usize) -> Vec<f32> {
+    /// candidates up to themselves. With `best_query` the best of the queries' means over heads.
+    fn probe(
+        &self,
+        layer: &Layer,
+        x: &[Vec<f32>],
+        keys: &[Vec<f32>],
+        positions: &[usize],
+        queries: usize,
+        best_query: bool,
+    ) -> Vec<f32> {
         let n = x.len();
-        let mut sum = vec![0f64; n];
+        let mut scores = vec![0f64; n];
         for row in n - queries..n {
             let q = self.query(layer, &x[row], positions[row]);
+            let mut mean = vec![0f64; n];
             for head in 0..self.n_head {
                 let visible = keys[..=row].iter().map(|k| Some(self.score(&q, k, head)));
-                for (sum, p) in sum.iter_mut().zip(softmax(visible)) {
-                    *sum += p;
+                for (mean, p) in mean.iter_mut().zip(softmax(visible)) {
+                    *mean += p / self.n_head as f64;
                 }
             }
+            for (score, mean) in scores.iter_mut().zip(mean) {
+                *score = if best_query { score.max(mean) } else { *score + mean / queries as f64 };
+            }
         }
-        sum.iter().map(|s| (s / (queries * self.n_head) as f64) as f32).collect()
+        scores.iter().map(|s| *s as f32).collect()
     }
 
     /// Attention among the active rows alone, added to them. Returns their keys and values.

@@ -26,6 +26,8 @@ pub enum Pool {
     None,
     Avg(usize),
     Max(usize),
+    /// The maximum of the chunk that the candidate is in: chunks of so many candidates, from the first one on.
+    Chunks(usize),
 }
 
 /// Low-rank proxy of one FFN. Matrices in ggml order `[n_in, n_out]`.
@@ -70,8 +72,14 @@ pub struct Layout {
     pub skip_from: usize,
     /// Last layer, M_fixed and cut of each stage.
     pub stages: Vec<(usize, usize, usize)>,
-    /// Probing queries; a budget never goes below them.
+    /// Times the first budget at which the budgets are as given; up to there they come down from the first.
+    pub ramp: f64,
+    /// Numbers of the stages that prune nothing.
+    pub keeping: Vec<usize>,
+    /// Probing queries, first tokens and last tokens that always stay; a budget never goes below them.
     pub queries: usize,
+    pub sinks: usize,
+    pub recent: usize,
     pub skip_attn: bool,
     pub skip_ffn: bool,
     pub prune: bool,
@@ -81,21 +89,29 @@ impl Layout {
     /// MSDP for a prompt of n tokens. `is_local(l)`: layer l attends through a sliding window; it holds every candidate, and
     /// the prune of its stage moves to the last layer before it that does not.
     pub fn budgets(&self, n_layer: usize, n: usize, is_local: impl Fn(usize) -> bool) -> Vec<LayerBudget> {
-        let queries = self.queries.min(n);
+        let staying = self.sinks + self.queries.max(self.recent);
+        let first_budget = self.stages[0].1.max(staying) as f64;
+        let staying = staying.min(n);
+        let way = if self.ramp > 1.0 { (n as f64 - first_budget) / ((self.ramp - 1.0) * first_budget) } else { 1.0 };
+        let ramped = |count: usize| match first_budget - count as f64 {
+            above if above > 0.0 && way < 1.0 => count + (above * (1.0 - way)).floor() as usize,
+            _ => count,
+        };
         let mut candidates = n;
         let mut first = self.skip_from;
         let mut layers = vec![LayerBudget::dense(n); first];
-        for (last, budget, cut) in self.stages.iter().copied() {
+        for (number, (last, budget, cut)) in self.stages.iter().copied().enumerate() {
+            let prunes = self.prune && !self.keeping.contains(&number);
             let pruning_layer = (first..=last).rfind(|l| !is_local(*l));
-            let left = (budget - cut).max(queries);
+            let (left, budget) = (ramped(budget - cut).max(staying), ramped(budget));
             for l in first..=last {
                 let mut layer = LayerBudget::dense(candidates);
                 if !is_local(l) {
-                    let active = budget.max(queries).min(candidates);
+                    let active = budget.max(staying).min(candidates);
                     layer.active_attn = if self.skip_attn { active } else { candidates };
                     layer.active_ffn = if self.skip_ffn { active } else { candidates };
                 }
-                if self.prune && pruning_layer == Some(l) && left < candidates {
+                if prunes && pruning_layer == Some(l) && left < candidates {
                     layer.prune_to = Some(left);
                     candidates = left;
                 }
@@ -115,7 +131,16 @@ pub struct SptsPlan {
     pub layers: Vec<LayerBudget>,
     /// Probing queries: the last tokens, always active, never pruned.
     pub probe_queries: usize,
+    /// First and last tokens that are always active and never pruned, besides those that probe.
+    pub sinks: usize,
+    pub recent: usize,
+    /// The best of the queries' scores, in place of their mean.
+    pub best_query: bool,
     pub pool: Pool,
+    /// To the scores of a layer so many times those that the layer before it ended up with are added, before pooling.
+    pub carry: f32,
+    /// The first layer that scores for later ones, where scores are carried.
+    pub carry_from: usize,
     /// One for every layer whose FFN skips. Without any, S alone scores the FFN.
     pub proxies: Option<Vec<Option<Proxy>>>,
     /// Scores of the candidates of every layer to use instead of the probe's (a control that selects at random).
@@ -127,7 +152,19 @@ pub struct SptsPlan {
 impl SptsPlan {
     /// The paper's: one probing query, no pooling, no proxies.
     pub fn new(layers: Vec<LayerBudget>) -> Self {
-        SptsPlan { layers, probe_queries: 1, pool: Pool::None, proxies: None, given_scores: None, follow: None }
+        SptsPlan {
+            layers,
+            probe_queries: 1,
+            sinks: 0,
+            recent: 0,
+            best_query: false,
+            pool: Pool::None,
+            carry: 0.0,
+            carry_from: 0,
+            proxies: None,
+            given_scores: None,
+            follow: None,
+        }
     }
 }
 
@@ -198,6 +235,10 @@ fn gelu(x: f32) -> f32 {
 
 /// Pools scores over neighbours in order; an average counts only the neighbours that exist.
 pub fn pool_scores(scores: &[f32], pool: Pool) -> Vec<f32> {
+    if let Pool::Chunks(width) = pool {
+        let best = |chunk: &[f32]| chunk.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        return scores.chunks(width).flat_map(|chunk| vec![best(chunk); chunk.len()]).collect();
+    }
     let (Pool::Avg(width) | Pool::Max(width)) = pool else {
         return scores.to_vec();
     };

@@ -63,12 +63,15 @@ pub fn schedule(stages: &[(usize, usize, usize)], probe: Probe) -> Schedule {
     let stage = |&(last_layer, budget, cut): &(usize, usize, usize)| Stage {
         last_layer,
         budget: Budget::Tokens(budget),
-        cut: Budget::Tokens(cut),
+        cut: Some(Budget::Tokens(cut)),
     };
     Schedule {
         name: "test".into(),
         skip_from: 1,
         stages: stages.iter().map(stage).collect(),
+        ramp: 1.0,
+        sinks: 0,
+        recent: 0,
         probe,
         proxy: ProxySize { d_low: 8, rank: 4 },
         skip_attn: true,

@@ -16,8 +16,8 @@ impl<'a> Lowerer<'a, '_> {
         self.ops.rows(all, 0, self.graph.node(node.src[1]).n_rows)
     }
 
-    /// Equation 4, a chunk of probing queries at a time.
-    pub(super) fn probe_scores(&mut self, node: &Node, k: Tensor<'a>, heads: &Heads) -> Tensor<'a> {
+    /// Equation 4, a chunk of probing queries at a time. `-> [1, n]`
+    pub(super) fn probe_scores(&mut self, node: &Node, k: Tensor<'a>, heads: &Heads, join: Join) -> Tensor<'a> {
         let (n, n_probe, d) = (k.ne(1), self.graph.node(node.src[0]).n_rows, heads.head_dim);
         let k = self.ops.view_3d(k, [d, n, heads.n_head_kv], [k.nb(1), k.nb(1) / heads.n_head_kv], 0);
         let q = self.memory.stored(node.src[0]);
@@ -39,15 +39,35 @@ impl<'a> Lowerer<'a, '_> {
                 self.ops.cont(self.ops.view_2d(buffer.tensor, [n, len], width * 2, (buffer.corner - first) * 2))
             });
             let weights = self.ops.soft_max(logits, mask, heads.scale);
-            let flat = self.ops.reshape(weights, [n, len * heads.n_head, 1]);
-            let sum = self.ops.sum_rows(self.ops.cont(self.ops.permute(flat, [1, 0, 2, 3])));
-            total = Some(match total {
-                None => sum,
-                Some(t) => self.ops.add(t, sum),
+            let scores = match join {
+                Join::Mean => {
+                    let flat = self.ops.reshape(weights, [n, len * heads.n_head, 1]);
+                    self.ops.sum_rows(self.ops.cont(self.ops.permute(flat, [1, 0, 2, 3])))
+                }
+                Join::Max => self.best_of_queries(weights),
+            };
+            total = Some(match (total, join) {
+                (None, _) => scores,
+                (Some(t), Join::Mean) => self.ops.add(t, scores),
+                (Some(t), Join::Max) => self.ops.max_of_chunks(self.ops.concat(t, scores), 2),
             });
         }
         let total = total.expect("at least one probing query");
-        self.ops.scale(total, 1.0 / (n_probe * heads.n_head) as f32)
+        let terms = match join {
+            Join::Mean => n_probe * heads.n_head,
+            Join::Max => heads.n_head,
+        };
+        self.ops.scale(total, 1.0 / terms as f32)
+    }
+
+    /// Of attention weights `[n, len, n_head]`: the largest sum over heads that one of the `len` queries gives each candidate.
+    /// `-> [1, n]`
+    fn best_of_queries(&self, weights: Tensor<'a>) -> Tensor<'a> {
+        let (n, len) = (weights.ne(0), weights.ne(1));
+        let by_head = self.ops.cont(self.ops.permute(weights, [1, 2, 0, 3]));
+        let sums = self.ops.reshape(self.ops.sum_rows(by_head), [n, len, 1]);
+        let by_query = self.ops.cont(self.ops.permute(sums, [1, 0, 2, 3]));
+        self.ops.max_of_chunks(by_query, len)
     }
 
     pub(super) fn pool_scores(&self, node: &Node, pool: Pool) -> Tensor<'a> {
@@ -57,8 +77,20 @@ impl<'a> Lowerer<'a, '_> {
             Pool::None => row,
             Pool::Avg(width) => self.ops.pool_1d(row, false, width),
             Pool::Max(width) => self.ops.pool_1d(row, true, width),
+            Pool::Chunks(width) => self.best_of_chunks(row, width.min(n)),
         };
         self.ops.reshape(pooled, [1, n, 1])
+    }
+
+    /// For each of the scores `[n]` the best one of its chunk.
+    fn best_of_chunks(&self, scores: Tensor<'a>, width: usize) -> Tensor<'a> {
+        let n = scores.ne(0);
+        // Zeros fill the last chunk: no score is below them.
+        let filled = self.ops.pad(scores, n.next_multiple_of(width) - n);
+        let best = self.ops.max_of_chunks(filled, width);
+        let n_chunks = best.ne(0);
+        let spread = self.ops.repeat(self.ops.reshape(best, [1, n_chunks, 1]), [width, n_chunks]);
+        self.ops.view_2d(spread, [n, 1], 4 * n, 0)
     }
 
     fn whole(&self, id: NodeId) -> Tensor<'a> {

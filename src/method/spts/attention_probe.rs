@@ -8,7 +8,8 @@
 //! after:
 //! ```text
 //! k      = keys of all candidates, original positions
-//! S      = pool(probe_scores(queries of the last tokens, k))          equation 4
+//! R      = probe_scores(queries of the last tokens, k)                equation 4; + carry * R of the layer before
+//! S      = pool(R)
 //! A      = top_k(S, M), last tokens always in, ascending
 //! attn   = attention over inp[A], k[A]; only these enter the KV cache
 //! ffn_inp = inp with attn_out added to the rows A                     the other rows are skipped
@@ -19,13 +20,19 @@ use std::collections::HashMap;
 use super::schedule::{Pool, Selection};
 use crate::graph::ir::*;
 use crate::graph::rewrite::Rewrite;
-use crate::method::LayerBudget;
+use crate::method::{Held, LayerBudget};
 
 /// How candidates are scored.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct ProbeSettings {
-    /// Probing queries: the last tokens of the prompt; always active, never pruned.
+    /// Probing queries: the last tokens of the prompt.
     pub queries: usize,
+    /// The first tokens and the last ones, the queries among these, that are always active and never pruned.
+    pub held: Held,
+    /// How the queries' scores are joined.
+    pub join: Join,
+    /// Factor on the scores of the layer before, pooling aside, which are added to a layer's own; 0: a layer's own alone.
+    pub carry: f32,
     /// Pooling of the scores over neighbouring candidates.
     pub pool: Pool,
     /// By probe, or at random as a control.
@@ -34,11 +41,19 @@ pub struct ProbeSettings {
     pub forced: bool,
 }
 
+impl Held {
+    /// The selection of `m` rows.
+    pub fn top(self, m: usize) -> Op {
+        Op::TopK { m, first: self.first, forced: self.last }
+    }
+}
+
 /// Inserts the probes of every layer whose budget asks for one. A layer with `active_attn == candidates` and a probe keeps
 /// its attention whole and only gains scores.
 pub fn insert_attention_probes(graph: &Graph, budgets: &[LayerBudget], probe: &ProbeSettings) -> Graph {
     let mut rw = Rewrite::new(graph);
     let mut anchors = Vec::with_capacity(graph.layers.len());
+    let mut carried = None;
     for (layer, a) in graph.layers.iter().enumerate() {
         if !budgets[layer].probe {
             rw.copy_through(a.out);
@@ -46,7 +61,7 @@ pub fn insert_attention_probes(graph: &Graph, budgets: &[LayerBudget], probe: &P
             continue;
         }
         rw.copy_through(a.inp);
-        let mut new = probe_layer(&mut rw, layer, &budgets[layer], probe);
+        let mut new = probe_layer(&mut rw, layer, &budgets[layer], probe, &mut carried);
         rw.copy_through(a.out);
         let m = |id: NodeId| rw.map[&id];
         new.ffn_norm = m(a.ffn_norm);
@@ -58,7 +73,14 @@ pub fn insert_attention_probes(graph: &Graph, budgets: &[LayerBudget], probe: &P
     rw.finish(anchors)
 }
 
-fn probe_layer(rw: &mut Rewrite, layer: usize, budget: &LayerBudget, probe: &ProbeSettings) -> LayerAnchors {
+/// `carried`: the sum of scores that the last probing layer hands on, and then this one's.
+fn probe_layer(
+    rw: &mut Rewrite,
+    layer: usize,
+    budget: &LayerBudget,
+    probe: &ProbeSettings,
+    carried: &mut Option<NodeId>,
+) -> LayerAnchors {
     let a = rw.old.layers[layer];
     let Op::Attention { heads, .. } = rw.old.node(a.attn).op else {
         unreachable!("the anchor of a layer's attention is an attention node");
@@ -77,7 +99,12 @@ fn probe_layer(rw: &mut Rewrite, layer: usize, budget: &LayerBudget, probe: &Pro
             let pos_probe = rw.b.push(Op::LastRows { rows: queries }, &[positions], "probe_pos");
             let mut subst = HashMap::from([(a.inp, inp_probe), (old_positions, pos_probe)]);
             let q = rw.recompute_with(&mut subst, a.q);
-            let scores = rw.b.push(Op::ProbeScores { heads }, &[q, k], "probe_scores");
+            let own = rw.b.push(Op::ProbeScores { heads, join: probe.join }, &[q, k], "probe_scores");
+            let scores = match carried.filter(|_| probe.carry != 0.0) {
+                Some(before) => rw.b.push(Op::AddScaled { factor: probe.carry }, &[own, before], "probe_carried"),
+                None => own,
+            };
+            *carried = Some(scores);
             match probe.pool {
                 Pool::None => scores,
                 pool => rw.b.push(Op::PoolScores { pool }, &[scores], "probe_pooled"),
@@ -93,11 +120,7 @@ fn probe_layer(rw: &mut Rewrite, layer: usize, budget: &LayerBudget, probe: &Pro
         new.ffn_inp = rw.recompute(a.ffn_inp);
         (new.q, new.v, new.attn) = (rw.map[&a.q], rw.map[&a.v], rw.map[&a.attn]);
     } else {
-        let active = rw.b.push(
-            Op::TopK { m: budget.active_attn, forced: queries.min(budget.active_attn) },
-            &[scores],
-            "active_attn",
-        );
+        let active = rw.b.push(probe.held.top(budget.active_attn), &[scores], "active_attn");
         let inp_active = rw.b.push(Op::GetRows, &[inp, active], "inp_active");
         let pos_active = rw.b.push(Op::GetRows, &[positions, active], "pos_active");
         let k_active = rw.b.push(Op::GetRows, &[k, active], "k_active");

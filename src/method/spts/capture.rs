@@ -4,7 +4,7 @@ use super::attention_probe::{ProbeSettings, insert_attention_probes};
 use super::schedule::{Probe, Selection};
 use crate::graph::ir::*;
 use crate::graph::rewrite::Rewrite;
-use crate::method::LayerBudget;
+use crate::method::{Held, LayerBudget};
 
 /// What to capture.
 #[derive(Clone, Debug)]
@@ -29,6 +29,9 @@ pub fn insert_captures(graph: &Graph, capture: &Capture) -> Graph {
         .collect();
     let probe = ProbeSettings {
         queries: capture.probe.queries.min(n),
+        held: Held { first: 0, last: capture.probe.queries.min(n) },
+        join: capture.probe.join,
+        carry: capture.probe.carry,
         pool: capture.probe.pool,
         selection: Selection::Probe,
         forced: false,

@@ -40,7 +40,7 @@ pub fn insert_ffn_proxies(graph: &Graph, budgets: &[LayerBudget], probe: &ProbeS
             let norm = rw.b.push(Op::ProxyNorm { layer, act: a.act, norm: None }, &[y], "proxy_norm");
             scores = rw.b.push(Op::Mul, &[norm, scores], "ffn_scores");
         }
-        let active = rw.b.push(Op::TopK { m, forced: probe.queries.min(m) }, &[scores], "active_ffn");
+        let active = rw.b.push(probe.held.top(m), &[scores], "active_ffn");
         let inp_active = rw.b.push(Op::GetRows, &[ffn_inp, active], "ffn_inp_active");
         let mut subst = HashMap::from([(a.ffn_inp, inp_active)]);
         let ffn_out = rw.recompute_with(&mut subst, a.ffn_out);

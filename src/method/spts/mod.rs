@@ -19,7 +19,7 @@ pub mod sidecar;
 
 use std::sync::Arc;
 
-use super::{Budgets, Method};
+use super::{Budgets, Method, Prompt};
 use crate::graph::Graph;
 use crate::graph::verify::VerifyError;
 use crate::model::shape::Shape;
@@ -46,8 +46,9 @@ impl Method for Spts {
         &self.schedule.name
     }
 
-    fn budgets(&self, shape: &Shape, n_tokens: usize) -> Result<Budgets, ScheduleError> {
-        self.schedule.resolve(shape.n_layer, n_tokens, &|l| shape.is_swa(l), self.reach)
+    fn budgets(&self, shape: &Shape, prompt: Prompt) -> Result<Budgets, ScheduleError> {
+        let schedule = self.schedule.for_question(prompt.n_tokens, prompt.question_start);
+        schedule.resolve(shape.n_layer, prompt.n_tokens, &|l| shape.is_swa(l), self.reach)
     }
 
     fn rewrite(&self, dense: &Graph, budgets: &Budgets) -> Result<Graph, VerifyError> {

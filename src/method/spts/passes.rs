@@ -16,6 +16,9 @@ use super::schedule::Schedule;
 pub fn skip_and_prune(graph: &Graph, budgets: &Budgets, schedule: &Schedule) -> Result<Graph, VerifyError> {
     let probe = ProbeSettings {
         queries: budgets.queries,
+        held: budgets.held,
+        join: schedule.probe.join,
+        carry: schedule.probe.carry,
         pool: schedule.probe.pool,
         selection: schedule.selection,
         forced: budgets.forced,
@@ -24,5 +27,5 @@ pub fn skip_and_prune(graph: &Graph, budgets: &Budgets, schedule: &Schedule) -> 
     check(&probed)?;
     let skipping = insert_ffn_proxies(&probed, &budgets.layers, &probe);
     check(&skipping)?;
-    Ok(insert_pruning(&skipping, &budgets.layers, probe.queries))
+    Ok(insert_pruning(&skipping, &budgets.layers, probe.held))
 }

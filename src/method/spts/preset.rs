@@ -83,7 +83,7 @@ impl Preset {
         let stages = self.last_layers.iter().zip(self.budgets).map(|(&last_layer, budget)| Stage {
             last_layer,
             budget: Budget::Tokens(budget),
-            cut: Budget::Tokens(self.cut),
+            cut: Some(Budget::Tokens(self.cut)),
         });
         assemble(self.name, self.skip_from, stages.collect(), shape.proxy_size())
     }
@@ -95,6 +95,9 @@ fn assemble(name: &str, skip_from: usize, stages: Vec<Stage>, proxy: ProxySize) 
         skip_from,
         probe: Probe::for_budgets(stages[0].budget),
         stages,
+        ramp: 1.0,
+        sinks: 0,
+        recent: 0,
         proxy,
         skip_attn: true,
         skip_ffn: true,
@@ -168,11 +171,11 @@ fn by_rule(name: &str, shape: &Shape, budgets: [Budget; 4], cut: Budget) -> Resu
         let end = share(x);
         let start = stages.last().map_or(skip_from, |s| s.last_layer + 1);
         if end > start {
-            stages.push(Stage { last_layer: end - 1, budget, cut });
+            stages.push(Stage { last_layer: end - 1, budget, cut: Some(cut) });
         }
     }
     if stages.is_empty() {
-        stages.push(Stage { last_layer: shape.n_layer - 1, budget: budgets[0], cut });
+        stages.push(Stage { last_layer: shape.n_layer - 1, budget: budgets[0], cut: Some(cut) });
     }
     Ok(assemble(name, skip_from, stages, shape.proxy_size()))
 }

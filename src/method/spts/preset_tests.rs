@@ -27,7 +27,7 @@ fn the_papers_models_are_recognised() {
     let s = Schedule::default_for(&qwen()).unwrap();
     assert_eq!((s.skip_from, lasts(&s), s.proxy), (9, vec![12, 16, 20, 24], ProxySize { d_low: 1024, rank: 256 }));
     assert_eq!(s.stages[0].budget, Budget::Tokens(13 * 1024));
-    assert_eq!(s.stages[3].cut, Budget::Tokens(2048));
+    assert_eq!(s.stages[3].cut, Some(Budget::Tokens(2048)));
 }
 
 #[test]

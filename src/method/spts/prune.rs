@@ -11,6 +11,8 @@
 //! out       = hidden + ffn(hidden), times 0 for rows that are not in B
 //! positions = positions[T']                                     the later layers rotate by original positions
 //! ```
+//! Scores that later layers add to their own go through the prune as well: the rows that stay are gathered.
+//!
 //! The method prunes behind the layer (`h[T']` of its result). That is the same: an FFN looks at one token alone, and T' was
 //! known before it, so what it adds to the pruned tokens is read by nobody. T' is as large as the budget says, while how many
 //! of it are in B is only known when they are chosen; hence the factor, and not a smaller set.
@@ -19,30 +21,40 @@ use std::collections::HashMap;
 
 use crate::graph::ir::*;
 use crate::graph::rewrite::Rewrite;
-use crate::method::LayerBudget;
+use crate::method::{Held, LayerBudget};
 
 /// Inserts the prune of every layer whose budget has one. Layers behind it shrink to the rows that are left; selections
 /// already inserted there must fit (the schedule sees to it).
-pub fn insert_pruning(graph: &Graph, budgets: &[LayerBudget], queries: usize) -> Graph {
+pub fn insert_pruning(graph: &Graph, budgets: &[LayerBudget], held: Held) -> Graph {
     let mut rw = Rewrite::new(graph);
     let mut anchors = Vec::with_capacity(graph.layers.len());
     for (layer, a) in graph.layers.iter().enumerate() {
         let kept = match (budgets[layer].prune_to, a.scores) {
-            (Some(m), Some(scores)) => Some(prune_before_ffn(&mut rw, a, scores, m, queries.min(m))),
+            (Some(m), Some(scores)) => Some(prune_before_ffn(&mut rw, a, scores, held.top(m))),
             _ => None,
         };
         rw.copy_through(a.out);
         anchors.push(LayerAnchors { kept, ..rw.copied_anchors(layer) });
+        if let (Some(kept), Some(carried)) = (kept, carried_behind(graph, a.out)) {
+            rw.b.set_layer(Some(layer));
+            let left = rw.b.push(Op::GetRows, &[rw.map[&carried], kept], "carried_kept");
+            rw.map.insert(carried, left);
+        }
     }
     rw.finish(anchors)
 }
 
-/// Copies a layer up to what its FFN reads and the selection of its rows, and puts the prune and an FFN of the `m` rows that
-/// are left in place of the rest. Returns their indices.
-fn prune_before_ffn(rw: &mut Rewrite, a: &LayerAnchors, scores: NodeId, m: usize, forced: usize) -> NodeId {
+/// The scores that the next probing layer behind `out` adds to its own.
+fn carried_behind(graph: &Graph, out: NodeId) -> Option<NodeId> {
+    graph.nodes[out.index()..].iter().find_map(|n| matches!(n.op, Op::AddScaled { .. }).then(|| n.src[1]))
+}
+
+/// Copies a layer up to what its FFN reads and the selection of its rows, and puts the prune and an FFN of the rows that are
+/// left, the `top` ones, in place of the rest. Returns their indices.
+fn prune_before_ffn(rw: &mut Rewrite, a: &LayerAnchors, scores: NodeId, top: Op) -> NodeId {
     rw.copy_through(a.active_ffn.unwrap_or(a.ffn_inp));
     rw.b.set_layer(rw.old.node(a.ffn_inp).layer);
-    let kept = rw.b.push(Op::TopK { m, forced }, &[rw.map[&scores]], "kept");
+    let kept = rw.b.push(top, &[rw.map[&scores]], "kept");
     let factors = a.active_ffn.map(|active| rw.b.push(Op::IsMember, &[kept, rw.map[&active]], "kept_active"));
     let hidden = rw.b.push(Op::Prune, &[rw.map[&a.ffn_inp], kept], "ffn_inp_kept");
     let positions = rw.b.push(Op::GetRows, &[rw.map[&rw.old.positions], kept], "pos_kept");

@@ -11,9 +11,9 @@ use std::fmt;
 
 use thiserror::Error;
 
-use crate::method::{Budgets, LayerBudget};
+use crate::method::{Budgets, Held, LayerBudget};
 
-pub use crate::graph::ir::Pool;
+pub use crate::graph::ir::{Join, Pool};
 
 /// What is wrong with a schedule, or with a schedule for this model.
 #[derive(Clone, Debug, Error, PartialEq)]
@@ -60,6 +60,23 @@ pub enum ScheduleError {
     /// A pooling window has a middle.
     #[error("schedule '{name}': pool width {width}; expected an odd number, at least 1")]
     PoolWidth { name: String, width: usize },
+    /// A chunk has at least one candidate.
+    #[error("schedule '{name}': chunks of {width} candidates; expected at least 1")]
+    ChunkWidth { name: String, width: usize },
+    /// A ramp goes from the first budget on upwards.
+    #[error("schedule '{name}': ramp is {ramp}; expected a finite number, at least 1")]
+    Ramp { name: String, ramp: f64 },
+    /// A fraction grows with the prompt and has no step to smooth.
+    #[error(
+        "schedule '{name}': ramp is {ramp}, but its budgets are fractions; a ramp (other than 1) takes token counts"
+    )]
+    RampOfFractions { name: String, ramp: f64 },
+    /// More tokens than any prompt has.
+    #[error("schedule '{name}': {what} is {found}; expected at most {most}")]
+    TooMany { name: String, what: &'static str, found: usize, most: usize },
+    /// A factor that would let old scores outgrow the new ones.
+    #[error("schedule '{name}': carry is {carry}; expected a number from 0 to 1")]
+    Carry { name: String, carry: f32 },
     /// A proxy without channels, or with a rank above them.
     #[error("schedule '{name}': proxy of {d_low} channels and rank {rank}; expected 1 <= rank <= channels")]
     Proxy { name: String, d_low: usize, rank: usize },
@@ -127,23 +144,35 @@ impl fmt::Display for Budget {
 }
 
 /// How candidates are scored by the attention probe.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Probe {
     /// Probing queries: the last tokens of the prompt. They are always active and never pruned.
     pub queries: usize,
-    /// Pooling of the mean scores over neighbouring candidates.
+    /// The question probes, and everything behind it, in place of `queries` tokens, where a prompt says where its question
+    /// begins; at most the last [`Probe::MOST_OF_A_QUESTION`] of them.
+    pub by_question: bool,
+    /// How the queries' scores are joined.
+    pub join: Join,
+    /// Pooling of the scores over neighbouring candidates.
     pub pool: Pool,
+    /// Scores are carried from layer to layer: to those of a layer this many times those of the probing layer before it are
+    /// added (which hold what that one was handed), and the sum is pooled and selects. Between 0 and 1; 0 is the paper's,
+    /// every layer by its own scores.
+    pub carry: f32,
 }
 
 impl Probe {
+    /// Tokens of a question, and of what is behind it, that probe at most.
+    pub const MOST_OF_A_QUESTION: usize = 256;
+
     /// The paper's: the last token alone, no pooling.
-    pub const PAPER: Probe = Probe { queries: 1, pool: Pool::None };
+    pub const PAPER: Probe = Probe { queries: 1, by_question: false, join: Join::Mean, pool: Pool::None, carry: 0.0 };
     /// Ours for budgets in tokens: 32 queries, maximum over 65 neighbours, so that what is kept is spans. RULER at 32K on
     /// qwen2.5-coder-1.5b is 64.6 with it, 50.5 with 13 neighbours, 27.8 as the paper probes and 69.3 dense (docs/quality.md).
-    pub const SPANS: Probe = Probe { queries: 32, pool: Pool::Max(65) };
+    pub const SPANS: Probe = Probe { queries: 32, pool: Pool::Max(65), ..Probe::PAPER };
     /// Ours for budgets in fractions: 32 queries, maximum over 13 neighbours. Of a short prompt the later stages keep a few
     /// hundred tokens, which wide spans use up on one place.
-    pub const SHORT_SPANS: Probe = Probe { queries: 32, pool: Pool::Max(13) };
+    pub const SHORT_SPANS: Probe = Probe { queries: 32, pool: Pool::Max(13), ..Probe::PAPER };
 
     /// The probe that goes with budgets of this kind, unless another is asked for.
     pub fn for_budgets(budget: Budget) -> Probe {
@@ -181,12 +210,12 @@ impl fmt::Display for Selection {
 /// Consecutive layers that share one candidate set and one budget.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Stage {
-    /// Last layer of the stage, inclusive, from 0; candidates are pruned behind it.
+    /// Last layer of the stage, inclusive, from 0; candidates are pruned behind it, if at all.
     pub last_layer: usize,
     /// Active tokens per layer (M of the paper).
     pub budget: Budget,
-    /// Pruning leaves `budget - cut` candidates.
-    pub cut: Budget,
+    /// Pruning leaves `budget - cut` candidates; `None`: the stage only skips, and all its candidates go on.
+    pub cut: Option<Budget>,
 }
 
 /// A budget schedule and everything else that decides what a prefill skips.
@@ -198,8 +227,16 @@ pub struct Schedule {
     pub skip_from: usize,
     /// At least one, in ascending order. Layers after the last stage run dense on the candidates that are left.
     pub stages: Vec<Stage>,
+    /// Where the schedule acts in full: on prompts of this many times the first budget and more. On shorter ones (above the
+    /// first budget, up to which prompts stay dense) every budget, and what is left behind every stage, lies as far between the
+    /// first budget and its own value as the prompt's length between the two ends. 1, the paper's: in full at once.
+    pub ramp: f64,
     /// How candidates are scored.
     pub probe: Probe,
+    /// First tokens of the prompt that are always active and never pruned: much attention goes to them whatever they say.
+    pub sinks: usize,
+    /// Last tokens of the prompt that are always active and never pruned, where they are more than those that probe.
+    pub recent: usize,
     /// Size of the FFN proxies that this schedule wants.
     pub proxy: ProxySize,
     /// Skip in attention (PAP). Off is an ablation.
@@ -215,6 +252,9 @@ pub struct Schedule {
 }
 
 impl Schedule {
+    /// Tokens that may be set to be always active at each of a prompt's ends.
+    const MOST_HELD: usize = 1 << 30;
+
     /// Checks everything that does not depend on a model or a prompt.
     pub fn validate(&self) -> Result<(), ScheduleError> {
         let name = || self.name.clone();
@@ -226,10 +266,21 @@ impl Schedule {
         if self.probe.queries == 0 {
             return Err(ScheduleError::NoQueries(name()));
         }
+        for (what, found) in [("probe_queries", self.probe.queries), ("sinks", self.sinks), ("recent", self.recent)] {
+            if found > Self::MOST_HELD {
+                return Err(ScheduleError::TooMany { name: name(), what, found, most: Self::MOST_HELD });
+            }
+        }
         if let Pool::Avg(width) | Pool::Max(width) = self.probe.pool
             && width % 2 == 0
         {
             return Err(ScheduleError::PoolWidth { name: name(), width });
+        }
+        if self.probe.pool == Pool::Chunks(0) {
+            return Err(ScheduleError::ChunkWidth { name: name(), width: 0 });
+        }
+        if !(0.0..=1.0).contains(&self.probe.carry) {
+            return Err(ScheduleError::Carry { name: name(), carry: self.probe.carry });
         }
         let ProxySize { d_low, rank } = self.proxy;
         if rank == 0 || rank > d_low {
@@ -254,15 +305,17 @@ impl Schedule {
             if !good_budget {
                 return Err(ScheduleError::BudgetRange { name: name(), stage, budget });
             }
-            if let Budget::Fraction(f) = cut
+            if let Some(cut @ Budget::Fraction(f)) = cut
                 && !(0.0..1.0).contains(&f)
             {
                 return Err(ScheduleError::CutRange { name: name(), stage, cut });
             }
-            if !budget.same_kind(cut) || before.is_some_and(|b| !b.same_kind(budget)) {
+            if cut.is_some_and(|cut| !budget.same_kind(cut)) || before.is_some_and(|b| !b.same_kind(budget)) {
                 return Err(ScheduleError::MixedBudgets { name: name(), stage });
             }
-            if cut.value() >= budget.value() {
+            if let Some(cut) = cut
+                && cut.value() >= budget.value()
+            {
                 return Err(ScheduleError::CutNotBelowBudget { name: name(), stage, budget, cut });
             }
             if let Some(before) = before
@@ -271,6 +324,12 @@ impl Schedule {
                 return Err(ScheduleError::BudgetGrows { name: name(), stage, before, budget });
             }
             before = Some(budget);
+        }
+        if !(self.ramp.is_finite() && self.ramp >= 1.0) {
+            return Err(ScheduleError::Ramp { name: name(), ramp: self.ramp });
+        }
+        if let (true, Some(Budget::Fraction(_))) = (self.ramp > 1.0, before) {
+            return Err(ScheduleError::RampOfFractions { name: name(), ramp: self.ramp });
         }
         Ok(())
     }
@@ -289,20 +348,55 @@ impl Schedule {
         }
     }
 
+    /// This schedule for a prompt of `n_tokens` whose question begins at token `question_start`, if that is known: probed by
+    /// the question, where it is to be.
+    pub fn for_question(&self, n_tokens: usize, question_start: Option<usize>) -> Schedule {
+        let mut schedule = self.clone();
+        if let (true, Some(start)) = (self.probe.by_question, question_start) {
+            schedule.probe.queries = n_tokens.saturating_sub(start).clamp(1, Probe::MOST_OF_A_QUESTION);
+        }
+        schedule
+    }
+
     /// The longest prompt that is left dense when it has `n_tokens` tokens: the first budget.
     pub fn first_budget(&self, n_tokens: usize) -> usize {
-        self.stages.first().map_or(usize::MAX, |s| s.budget.resolve(n_tokens).max(self.probe.queries))
+        self.stages.first().map_or(usize::MAX, |s| s.budget.resolve(n_tokens).max(self.held(usize::MAX).count()))
+    }
+
+    /// Of a prompt of `n_tokens`: the last ones go before the first.
+    fn held(&self, n_tokens: usize) -> Held {
+        let last = self.probe.queries.max(self.recent).min(n_tokens);
+        Held { first: self.sinks.min(n_tokens - last), last }
+    }
+
+    /// The shortest prompt on which the schedule acts in full, for budgets in tokens.
+    pub fn in_full_from(&self) -> usize {
+        let first = self.first_budget(1);
+        first.saturating_add(1).max((first as f64 * self.ramp).ceil() as usize)
+    }
+
+    /// Where a count stands for a prompt of `n_tokens` that is above the first budget: see [`Schedule::ramp`].
+    fn ramped(&self, full: usize, n_tokens: usize) -> usize {
+        let first = self.first_budget(n_tokens);
+        if n_tokens as f64 >= first as f64 * self.ramp {
+            return full;
+        }
+        let done = (n_tokens as f64 - first as f64) / ((self.ramp - 1.0) * first as f64);
+        full + (first.saturating_sub(full) as f64 * (1.0 - done)) as usize
     }
 
     /// The counts of every layer for a prompt of `n_tokens`.
     ///
     /// - A prompt that the schedule does not reach ([`Reach`]) is dense: no probes, no pruning.
-    /// - An active set has exactly `min(M, candidates)` members. The last `queries` tokens are among them, so a budget
-    ///   below the number of queries counts as that number.
+    /// - On a somewhat longer one the later budgets are nearer to the first, if the schedule has a ramp ([`Schedule::ramp`]).
+    /// - An active set has exactly `min(M, candidates)` members. The tokens that are always active are among them, so a budget
+    ///   below their number counts as that number.
     /// - `is_swa(layer)` says which layers attend through a sliding window. They neither score nor skip: they hold all
     ///   candidates and are only pruned. A stage prunes behind its last layer that is not such a one; a stage of nothing
     ///   else neither skips nor prunes.
-    /// - A layer is probed only if something hangs on its scores, and has a proxy only if its FFN skips.
+    /// - Behind a stage without a cut all candidates go on: what it skipped may be active again.
+    /// - A layer is probed only if something hangs on its scores: what it selects, or, where scores are carried, what a
+    ///   later layer selects. It has a proxy only if its FFN skips.
     ///
     /// # Errors
     /// Everything [`Schedule::validate_for`] finds, and an empty prompt.
@@ -318,26 +412,33 @@ impl Schedule {
         if n_tokens == 0 {
             return Err(ScheduleError::EmptyPrompt(self.name.clone()));
         }
-        let queries = self.probe.queries.min(n_tokens);
+        let (queries, held) = (self.probe.queries.min(n_tokens), self.held(n_tokens));
         let mut layers = Vec::with_capacity(n_layer);
         if reach == Reach::AboveFirstBudget && n_tokens <= self.first_budget(n_tokens) {
             layers.resize(n_layer, LayerBudget::dense(n_tokens));
-            return Ok(Budgets { n_tokens, layers, queries, forced });
+            return Ok(Budgets { n_tokens, layers, queries, held, forced });
         }
         let mut n = n_tokens;
         layers.resize(self.skip_from, LayerBudget::dense(n));
         for stage in &self.stages {
             let first = layers.len();
-            let prune_layer = (first..=stage.last_layer).rev().find(|&l| !is_swa(l)).filter(|_| self.prune);
-            let budget = stage.budget.resolve(n_tokens).max(queries);
-            let left = stage.budget.resolve(n_tokens).saturating_sub(stage.cut.resolve(n_tokens)).max(queries);
+            let at_this_length = |full| match reach {
+                Reach::AboveFirstBudget => self.ramped(full, n_tokens).max(held.count()),
+                Reach::AnyLength | Reach::EveryLayer => full.max(held.count()),
+            };
+            let full = stage.budget.resolve(n_tokens);
+            let budget = at_this_length(full);
+            // What is left behind the stage, and the layer that prunes down to it.
+            let cut = stage.cut.filter(|_| self.prune);
+            let left = cut.map(|cut| at_this_length(full.saturating_sub(cut.resolve(n_tokens))));
+            let prune_layer = (first..=stage.last_layer).rev().find(|&l| !is_swa(l));
             for layer in first..=stage.last_layer {
                 let mut l = LayerBudget::dense(n);
                 if !is_swa(layer) {
                     let active = budget.min(n);
                     l.active_attn = if self.skip_attn { active } else { n };
                     l.active_ffn = if self.skip_ffn { active } else { n };
-                    l.prune_to = (prune_layer == Some(layer) && left < n).then_some(left);
+                    l.prune_to = left.filter(|&left| prune_layer == Some(layer) && left < n);
                     l.probe = forced || l.active_attn < n || l.active_ffn < n || l.prune_to.is_some();
                     l.proxy = self.use_proxy && l.probe && (l.active_ffn < n || forced);
                 }
@@ -346,7 +447,18 @@ impl Schedule {
             }
         }
         layers.resize(n_layer, LayerBudget::dense(n));
-        Ok(Budgets { n_tokens, layers, queries, forced })
+        if self.carries()
+            && let Some(last) = layers.iter().rposition(|l| l.probe)
+        {
+            let scoring = (self.skip_from..=last).filter(|&l| !is_swa(l));
+            scoring.for_each(|l| layers[l].probe = true);
+        }
+        Ok(Budgets { n_tokens, layers, queries, held, forced })
+    }
+
+    /// Whether layers add earlier ones' scores to their own. Chance is not carried.
+    fn carries(&self) -> bool {
+        self.probe.carry > 0.0 && self.selection == Selection::Probe
     }
 
     /// All budgets and cuts times `keep` (`--keep`). Counts round down; a budget stays at least 1 token and a fraction at
@@ -364,17 +476,18 @@ impl Schedule {
         };
         let mut scaled = self.clone();
         for s in &mut scaled.stages {
-            (s.budget, s.cut) = match (s.budget, s.cut) {
-                (Budget::Fraction(f), cut) if f * keep >= 1.0 => (Budget::Fraction(1.0), times(cut, 1.0 / f)),
-                (Budget::Fraction(f), cut) => (Budget::Fraction((f * keep).max(f64::MIN_POSITIVE)), times(cut, keep)),
-                (Budget::Tokens(n), cut) => (Budget::Tokens(((n as f64 * keep) as usize).max(1)), times(cut, keep)),
+            let (budget, factor) = match s.budget {
+                Budget::Fraction(f) if f * keep >= 1.0 => (Budget::Fraction(1.0), 1.0 / f),
+                Budget::Fraction(f) => (Budget::Fraction((f * keep).max(f64::MIN_POSITIVE)), keep),
+                Budget::Tokens(n) => (Budget::Tokens(((n as f64 * keep) as usize).max(1)), keep),
             };
+            s.budget = budget;
             // Rounding may bring the two together.
-            s.cut = match (s.cut, s.budget) {
+            s.cut = s.cut.map(|cut| match (times(cut, factor), budget) {
                 (Budget::Tokens(cut), Budget::Tokens(budget)) => Budget::Tokens(cut.min(budget - 1)),
                 (cut, budget) if cut.value() >= budget.value() => Budget::Tokens(0),
                 (cut, _) => cut,
-            };
+            });
         }
         Ok(scaled)
     }
@@ -386,7 +499,7 @@ pub enum Reach {
     /// Those longer than the first budget; shorter ones are dense.
     #[default]
     AboveFirstBudget,
-    /// All: of a shorter one the later stages may still skip and prune. (The paper's figures at 8K for LLaMA, whose first budget is
+    /// All: of a shorter one the later stages may still skip and prune, and there is no ramp. (The paper's figures at 8K for LLaMA, whose first budget is
     /// 9K, are these.)
     AnyLength,
     /// All, and every layer of a stage probes and gathers, for tests and for counting: with a budget of the prompt's length and a

@@ -7,9 +7,16 @@
 //! skip_from     = 10              # first layer that skips, from 0
 //! stage         = 13 9K 1K        # last layer (inclusive), budget, cut; one line per stage, in order
 //! stage         = 18 7K 1K        # a count is an integer (9216) or in units of 1024 (9K)
+//! stage         = 23 4K -         # without a cut the stage skips and prunes nothing: all its candidates go on
 //! stage         = 28 2K 1K        # a fraction of the prompt has a point (0.28) or is in percent (28%)
-//! probe_queries = 32              # last tokens that score the others
-//! pool          = max 65          # none, avg WIDTH or max WIDTH
+//! ramp          = 1               # at so many times the first budget the schedule acts in full (budgets in counts alone)
+//! probe_queries = 32              # last tokens that score the others; `question`: from the question on, where it is known,
+//!                                 # else 32; `question 16`: else 16
+//! join          = mean            # of the queries' scores, or their max
+//! pool          = max 65          # none, avg WIDTH, max WIDTH or chunks WIDTH
+//! sinks         = 0               # first tokens that are always kept
+//! recent        = 0               # last tokens that are always kept; those that probe are in any case
+//! carry         = 0               # to a layer's scores so many times those of the layer before are added, 0 to 1
 //! proxy         = 512 192         # channels and rank of the FFN proxies
 //! skip_attn     = true
 //! skip_ffn      = true
@@ -30,7 +37,7 @@ use std::str::FromStr;
 use thiserror::Error;
 
 use super::preset::{FRACTIONS, PRESET_NAMES};
-use super::schedule::{Budget, Pool, Probe, ProxySize, Schedule, ScheduleError, Selection, Stage};
+use super::schedule::{Budget, Join, Pool, Probe, ProxySize, Schedule, ScheduleError, Selection, Stage};
 use crate::model::shape::Shape;
 
 /// A schedule has a few hundred bytes; more is another kind of file.
@@ -115,7 +122,10 @@ pub fn parse_schedule(text: &str, origin: &str, shape: &Shape) -> Result<Schedul
         name: "schedule".into(),
         skip_from: 0,
         stages: Vec::new(),
+        ramp: 1.0,
         probe: Probe::SPANS,
+        sinks: 0,
+        recent: 0,
         proxy: shape.proxy_size(),
         skip_attn: true,
         skip_ffn: true,
@@ -172,18 +182,41 @@ fn set(s: &mut Schedule, key: &str, value: &str) -> Result<(), String> {
             s.stages.push(Stage {
                 last_layer: last_layer.parse().map_err(|_| expected("a layer number as its first value"))?,
                 budget: budget.parse().map_err(|m: String| expected(&m))?,
-                cut: cut.parse().map_err(|m: String| expected(&m))?,
+                cut: match cut {
+                    "-" | "keep" => None,
+                    cut => Some(cut.parse().map_err(|m: String| expected(&format!("{m}, or `-` to prune nothing")))?),
+                },
             });
         }
-        "probe_queries" => s.probe.queries = number()?,
+        "sinks" => s.sinks = number()?,
+        "recent" => s.recent = number()?,
+        "ramp" => s.ramp = value.parse().map_err(|_| expected("a number, at least 1"))?,
+        "probe_queries" => {
+            let count = |w: &str| w.parse().map_err(|_| expected("a whole number, or question"));
+            s.probe.by_question = words.first() == Some(&"question");
+            s.probe.queries = match words[..] {
+                ["question"] => Probe::SPANS.queries,
+                ["question", number] | [number] => count(number)?,
+                _ => return Err(expected("a whole number, `question` or `question NUMBER`")),
+            }
+        }
+        "join" => {
+            s.probe.join = match value {
+                "mean" => Join::Mean,
+                "max" => Join::Max,
+                _ => return Err(expected("mean or max")),
+            }
+        }
         "pool" => {
             s.probe.pool = match words[..] {
                 ["none"] => Pool::None,
                 ["avg", w] => Pool::Avg(w.parse().map_err(|_| expected("a whole number as width"))?),
                 ["max", w] => Pool::Max(w.parse().map_err(|_| expected("a whole number as width"))?),
-                _ => return Err(expected("none, `avg WIDTH` or `max WIDTH`")),
+                ["chunks", w] => Pool::Chunks(w.parse().map_err(|_| expected("a whole number as width"))?),
+                _ => return Err(expected("none, `avg WIDTH`, `max WIDTH` or `chunks WIDTH`")),
             }
         }
+        "carry" => s.probe.carry = value.parse().map_err(|_| expected("a number from 0 to 1"))?,
         "proxy" => {
             let size = |w: &str| w.parse().map_err(|_| expected("two whole numbers"));
             let [d_low, rank] = words[..] else {
@@ -206,7 +239,7 @@ fn set(s: &mut Schedule, key: &str, value: &str) -> Result<(), String> {
         }
         _ => {
             return Err(format!(
-                "unknown key `{key}`; expected name, skip_from, stage, probe_queries, pool, proxy, skip_attn, skip_ffn, use_proxy, prune or selection"
+                "unknown key `{key}`; expected name, skip_from, stage, ramp, probe_queries, join, pool, sinks, recent, carry, proxy, skip_attn, skip_ffn, use_proxy, prune or selection"
             ));
         }
     }
@@ -263,10 +296,17 @@ impl fmt::Display for Schedule {
         writeln!(f, "skip_from = {}", self.skip_from)?;
         writeln!(f, "# stage = last_layer budget cut")?;
         for s in &self.stages {
-            writeln!(f, "stage = {} {} {}", s.last_layer, s.budget, s.cut)?;
+            let cut = s.cut.map_or_else(|| "-".to_owned(), |cut| cut.to_string());
+            writeln!(f, "stage = {} {} {cut}", s.last_layer, s.budget)?;
         }
-        writeln!(f, "probe_queries = {}", self.probe.queries)?;
+        writeln!(f, "ramp = {}", self.ramp)?;
+        let by_question = if self.probe.by_question { "question " } else { "" };
+        writeln!(f, "probe_queries = {by_question}{}", self.probe.queries)?;
+        writeln!(f, "join = {}", self.probe.join)?;
         writeln!(f, "pool = {}", self.probe.pool)?;
+        writeln!(f, "sinks = {}", self.sinks)?;
+        writeln!(f, "recent = {}", self.recent)?;
+        writeln!(f, "carry = {}", self.probe.carry)?;
         writeln!(f, "proxy = {} {}", self.proxy.d_low, self.proxy.rank)?;
         writeln!(f, "skip_attn = {}", self.skip_attn)?;
         writeln!(f, "skip_ffn = {}", self.skip_ffn)?;
@@ -309,6 +349,20 @@ mod tests {
     }
 
     #[test]
+    fn the_question_may_probe() {
+        let probe = |line: &str| parse(&format!("skip_from = 1\nstage = 2 9K 1K\n{line}")).unwrap().probe;
+        assert_eq!(probe("probe_queries = question"), Probe { by_question: true, ..Probe::SPANS });
+        assert_eq!(probe("probe_queries = question 7"), Probe { by_question: true, queries: 7, ..Probe::SPANS });
+    }
+
+    #[test]
+    fn stages_may_prune_nothing() {
+        let s = parse("skip_from = 1\nstage = 2 9K -\nstage = 4 9K keep\nstage = 5 8K 7K").unwrap();
+        let cuts: Vec<Option<Budget>> = s.stages.iter().map(|s| s.cut).collect();
+        assert_eq!(cuts, [None, None, Some(Budget::Tokens(7168))]);
+    }
+
+    #[test]
     fn errors_name_the_line() {
         let message = |text: &str| parse(text).unwrap_err().to_string();
         assert!(
@@ -330,10 +384,19 @@ mod tests {
             "pool = max",
             "pool = min 3",
             "pool = none 3",
+            "pool = chunks",
+            "carry = much",
+            "sinks = all",
+            "recent = -1",
+            "join = sum",
+            "ramp = slow",
             "proxy = 3",
             "prune = yes",
             "selection = random",
             "probe_queries = two",
+            "probe_queries =",
+            "probe_queries = question two",
+            "probe_queries = 2 question",
         ] {
             assert!(message(line).contains(":1: "), "{line}");
         }
@@ -343,9 +406,15 @@ mod tests {
     fn the_argument_is_a_preset_or_fractions_or_a_file() {
         assert_eq!(parse_schedule_arg("paper", &llama()).unwrap().probe, Probe::PAPER);
         let s = parse_schedule_arg("0.28,0.22,0.125,0.0625", &llama()).unwrap();
-        assert_eq!((s.stages[0].budget, s.stages[3].cut), (Budget::Fraction(0.28), Budget::Fraction(0.03)));
-        assert_eq!(parse_schedule_arg("0.5,0.4,0.3,0.2:0.1", &llama()).unwrap().stages[0].cut, Budget::Fraction(0.1));
-        assert_eq!(parse_schedule_arg("0.5,0.4,0.3,0.02", &llama()).unwrap().stages[0].cut, Budget::Fraction(0.01));
+        assert_eq!((s.stages[0].budget, s.stages[3].cut), (Budget::Fraction(0.28), Some(Budget::Fraction(0.03))));
+        assert_eq!(
+            parse_schedule_arg("0.5,0.4,0.3,0.2:0.1", &llama()).unwrap().stages[0].cut,
+            Some(Budget::Fraction(0.1))
+        );
+        assert_eq!(
+            parse_schedule_arg("0.5,0.4,0.3,0.02", &llama()).unwrap().stages[0].cut,
+            Some(Budget::Fraction(0.01))
+        );
         for bad in
             ["0.5,0.4", "0.5,0.4,0.3,", "0.5,0.4,0.3,0.2:", "2,1,0.5,0.2", "0.1,0.2,0.3,0.4", "0.5,0.4,0.3,0.2:0.2"]
         {

@@ -11,7 +11,8 @@ constexpr float LOG2_E = 1.44269504088896340736f; // softmax runs in base 2
 // --- Probe scores ------------------------------------------------------------------------------------------------
 //
 // Logits of some probing queries lie in memory as rows [n_row], one for each (KV head, query, head of its group), in
-// this order. Each row's maximum and sum come first, then the columns' sums over all rows.
+// this order. Each row's maximum and sum come first, then the columns' sums over all rows, or the largest of their sums over
+// the rows of one query.
 
 constexpr int THREADS = 256;
 
@@ -81,38 +82,57 @@ __global__ void row_stats(const Rows rows, float2 * stats) {
     }
 }
 
-// A block sums COLUMNS columns, each over all rows in LANES parts. Always in the same order: the sets that follow from
+// A block sums COLUMNS columns, each over all rows in LANES parts; to join queries by their maximum, over the rows of every
+// query by itself. Always in the same order: the sets that follow from
 // the scores are the same from run to run.
 constexpr int MEAN_THREADS = 1024;
 constexpr int QUADS        = 16;
 constexpr int COLUMNS      = 4*QUADS;
 constexpr int LANES        = MEAN_THREADS/QUADS;
 
-__global__ void column_means(const Rows rows, const float2 * stats, float * scores, const int n_rows, const bool first, const float share) {
+// Adds a row's weights of four columns.
+__device__ void add_weights(float4 & sum, const Rows & rows, const float2 * stats, const int row, const int column) {
+    const float2 s = stats[row];
+    const int    n = visible(rows, row);
+    const float4 x = *(const float4 *) (rows.logits + row*rows.stride + column);
+    sum.x += column + 0 < n ? exp2f(x.x*rows.scale - s.x)*s.y : 0.0f;
+    sum.y += column + 1 < n ? exp2f(x.y*rows.scale - s.x)*s.y : 0.0f;
+    sum.z += column + 2 < n ? exp2f(x.z*rows.scale - s.x)*s.y : 0.0f;
+    sum.w += column + 3 < n ? exp2f(x.w*rows.scale - s.x)*s.y : 0.0f;
+}
+
+template <bool best> __global__ void column_scores(const Rows rows, const float2 * stats, float * scores, const int n_rows, const bool first, const float share) {
     const int quad = threadIdx.x % QUADS, lane = threadIdx.x/QUADS;
     const int column = blockIdx.x*COLUMNS + 4*quad;
-    float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-    if (column < rows.n_row) {
+    float4 own = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+    if (column < rows.n_row && best) {
+        const int of_a_kv_head = rows.n_query*rows.group;
+        for (int query = lane; query < rows.n_query; query += LANES) {
+            float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+            for (int kv_head = 0; kv_head < n_rows; kv_head += of_a_kv_head) {
+                for (int head = 0; head < rows.group; head++) {
+                    add_weights(sum, rows, stats, kv_head + query*rows.group + head, column);
+                }
+            }
+            own = make_float4(fmaxf(own.x, sum.x), fmaxf(own.y, sum.y), fmaxf(own.z, sum.z), fmaxf(own.w, sum.w));
+        }
+    } else if (column < rows.n_row) {
         for (int row = lane; row < n_rows; row += LANES) {
-            const float2 s = stats[row];
-            const int    n = visible(rows, row);
-            const float4 x = *(const float4 *) (rows.logits + row*rows.stride + column);
-            sum.x += column + 0 < n ? exp2f(x.x*rows.scale - s.x)*s.y : 0.0f;
-            sum.y += column + 1 < n ? exp2f(x.y*rows.scale - s.x)*s.y : 0.0f;
-            sum.z += column + 2 < n ? exp2f(x.z*rows.scale - s.x)*s.y : 0.0f;
-            sum.w += column + 3 < n ? exp2f(x.w*rows.scale - s.x)*s.y : 0.0f;
+            add_weights(own, rows, stats, row, column);
         }
     }
     __shared__ float4 partial[LANES][QUADS];
-    partial[lane][quad] = sum;
+    partial[lane][quad] = own;
     __syncthreads();
     if (threadIdx.x < COLUMNS && blockIdx.x*COLUMNS + threadIdx.x < rows.n_row) {
         float total = 0.0f;
         for (int k = 0; k < LANES; k++) {
-            total += ((const float *) partial[k])[threadIdx.x];
+            const float part = ((const float *) partial[k])[threadIdx.x];
+            total = best ? fmaxf(total, part) : total + part;
         }
         float & score = scores[blockIdx.x*COLUMNS + threadIdx.x];
-        score = (first ? 0.0f : score) + total*share;
+        const float before = first ? 0.0f : score;
+        score = best ? fmaxf(before, total*share) : before + total*share;
     }
 }
 
@@ -139,7 +159,7 @@ __device__ uint32_t key_of(const float score, const bool forced) {
 // One block. Finds the m-th best key digit by digit, then writes the indices of all that are above it, and of the first
 // that equal it, in order. Keys are kept in shared memory if they fit.
 template <bool kept> __global__ void __launch_bounds__(WARPS*WARP_SIZE) top_k_kernel(
-        const float * scores, int32_t * indices, const int n, const int m, const int forced) {
+        const float * scores, int32_t * indices, const int n, const int m, const int first, const int last) {
     extern __shared__ uint32_t keys[];
     __shared__ int      histogram[BINS];
     __shared__ uint32_t prefix;
@@ -147,10 +167,11 @@ template <bool kept> __global__ void __launch_bounds__(WARPS*WARP_SIZE) top_k_ke
     __shared__ int      above[WARPS], equal[WARPS];
     const int thread = threadIdx.x, lane = thread % WARP_SIZE, warp = thread/WARP_SIZE;
 
-    const auto key_at = [&](const int i) { return kept ? keys[i] : key_of(scores[i], i >= n - forced); };
+    const auto scored = [&](const int i) { return key_of(scores[i], i < first || i >= n - last); };
+    const auto key_at = [&](const int i) { return kept ? keys[i] : scored(i); };
     if (kept) {
         for (int i = thread; i < n; i += blockDim.x) {
-            keys[i] = key_of(scores[i], i >= n - forced);
+            keys[i] = scored(i);
         }
     }
     if (thread == 0) {
@@ -266,6 +287,7 @@ void probe_scores(ggml_backend_cuda_context & ctx, ggml_tensor * dst) {
     GGML_ASSERT(q->type == GGML_TYPE_F32 && k->type == GGML_TYPE_F16 && ggml_is_contiguous(q) && ggml_is_contiguous(dst));
     const float scale     = spts_float_argument(dst, 1);
     const int   d         = spts_argument(dst, 2);
+    const bool  best      = spts_argument(dst, 3);
     const int   n_head    = q->ne[0]/d, n_head_kv = k->ne[0]/d, group = n_head/n_head_kv;
     const int   n_probe   = q->ne[1], n = k->ne[1];
     const int64_t stride  = GGML_PAD(n, 4);
@@ -289,8 +311,9 @@ void probe_scores(ggml_backend_cuda_context & ctx, ggml_tensor * dst) {
         const Rows rows = {logits.get(), stride, n, n_query, group, n_probe - done - 1, scale*LOG2_E};
         row_stats<<<n_rows, THREADS, 0, stream>>>(rows, stats.get());
         CUDA_CHECK(cudaGetLastError());
-        column_means<<<(n + COLUMNS - 1)/COLUMNS, MEAN_THREADS, 0, stream>>>(
-            rows, stats.get(), (float *) dst->data, n_rows, done == 0, 1.0f/((float) n_probe*n_head));
+        const auto kernel = best ? column_scores<true> : column_scores<false>;
+        kernel<<<(n + COLUMNS - 1)/COLUMNS, MEAN_THREADS, 0, stream>>>(
+            rows, stats.get(), (float *) dst->data, n_rows, done == 0, 1.0f/(best ? n_head : (float) n_probe*n_head));
         CUDA_CHECK(cudaGetLastError());
     }
 }
@@ -299,17 +322,17 @@ void top_k(ggml_backend_cuda_context & ctx, ggml_tensor * dst) {
     const ggml_tensor * scores = dst->src[0];
     GGML_ASSERT(scores->type == GGML_TYPE_F32 && dst->type == GGML_TYPE_I32);
     GGML_ASSERT(ggml_is_contiguous(scores) && ggml_is_contiguous(dst));
-    const int    n = ggml_nelements(scores), m = ggml_nelements(dst), forced = spts_argument(dst, 1);
+    const int    n = ggml_nelements(scores), m = ggml_nelements(dst), last = spts_argument(dst, 1), first = spts_argument(dst, 2);
     const size_t bytes = n*sizeof(uint32_t);
     const auto & info  = ggml_cuda_info().devices[ctx.device];
     constexpr size_t OWN = 4096; // shared memory that the kernel declares itself, rounded up
     if (bytes + OWN <= info.smpbo) {
         CUDA_SET_SHARED_MEMORY_LIMIT(top_k_kernel<true>, info.smpbo - OWN);
         top_k_kernel<true><<<1, WARPS*WARP_SIZE, bytes, ctx.stream()>>>(
-            (const float *) scores->data, (int32_t *) dst->data, n, m, forced);
+            (const float *) scores->data, (int32_t *) dst->data, n, m, first, last);
     } else {
         top_k_kernel<false><<<1, WARPS*WARP_SIZE, 0, ctx.stream()>>>(
-            (const float *) scores->data, (int32_t *) dst->data, n, m, forced);
+            (const float *) scores->data, (int32_t *) dst->data, n, m, first, last);
     }
     CUDA_CHECK(cudaGetLastError());
 }

@@ -48,14 +48,15 @@ enum spts_op : int32_t {
     SPTS_GATHER,
     // dst F16 = src0 F32, both contiguous.
     SPTS_STORE,
-    // dst I32 [1, m]: in ascending order the indices of the m best of src0 F32 [n]. Argument 1: so many of the last are always in,
-    // in place of the m-th best. The lower index wins ties; NaN counts as -inf.
+    // dst I32 [1, m]: in ascending order the indices of the m best of src0 F32 [n]. Arguments 1: so many of the last are always in,
+    // in place of the worst of these, 2: so many of the first. The lower index wins ties; NaN counts as -inf.
     SPTS_TOP_K,
     // dst F32 [1, m]: 1 where src0 I32 [m] is among src1 I32 [k] (ascending), else 0.
     SPTS_IS_MEMBER,
-    // dst F32 [1, n]: the mean, over the columns of q and the heads, of softmax(scale q . k) over the candidates that the
-    // column sees (equation 4 of arXiv 2601.13155). src0 = q F32 [d n_head, n_probe] of the last n_probe candidates, src1 = k F16
-    // [d n_head_kv, n]. Column i sees n - n_probe + i + 1 candidates. Argument 1: scale (F32), 2: d.
+    // dst F32 [1, n]: the mean over the heads, and the mean or the maximum over the columns of q, of softmax(scale q . k) over the
+    // candidates that the column sees (equation 4 of arXiv 2601.13155). src0 = q F32 [d n_head, n_probe] of the last n_probe candidates, src1 = k F16
+    // [d n_head_kv, n]. Column i sees n - n_probe + i + 1 candidates. Argument 1: scale (F32), 2: d, 3: 0
+    // for the mean over columns, 1 for the maximum.
     SPTS_PROBE_SCORES,
     // Nothing: memory that dst's readers write to. src0 says when: once it is there.
     SPTS_SCRATCH,
