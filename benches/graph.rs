@@ -58,9 +58,8 @@ fn graph(c: &mut Criterion) {
     group.bench_function("verify", |b| b.iter(|| verify(black_box(&rewritten))));
     group.bench_function("phases", |b| b.iter(|| program(black_box(&rewritten))));
 
-    let mut device = Device::new(Backend::start("CPU", 1).expect("a CPU"));
+    let device = Device::new(Backend::start("CPU", 1).expect("a CPU"));
     let buft = device.backend.buffer_type();
-    device.masks.prepare(N_TOKENS, None, buft).expect("masks");
     let caches: Vec<LayerCache> = (0..shape.n_layer)
         .map(|_| {
             let mut cache = LayerCache::new(buft, hp.n_embd_kv(), (CacheType::F16, CacheType::F16));

@@ -19,7 +19,7 @@ use crate::spts::sidecar::ProxyMemory;
 
 use super::kept::{KEPT_TILES, KeptGraph, KeptGraphs, Memories};
 use super::kv_cache::LayerCache;
-use super::masks::{MASK_HEIGHT, Masks};
+use super::masks::Masks;
 use super::select;
 use super::slots::SlotMemory;
 
@@ -247,11 +247,20 @@ fn tiles(run: &Run, phase: &Phase) -> Vec<Range<usize>> {
     (0..phase.rows).step_by(size.max(1)).map(|start| start..(start + size).min(phase.rows)).collect()
 }
 
-/// Sizes every device's scratch for the largest tile, so that nothing is allocated while work is queued.
+/// Makes every device's masks, and sizes its scratch for the largest tile, so that nothing is allocated while work is queued.
 ///
 /// # Errors
 /// Out of memory, a missing kernel.
 pub fn reserve(run: &Run, devices: &mut [Device]) -> Result<()> {
+    for (device, d) in devices.iter_mut().enumerate() {
+        let sizes = |phase: &Phase| {
+            let of_device = if device_of(run, phase) == device { tiles(run, phase) } else { Vec::new() };
+            of_device.iter().map(|rows| rows.len()).collect()
+        };
+        let memory = DeviceMemory::new(run, device, &d.backend, &d.masks);
+        let needs = lower::masks_needed(&memory, run.graph, run.program, &sizes);
+        d.masks.prepare(&needs, d.backend.buffer_type())?;
+    }
     // Layers are alike: what has been sized once is not lowered again.
     let mut seen = HashSet::new();
     for phase in &run.program.phases {
@@ -262,7 +271,7 @@ pub fn reserve(run: &Run, devices: &mut [Device]) -> Result<()> {
         }
         let tile = if phase.kind == PhaseKind::Tiled { tile_rows(phase.rows, run.tile) } else { phase.rows };
         let last = (phase.rows - tile)..phase.rows;
-        d.ops.start(lower::max_ggml_nodes(run.graph, phase, tile, MASK_HEIGHT));
+        d.ops.start(lower::max_ggml_nodes(run.graph, phase, tile));
         let memory = DeviceMemory::new(run, device, &d.backend, &d.masks);
         lower::lower(&d.ops, &memory, run.graph, run.program, phase, last, run.mode);
         d.backend.check_support(&d.ops)?;
@@ -308,7 +317,7 @@ fn tile(
     kept: Place<'_>,
     observer: &mut dyn Observer,
 ) -> Result<()> {
-    let nodes = lower::max_ggml_nodes(run.graph, phase, rows.len(), MASK_HEIGHT);
+    let nodes = lower::max_ggml_nodes(run.graph, phase, rows.len());
     let Some((kept, place)) = kept else {
         let mut ops = std::mem::take(&mut d.ops);
         ops.start(nodes);

@@ -34,7 +34,7 @@ pub(super) struct KeptGraph {
 }
 
 /// What a graph's addresses, offsets and inputs follow from, besides its program. Sizes tell one memory from another, since
-/// memory is only ever replaced by more.
+/// memory is only ever replaced by more; masks count their changes.
 #[derive(PartialEq)]
 pub(super) struct Memories {
     caches: Vec<CacheState>,
@@ -73,7 +73,7 @@ impl Memories {
             caches: run.caches.iter().map(state).collect(),
             reads: if indexed { phase.nodes.iter().filter_map(read).collect() } else { Vec::new() },
             scratch: d.backend.scratch_bytes(),
-            masks: d.masks.n_bytes(),
+            masks: d.masks.version(),
         }
     }
 }

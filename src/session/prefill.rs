@@ -279,17 +279,12 @@ impl Session {
         Ok(report)
     }
 
-    /// Makes room for what a graph will keep in the caches, and for its masks.
+    /// Makes room for what a graph will keep in the caches.
     fn reserve_caches(&mut self, graph: &Graph) -> Result<()> {
         let (n, kept) = (graph.n_tokens, kept_rows(graph));
         let answer = DECODE_RESERVE.min(self.options.n_ctx.map_or(DECODE_RESERVE, |c| c.saturating_sub(n)));
         for (cache, rows) in self.caches.iter_mut().zip(&kept) {
             cache.reserve(cache.len + rows + answer)?;
-        }
-        let max_rows = self.caches.iter().zip(&kept).map(|(c, k)| c.len + k).max().unwrap_or(n);
-        let window = self.model.hparams().swa.map(|s| s.window);
-        for d in &mut self.devices {
-            d.masks.prepare(max_rows, window, d.backend.buffer_type())?;
         }
         Ok(())
     }

@@ -1,6 +1,7 @@
 //! Attention: by the device's own causal kernel, or by ggml's in parts, each with its mask.
 
-use super::{CacheMode, InputKind, Lowerer, key_rows};
+use super::masks::{are_all_positions, is_masked_by_buffer, takes_causal_attention};
+use super::{CacheMode, InputKind, Lowerer, MASK_HEIGHT, key_rows};
 use crate::ggml::Tensor;
 use crate::ggml::ops::Precision;
 use crate::gguf::GgmlType;
@@ -19,11 +20,14 @@ impl<'a> Lowerer<'a, '_> {
         let n_keys = self.graph.node(node.src[1]).n_rows;
         let n_past = self.memory.n_past(layer);
         let first = n_past + n_keys - node.n_rows + self.tile.start;
-        if self.mode == CacheMode::Fixed && window.is_none() && self.takes_causal_attention(layer, q.ne(1), heads) {
+        if self.mode == CacheMode::Fixed
+            && window.is_none()
+            && takes_causal_attention(self.memory, layer, q.ne(1), heads)
+        {
             return self.causal_attention(layer, heads, q, first, self.is_read_in_16_bit(id));
         }
         let height = match self.mode {
-            CacheMode::Fixed => self.memory.mask(window).height,
+            CacheMode::Fixed => MASK_HEIGHT,
             CacheMode::Indexed => q.ne(1),
         };
         let n = q.ne(1);
@@ -43,11 +47,6 @@ impl<'a> Lowerer<'a, '_> {
             self.ops.expand(self.ops.copy(part, target));
         }
         whole
-    }
-
-    fn takes_causal_attention(&self, layer: usize, n_q: usize, heads: &Heads) -> bool {
-        let in_f16 = [self.memory.cache_k(layer), self.memory.cache_v(layer)].iter().all(|t| t.ty() == GgmlType::F16);
-        in_f16 && self.memory.kernels().causal_attention(n_q, heads)
     }
 
     /// Attention of a whole tile, the first query of which has its own key in cache row `first`, without a mask.
@@ -99,16 +98,16 @@ impl<'a> Lowerer<'a, '_> {
         n: usize,
     ) -> Tensor<'a> {
         if let (CacheMode::Fixed, Some(window)) = (self.mode, window)
-            && !matches!(self.graph.node(node.src[4]).op, Op::Positions)
+            && !are_all_positions(self.graph, node)
         {
             return self.window_mask(node, window, first, from, n_kv, n);
         }
-        if self.mode == CacheMode::Fixed && (window.is_none() || !self.memory.has_gaps(layer)) {
+        if self.mode == CacheMode::Fixed && is_masked_by_buffer(self.memory, self.graph, node, layer) {
             let buffer = self.memory.mask(window);
-            if let Some((row, column)) = buffer.start(first - from) {
-                let width = buffer.tensor.ne(0);
-                return self.ops.view_2d(buffer.tensor, [width, n], width * 2, (row * width + column) * 2);
-            }
+            let width = buffer.tensor.ne(0);
+            let start = buffer.start(first - from).filter(|(_, column)| column + n_kv <= width);
+            let (row, column) = start.expect("masks_needed counts every key of an attention");
+            return self.ops.view_2d(buffer.tensor, [width, n], width * 2, (row * width + column) * 2);
         }
         let ahead = first - self.memory.n_past(layer);
         self.input(GgmlType::F16, [n_kv, n], InputKind::Mask { layer, ahead, from, window })
