@@ -82,6 +82,16 @@ impl LayerCache {
         Ok(())
     }
 
+    /// Zeroes the rows behind the entries: attention reads some of them (masked), which must not hold NaN of a call that failed.
+    pub fn zero_padding(&self) {
+        if let Some((arena, k, v)) = &self.arena {
+            for id in [*k, *v] {
+                let row = arena.get(id).nb(1);
+                arena.zero(id, self.len * row, (self.capacity - self.len) * row);
+            }
+        }
+    }
+
     /// Forgets all entries; the memory stays.
     pub fn clear(&mut self) {
         self.len = 0;

@@ -32,6 +32,7 @@ use executor::{Device, Run};
 use kept::KeptGraphs;
 use kv_cache::{CacheType, LayerCache};
 use prefill::Quiet;
+use sampler::check_logits;
 use slots::SlotMemory;
 
 /// How a session runs.
@@ -88,6 +89,8 @@ pub struct Session {
     proxies: Vec<Option<ProxyMemory>>,
     n_past: usize,
     logits: HostF32,
+    /// The call before failed, or its result is no number: what it wrote behind the caches' entries may not be either.
+    is_suspect: bool,
     decode: Option<DecodeGraph>,
     prepared: Option<prefill::Prepared>,
     interrupt: Arc<AtomicBool>,
@@ -142,6 +145,7 @@ impl Session {
             proxies,
             n_past: 0,
             logits: HostF32::default(),
+            is_suspect: false,
             decode: None,
             prepared: None,
             interrupt,
@@ -209,6 +213,15 @@ impl Session {
         self.logits.clear();
     }
 
+    /// Makes the caches safe to compute with, before a call that may leave them otherwise.
+    fn start_call(&mut self) {
+        if std::mem::replace(&mut self.is_suspect, true) {
+            // What was queued may still write there.
+            self.devices.iter_mut().for_each(|d| d.backend.synchronize());
+            self.caches.iter().for_each(LayerCache::zero_padding);
+        }
+    }
+
     fn check_interrupt(&self) -> Result<()> {
         if self.interrupt.load(Ordering::Relaxed) { Err(Error::Interrupted) } else { Ok(()) }
     }
@@ -243,6 +256,7 @@ impl Session {
         if self.decode.is_none() {
             self.decode = Some(self.decode_graph()?);
         }
+        self.start_call();
         let Some(d) = &mut self.decode else { unreachable!("made above") };
         write_inputs(&d.graph, &d.slots, &mut self.devices, &[token], self.n_past);
         let run = Run {
@@ -259,6 +273,7 @@ impl Session {
         executor::run(&run, &mut self.devices, &mut d.kept, &mut Quiet)?;
         let output = self.model.placement().output;
         self.logits.read(&mut self.devices[output].backend, d.slots[output].get(d.graph.logits));
+        self.is_suspect = check_logits(self.logits.as_slice()).is_err();
         for cache in &mut self.caches {
             cache.advance(1, self.n_past);
         }

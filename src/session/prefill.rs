@@ -21,6 +21,7 @@ use crate::{Error, Result};
 
 use super::executor::{self, Captured, Observer, Run};
 use super::kept::KeptGraphs;
+use super::sampler::check_logits;
 use super::slots::SlotMemory;
 use super::{DECODE_RESERVE, Session, write_inputs};
 
@@ -223,6 +224,7 @@ impl Session {
         let n = tokens.len();
         let Prepared { graph, program, slots, tile, kept: graphs, .. } = &mut prepared;
         let kept = kept_rows(graph);
+        self.start_call();
         write_inputs(graph, slots, &mut self.devices, tokens, self.n_past);
         let run = Run {
             model: &self.model,
@@ -252,6 +254,7 @@ impl Session {
 
         let output = self.model.placement().output;
         self.logits.read(&mut self.devices[output].backend, slots[output].get(graph.logits));
+        self.is_suspect = check_logits(self.logits.as_slice()).is_err();
         let selection = if watch.records { selections(graph, &watch.selected, self.n_past) } else { Vec::new() };
         for (layer, cache) in self.caches.iter_mut().enumerate() {
             // With a sliding window decode masks by position, so gaps have to be known.

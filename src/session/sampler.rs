@@ -23,11 +23,11 @@ pub enum SamplerError {
     Empty,
     /// NaN or +infinity: the model's computation went wrong.
     #[error(
-        "sampler: the logit of token {id} is {value}; expected a finite number (a damaged model file, or an overflow in F16)"
+        "the model's logit of token {id} is {value}; expected a finite number (a damaged model file, or an overflow in F16)"
     )]
     NotFinite { id: usize, value: f32 },
     /// All logits are -infinity.
-    #[error("sampler: all {0} logits are -inf; expected at least one finite number")]
+    #[error("all {0} logits of the model are -inf; expected at least one finite number")]
     NothingPossible(usize),
 }
 
@@ -251,7 +251,11 @@ pub fn log_softmax_top(logits: &[f32], k: usize) -> Vec<(u32, f32)> {
     top.into_iter().map(|c| (c.id, (f64::from(c.logit) - norm) as f32)).collect()
 }
 
-fn check_logits(logits: &[f32]) -> Result<(), SamplerError> {
+/// Whether logits are a distribution.
+///
+/// # Errors
+/// There are none, one is NaN or +infinity, or all are -infinity.
+pub fn check_logits(logits: &[f32]) -> Result<(), SamplerError> {
     if logits.is_empty() {
         return Err(SamplerError::Empty);
     }
