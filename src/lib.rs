@@ -19,7 +19,8 @@
 //!
 //! Data flows one way: a file ([`gguf`]) becomes a [`model`] (hyperparameters, weights, [`tokenizer`]); an architecture builds the
 //! dense [`graph`] of a prompt; the passes of [`spts`] rewrite it to skip and prune tokens; a [`session`] cuts it into phases, lowers
-//! each tile of a phase to [`ggml`], and runs it. [`eval`] measures what comes out.
+//! each tile of a phase to [`ggml`], and runs it. [`eval`] measures what comes out. What holds
+//! for the whole process is in [`runtime`].
 #![deny(unsafe_code)]
 #![warn(missing_docs)]
 
@@ -33,6 +34,7 @@ pub mod graph;
 pub mod model;
 pub mod quantize;
 mod random;
+pub mod runtime;
 pub mod session;
 pub mod spts;
 pub mod tokenizer;

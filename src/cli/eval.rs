@@ -167,6 +167,7 @@ struct Subject<'a> {
 impl<'a> Subject<'a> {
     fn open(args: &'a TextArgs) -> Result<Subject<'a>, Failure> {
         let text = prompt::read_text(&args.file)?;
+        args.device.set_up_process();
         let model = Model::open(&args.model, args.device.model_options(None))?;
         let tokens = model.tokenizer().encode(&text, false, false);
         Ok(Subject { args, model, tokens, progress: Progress::new() })
@@ -188,7 +189,8 @@ impl<'a> Subject<'a> {
     fn session(&mut self, config: &Configuration, prompt: &[u32]) -> Result<Session, Failure> {
         let mut schedule = self.schedule(&config.spts)?;
         let n_threads = self.n_threads();
-        let wanted = Wanted { model: &self.model, sidecar: config.spts.sidecar.as_deref(), prompt, n_threads };
+        let sidecar = config.spts.sidecar.as_deref();
+        let wanted = Wanted { model: &self.model, sidecar, prompt, n_ctx: None, n_threads };
         let sidecar = match &mut schedule {
             Some(s) => proxies::find(&wanted, s, &mut self.progress)?,
             None => None,

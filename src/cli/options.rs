@@ -5,13 +5,13 @@
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
-use spts::ModelOptions;
 use spts::model::loaded::LoadProgress;
 use spts::session::kv_cache::CacheType;
 use spts::session::sampler::SamplerParams;
 use spts::spts::preset::ModelKey;
 use spts::spts::schedule::{Pool, Schedule, Selection};
 use spts::spts::schedule_file::{ScheduleFileError, parse_schedule_arg};
+use spts::{ModelOptions, runtime};
 
 /// Where the model runs.
 #[derive(Args, Clone, Debug)]
@@ -42,6 +42,15 @@ pub struct DeviceArgs {
 }
 
 impl DeviceArgs {
+    /// Sets what holds for the whole process.
+    pub fn set_up_process(&self) {
+        if let Some(rows) = self.integer_rows {
+            runtime::set_integer_rows(rows as usize);
+        }
+        // A process runs one model.
+        runtime::overlap_launches();
+    }
+
     /// The library's options; `progress` sees the share of the weights that is in place.
     pub fn model_options(&self, progress: Option<LoadProgress>) -> ModelOptions {
         ModelOptions {
@@ -51,9 +60,6 @@ impl DeviceArgs {
             device: self.device.clone(),
             n_gpu_layers: self.n_gpu_layers.map(|n| n as usize),
             progress,
-            integer_rows: self.integer_rows.map(|n| n as usize),
-            // A process runs one model.
-            overlap_launches: true,
         }
     }
 }

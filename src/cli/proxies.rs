@@ -25,6 +25,8 @@ pub struct Wanted<'a> {
     pub sidecar: Option<&'a Path>,
     /// The prompt, to calibrate on.
     pub prompt: &'a [u32],
+    /// Context of the run, as in [`spts::SessionOptions`].
+    pub n_ctx: Option<usize>,
     /// CPU threads.
     pub n_threads: Option<usize>,
 }
@@ -96,6 +98,7 @@ fn from_cache(
     ));
     let mut options = CalibrateOptions::new(schedule.proxy, &schedule.name);
     options.n_tokens = PROMPT_TOKENS;
+    options.n_ctx = wanted.n_ctx;
     options.n_threads = wanted.n_threads;
     // Calibration puts its own in front of every piece.
     let bos = wanted.model.tokenizer().bos();

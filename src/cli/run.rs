@@ -9,14 +9,14 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use spts::ggml::{backend, log};
+use spts::ggml::backend;
 use spts::session::generate::{GenerateOptions, Generation, StopReason};
 use spts::session::prefill::{PrefillProgress, PrefillReport};
 use spts::session::sampler::Sampler;
 use spts::spts::plan::{Plan, PlanOptions};
 use spts::spts::schedule::Schedule;
 use spts::tokenizer::{Message, StreamDecoder};
-use spts::{Model, Session, SessionOptions};
+use spts::{Model, Session, SessionOptions, runtime};
 
 use super::failure::Failure;
 use super::proxies::{self, Wanted};
@@ -32,7 +32,7 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
     // Files that cannot be written are found before the work, not after it.
     let dump = args.dump_selection.as_deref().map(|path| create(path).map(|file| (path, file))).transpose()?;
     interrupt::install()?;
-    log::set_level(if args.verbose { log::Level::All } else { log::Level::Silent });
+    runtime::set_log_level(if args.verbose { runtime::Level::All } else { runtime::Level::Silent });
 
     let progress: SharedProgress = Rc::new(RefCell::new(Progress::new()));
     let device_bytes_before = backend::gpu_bytes_used();
@@ -100,6 +100,7 @@ fn create(path: &Path) -> Result<File, Failure> {
 
 fn open(args: &RunArgs, progress: &SharedProgress) -> Result<Arc<Model>, Failure> {
     let shown = progress.clone();
+    args.device.set_up_process();
     let options = args.device.model_options(Some(Box::new(move |fraction| shown.borrow_mut().load(fraction))));
     let model = Model::open(args.model.as_deref().unwrap_or(Path::new("")), options);
     progress.borrow_mut().clear();
@@ -154,7 +155,7 @@ fn session(
     progress: &SharedProgress,
 ) -> Result<Session, Failure> {
     let n_threads = args.device.threads.map(usize::from);
-    let wanted = Wanted { model, sidecar: args.spts.sidecar.as_deref(), prompt, n_threads };
+    let wanted = Wanted { model, sidecar: args.spts.sidecar.as_deref(), prompt, n_ctx: n_ctx(args), n_threads };
     let sidecar = match &mut schedule {
         Some(s) => proxies::find(&wanted, s, &mut progress.borrow_mut())?,
         None => None,

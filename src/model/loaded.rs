@@ -13,7 +13,8 @@ use crate::ggml::backend::{self, BufferType};
 use crate::ggml::huge_pages;
 use crate::gguf::{GgmlType, Gguf, OpenOptions};
 use crate::graph::Graph;
-use crate::graph::ir::{RopeLayout, WeightId};
+use crate::graph::ir::WeightId;
+use crate::runtime;
 use crate::spts::sidecar::Sidecar;
 use crate::tokenizer::{ChatTemplate, Tokenizer};
 
@@ -37,27 +38,13 @@ pub struct ModelOptions {
     pub device: Option<String>,
     /// Layers on that device, counted from the last; the others stay on the CPU. `None`: all.
     pub n_gpu_layers: Option<usize>,
-    /// Rows up to which GPUs multiply quantized weights in integers, for the whole process: see [`backend::set_integer_rows`].
-    pub integer_rows: Option<usize>,
-    /// Let GPU kernels begin before those in front of them end, for the whole process, if this is its first model and one with
-    /// interleaved rope (Llama). Only for processes that open no other kind: see [`backend::launch_in_turn`].
-    pub overlap_launches: bool,
     /// Called with the fraction of weights placed so far.
     pub progress: Option<LoadProgress>,
 }
 
 impl Default for ModelOptions {
     fn default() -> Self {
-        Self {
-            mmap: true,
-            mlock: false,
-            repack: true,
-            device: None,
-            n_gpu_layers: None,
-            integer_rows: None,
-            overlap_launches: false,
-            progress: None,
-        }
+        Self { mmap: true, mlock: false, repack: true, device: None, n_gpu_layers: None, progress: None }
     }
 }
 
@@ -136,12 +123,7 @@ impl Model {
         let tokenizer = Tokenizer::from_gguf(&gguf)?;
         let chat_template = ChatTemplate::from_gguf(&gguf, &tokenizer)?;
         let placement = place_layers(hparams.n_layer, options)?;
-        if let Some(rows) = options.integer_rows {
-            backend::set_integer_rows(rows);
-        }
-        if !options.overlap_launches || hparams.rope.layout == RopeLayout::HalfSplit {
-            backend::launch_in_turn();
-        }
+        runtime::opens_model(hparams.rope.layout);
         let mut model = Model {
             gguf,
             hparams,
