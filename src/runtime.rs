@@ -22,8 +22,8 @@ pub fn set_integer_rows(rows: usize) {
 
 /// Lets GPU kernels begin before those in front of them end, if the first model opened has interleaved rope (Llama). Only for
 /// programs that open no other kind: in captured graphs with ggml's other rope kernel tokens came out wrong
-/// (vendor/ggml-sys/src/cuda_libraries.cpp). Decode on Hopper is 7 % faster with it. ggml looks once, when it launches its first
-/// kernel; a user's GGML_CUDA_PDL goes before this.
+/// (vendor/ggml-sys/src/cuda_libraries.cpp). Decode on Hopper is 7 % faster with it. ggml looks when it launches a kernel of a
+/// kind for the first time; a user's GGML_CUDA_PDL goes before this.
 pub fn overlap_launches() {
     OVERLAPS.store(true, Ordering::Relaxed);
 }

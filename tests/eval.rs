@@ -141,4 +141,7 @@ fn divergence_of_no_numbers() {
         let message = scene.bad(1, &[&args, json].concat());
         assert!(message.contains("the model's logit of token 0 is NaN"), "{message}");
     }
+    scene.good(&["calibrate", "-m", "nan.gguf", "-f", "text.txt", "--tokens", "600"]);
+    let message = scene.bad(1, &["eval", "proxies", "-m", "nan.gguf", "-f", "text.txt", "-n", "500"]);
+    assert!(message.contains("the model's logit of token 0 is NaN"), "{message}");
 }

@@ -7,6 +7,7 @@ use spts_quant::rank::{spearman, top_m_recall};
 
 use crate::graph::ir::Tap;
 use crate::session::prefill::PrefillProgress;
+use crate::session::sampler::check_logits;
 use crate::spts::capture::Capture;
 use crate::spts::schedule::Probe;
 use crate::{Result, Session};
@@ -36,7 +37,7 @@ pub struct LayerQuality {
 /// tokens. A random choice finds `share` of any truth.
 ///
 /// # Errors
-/// As [`Session::prefill_capturing`].
+/// As [`Session::prefill_capturing`]; a prefill whose logits are no numbers.
 pub fn proxy_quality(
     session: &mut Session,
     tokens: &[u32],
@@ -58,6 +59,7 @@ pub fn proxy_quality(
             Tap::FfnHidden => {}
         }
     })?;
+    check_logits(session.logits())?;
     let m = ((share * tokens.len() as f64) as usize).max(1);
     Ok(states.iter().map(|s| s.quality(m)).collect())
 }

@@ -21,7 +21,7 @@ use crate::{Error, Result};
 
 use super::executor::{self, Captured, Observer, Run};
 use super::kept::KeptGraphs;
-use super::sampler::check_logits;
+use super::sampler::has_no_numbers;
 use super::slots::SlotMemory;
 use super::{DECODE_RESERVE, Session, write_inputs};
 
@@ -254,7 +254,7 @@ impl Session {
 
         let output = self.model.placement().output;
         self.logits.read(&mut self.devices[output].backend, slots[output].get(graph.logits));
-        self.is_suspect = check_logits(self.logits.as_slice()).is_err();
+        self.is_suspect = has_no_numbers(self.logits.as_slice());
         let selection = if watch.records { selections(graph, &watch.selected, self.n_past) } else { Vec::new() };
         for (layer, cache) in self.caches.iter_mut().enumerate() {
             // With a sliding window decode masks by position, so gaps have to be known.

@@ -88,9 +88,9 @@ extern "C" const char * spts_cuda_missing() {
 // GGML_CUDA_PDL or spts_cuda_overlap_launches is called. Seen on an H100 with ggml 0.26: in captured graphs with its NeoX rope
 // kernel some tokens came out wrong, differently each time; without it, or without captured graphs, never.
 //
-// ggml reads the variable when it launches a kernel of a kind for the first time. Threads of others may read theirs at any time, so
-// that the environment must not change any more. It gets this entry when the program is loaded, before there are threads; later on one character of it changes, at
-// its place.
+// ggml reads the variable when it launches a kernel of a kind for the first time. Others may read theirs at any time, so the
+// environment must not change once there are threads. It gets this entry when the program is loaded, before there are any;
+// later on one character of it changes, in its place.
 namespace {
 
 char       pdl_entry[] = "GGML_CUDA_PDL=0";
