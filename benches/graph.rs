@@ -56,9 +56,8 @@ fn graph(c: &mut Criterion) {
     group.bench_function("phases", |b| b.iter(|| phases::plan(black_box(&compiled.graph), TILE, &|_| false)));
     group.bench_function("compile", |b| b.iter(compile));
 
-    let mut device = Device::new(Backend::start("CPU", 1).expect("a CPU"));
+    let device = Device::new(Backend::start("CPU", 1).expect("a CPU"));
     let buft = device.backend.buffer_type();
-    device.masks.prepare(N_TOKENS, None, buft).expect("masks");
     let types = (CacheType::F16, CacheType::F16);
     let caches = (0..shape.n_layer).map(|_| LayerCache::new(buft, model.hparams().n_embd_kv(), types)).collect();
     let mut sequence = Sequence::new(caches);

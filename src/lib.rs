@@ -21,6 +21,7 @@
 //! dense [`graph`] of a prompt; a [`method`] says what of it is left out and rewrites it; [`compile`] makes the result a program of
 //! phases for the devices at hand; a [`session`] runs it, tile by tile, on [`ggml`]'s kernels. [`proxies`] finds and makes what a
 //! method has to know of a model beforehand, [`plan`] counts what a prompt will cost, [`bench`] and [`eval`] measure what comes out.
+//! What holds for the whole process is in [`runtime`].
 #![deny(unsafe_code)]
 #![warn(missing_docs)]
 
@@ -38,6 +39,7 @@ pub mod plan;
 pub mod proxies;
 pub mod quantize;
 mod random;
+pub mod runtime;
 pub mod session;
 pub mod tokenizer;
 

@@ -358,3 +358,32 @@ fn on_a_real_model_of_4_bits() {
         assert_close(&c[i], &norms(&y[i], hp.n_embd), 0.05, &format!("layer {layer}"));
     }
 }
+
+/// Phi-3's long rope factors come with the context of the run, however short the pieces are that a calibration reads.
+#[test]
+fn a_calibration_rotates_as_the_run_will() {
+    let folder = tempfile::tempdir().unwrap();
+    let tiny = Tiny::named("phi3-longrope");
+    let made = |file: &support::gguf::File, n_ctx: Option<usize>| {
+        let path = folder.path().join("model.gguf");
+        file.write(&path);
+        let mut options = CalibrateOptions::new(ProxySize { d_low: 16, rank: 8 }, "test");
+        // Pieces shorter than the 256 tokens that the short factors are for.
+        (options.piece, options.n_ctx) = (100, n_ctx);
+        let text = [tiny.prompt(700)];
+        calibrate(&open(&path), &text, &options, &mut |_| ControlFlow::Continue(())).unwrap().layers
+    };
+    let with_one_kind = |kind: &str| {
+        let mut file = tiny.build();
+        let factors = file.tensor(&format!("rope_factors_{kind}.weight")).unwrap().data.clone();
+        for t in file.tensors.iter_mut().filter(|t| t.name.starts_with("rope_factors_")) {
+            t.data.clone_from(&factors);
+        }
+        file
+    };
+    let (short, long) = (made(&with_one_kind("short"), None), made(&with_one_kind("long"), None));
+    assert!(short != long, "the factors do not matter");
+    assert!(made(&tiny.build(), None) == long, "a run in the model's own context");
+    assert!(made(&tiny.build(), Some(2000)) == long, "a run in a long context");
+    assert!(made(&tiny.build(), Some(256)) == short, "a run in a short context");
+}

@@ -12,9 +12,12 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use spts::ggml::kernels::Kernels;
 use spts::gguf::{GgmlType, Gguf, GgufWriter, OpenOptions};
+use spts::graph::ir::Heads;
 use spts::method::spts::schedule::{Pool, ProxySize, Schedule};
 use spts::method::spts::sidecar::Sidecar;
+use spts::method::{Dense, Method};
 use spts::proxies::calibrate::{CalibrateOptions, calibrate};
 use spts::quantize::{QuantizeOptions, quantize};
 use spts::session::prefill::LayerSelection;
@@ -144,8 +147,8 @@ fn dense() {
 fn skipping_and_pruning() {
     for tiny in models() {
         let (_dir, path) = in_scratch(&tiny);
-        let schedule = Some(schedule(&open(&path, "CPU")));
-        let options = SessionOptions { schedule, record_selection: true, ..SessionOptions::default() };
+        let method = schedule(&open(&path, "CPU")).into();
+        let options = SessionOptions { method, record_selection: true, ..SessionOptions::default() };
         compare(&format!("{} skipping", tiny.name), &path, &tiny.prompt(N), &options, SKIPPING);
     }
 }
@@ -194,7 +197,7 @@ fn in_bf16(path: &Path) -> [PathBuf; 2] {
 }
 
 /// The share of each layer's selected tokens that are the same, in the mean.
-fn overlap(a: &[Selection], b: &[Selection]) -> f64 {
+fn overlap(a: &[LayerSelection], b: &[LayerSelection]) -> f64 {
     let shares: Vec<f64> = a
         .iter()
         .zip(b)
@@ -220,8 +223,8 @@ fn skipping_on_16_bit_rows() {
             let done = calibrate(&model, &[tiny.prompt(N)], &calibration, &mut |_| ControlFlow::Continue(()));
             done.unwrap().write(&proxies).unwrap();
             let sidecar = Some(Arc::new(Sidecar::open(&proxies).unwrap()));
-            let schedule = Some(Schedule { use_proxy: true, ..schedule(&model) });
-            SessionOptions { schedule, sidecar, n_ubatch, record_selection: true, ..SessionOptions::default() }
+            let method = Schedule { use_proxy: true, ..schedule(&model) }.into();
+            SessionOptions { method, sidecar, n_ubatch, record_selection: true, ..SessionOptions::default() }
         };
         let prompt = tiny.prompt(N);
         let (expected, chosen) = run(&exact, "CPU", &prompt, &[3, 1, 4], options(&exact, None));
@@ -248,17 +251,201 @@ fn quantized_cache() {
     compare("q8_0 cache", &path, &tiny.prompt(N), &options, 1e-3);
 }
 
+/// Some layers on each: prompts, answers, prompts behind answers; dense and skipping, with stages on either side of the border.
 #[test]
 fn layers_on_both() {
+    for tiny in models() {
+        let (_dir, path) = in_scratch(&tiny);
+        let prompt = tiny.prompt(N);
+        let schedule = schedule(&open(&path, "CPU"));
+        let split = |n_gpu_layers| {
+            let options = ModelOptions { device: Some("CUDA0".into()), n_gpu_layers, ..ModelOptions::default() };
+            Model::open(&path, options).unwrap()
+        };
+        let methods: [(Arc<dyn Method>, f64); 2] = [(Arc::new(Dense), F32_WEIGHTS), (schedule.into(), SKIPPING)];
+        for (method, bound) in methods {
+            let options = SessionOptions { method, record_selection: true, ..SessionOptions::default() };
+            let read = |model: Arc<Model>| {
+                let mut session = Session::new(model, options.clone()).unwrap();
+                let report = session.prefill(&prompt, &mut |_| ControlFlow::Continue(())).unwrap();
+                let mut logits = vec![session.logits().to_vec()];
+                for token in [3, 1, 4] {
+                    session.decode(token).unwrap();
+                    logits.push(session.logits().to_vec());
+                }
+                session.prefill(&prompt[..70], &mut |_| ControlFlow::Continue(())).unwrap();
+                logits.push(session.logits().to_vec());
+                session.decode(5).unwrap();
+                logits.push(session.logits().to_vec());
+                (logits, report.selection, session.kv_lengths())
+            };
+            let (cpu, chosen, lengths) = read(open(&path, "CPU"));
+            for n_gpu_layers in 0..=tiny.n_layer {
+                let (both, selection, kv_lengths) = read(split(Some(n_gpu_layers)));
+                let what = format!("{}, {n_gpu_layers} layers on the GPU", tiny.name);
+                assert_eq!(kv_lengths, lengths, "{what}");
+                let common = if chosen.is_empty() { 1.0 } else { overlap(&selection, &chosen) };
+                assert!(common >= 0.99, "{what}: sets overlap by {common}");
+                for (step, (got, expected)) in both.iter().zip(&cpu).enumerate() {
+                    let e = nmse(got, expected);
+                    assert!(e <= bound, "{what}, step {step}: NMSE {e}, bound {bound}");
+                }
+            }
+        }
+    }
+}
+
+/// Two sessions of one model in two threads, whose prompts are long enough for 16-bit copies of weights: each reads what the other
+/// has just had copied, and has copied what takes its place. Results are those of one alone, bit for bit: every kernel sums in
+/// one order.
+#[test]
+fn two_sessions_at_once() {
+    let tiny = Tiny { n_embd: 512, n_ff: 2048, n_layer: 6, ..models().swap_remove(0) };
+    let (dir, path) = in_scratch(&tiny);
+    let source = Gguf::open(&path, OpenOptions { mmap: true, mlock: false }).unwrap();
+    let small = dir.path().join("q4_k_m.gguf");
+    let options = QuantizeOptions { preset: Preset::Q4_K_M, allow_requantize: false };
+    quantize(&source, &small, options, &mut |_, _| {}).unwrap();
+    let model = open(&small, "CUDA0");
+    let schedule = schedule(&model);
+    let session = |skips: bool| {
+        let method: Arc<dyn Method> = if skips { schedule.clone().into() } else { Arc::new(Dense) };
+        Session::new(model.clone(), SessionOptions { method, ..SessionOptions::default() }).unwrap()
+    };
+    let read = |session: &mut Session, prompts: &[Vec<u32>]| -> Vec<Vec<u32>> {
+        let mut out = Vec::new();
+        for prompt in prompts {
+            session.clear();
+            session.prefill(prompt, &mut |_| ControlFlow::Continue(())).unwrap();
+            out.push(session.logits().iter().map(|x| x.to_bits()).collect());
+            for token in [3, 1, 4, 1, 5] {
+                session.decode(token).unwrap();
+                out.push(session.logits().iter().map(|x| x.to_bits()).collect());
+            }
+        }
+        out
+    };
+    // Of lengths that differ between the threads, so that they drift apart.
+    let prompts = |first: usize| -> Vec<Vec<u32>> { (0..12).map(|i| tiny.prompt(first + 131 * (i % 5))).collect() };
+    let (mine, others) = (prompts(600), prompts(1111));
+    for (a, b) in [(false, false), (false, true), (true, true)] {
+        let alone = [read(&mut session(a), &mine), read(&mut session(b), &others)];
+        for round in 0..5 {
+            let together = std::thread::scope(|s| {
+                let threads = [s.spawn(|| read(&mut session(a), &mine)), s.spawn(|| read(&mut session(b), &others))];
+                threads.map(|t| t.join().unwrap())
+            });
+            for (one, (got, expected)) in together.iter().zip(&alone).enumerate() {
+                let wrong = got.iter().zip(expected).filter(|(g, e)| g != e).count();
+                assert_eq!(wrong, 0, "session {one} of skipping {a} and {b}, round {round}: wrong results");
+            }
+        }
+    }
+}
+
+/// Widths that no vector of eight values divides.
+#[test]
+fn odd_widths() {
+    for tiny in [
+        Tiny { n_ff: 1003, ..models().swap_remove(0) },
+        Tiny { n_ff: 514, ..models().swap_remove(3) },
+        Tiny { n_embd: 250, n_ff: 509, ..models().swap_remove(0) },
+    ] {
+        let (_dir, path) = in_scratch(&tiny);
+        let [small, exact] = in_bf16(&path);
+        for n in [301, N] {
+            let prompt = tiny.prompt(n);
+            let (expected, _) = run(&exact, "CPU", &prompt, &[3, 1, 4], SessionOptions::default());
+            let (got, _) = run(&small, "CUDA0", &prompt, &[3, 1, 4], SessionOptions::default());
+            for (step, (got, expected)) in got.iter().zip(&expected).enumerate() {
+                let e = nmse(got, expected);
+                assert!(e <= QUANTIZED_WEIGHTS, "{} {n}, n_ff {}, step {step}: NMSE {e}", tiny.name, tiny.n_ff);
+            }
+        }
+    }
+}
+
+/// The first layer skips, too: what scores its candidates sees all of them. And a pool wider than any prompt.
+#[test]
+fn skipping_from_the_first_layer_on() {
     let tiny = &models()[0];
     let (_dir, path) = in_scratch(tiny);
-    let prompt = tiny.prompt(N);
-    let (cpu, _) = run(&path, "CPU", &prompt, &[3, 1, 4], SessionOptions::default());
-    let options = ModelOptions { device: Some("CUDA0".into()), n_gpu_layers: Some(2), ..ModelOptions::default() };
-    let mut session = Session::new(Model::open(&path, options).unwrap(), SessionOptions::default()).unwrap();
-    session.prefill(&prompt, &mut |_| ControlFlow::Continue(())).unwrap();
-    let e = nmse(session.logits(), &cpu[0]);
-    assert!(e <= F32_WEIGHTS, "NMSE {e}");
+    let usual = schedule(&open(&path, "CPU"));
+    for (cache, pool) in [
+        (CacheType::F16, Pool::Max(3)),
+        (CacheType::F16, Pool::Max(16_777_217)),
+        (CacheType::F32, Pool::Max(3)),
+        (CacheType::F32, Pool::Avg(16_777_217)),
+    ] {
+        let mut schedule = Schedule { skip_from: 0, ..usual.clone() };
+        schedule.probe.pool = pool;
+        let options = SessionOptions {
+            method: schedule.into(),
+            record_selection: true,
+            cache_type_k: cache,
+            cache_type_v: cache,
+            ..SessionOptions::default()
+        };
+        compare(&format!("from layer 0, {cache:?}, {pool:?}"), &path, &tiny.prompt(N), &options, SKIPPING);
+    }
+}
+
+/// Where our own kernel computes attention, no causal mask takes memory, but for the one row of the last query.
+#[test]
+fn masks_are_made_only_where_a_kernel_reads_them() {
+    let tiny = &models()[0];
+    let heads = Heads { n_head: tiny.n_head, n_head_kv: tiny.n_head_kv, head_dim: tiny.head_dim, scale: 1.0 };
+    if !Kernels::of("CUDA0").causal_attention(N, &heads) {
+        eprintln!("skipped: this GPU has no attention kernel of ours");
+        return;
+    }
+    let (_dir, path) = in_scratch(tiny);
+    let mut session = Session::new(open(&path, "CUDA0"), SessionOptions::default()).unwrap();
+    let report = session.prefill(&tiny.prompt(N), &mut |_| ControlFlow::Continue(())).unwrap();
+    let entry = 2 * 2 * tiny.n_head_kv * tiny.head_dim;
+    // Room for an answer of 512 tokens, in steps of 256.
+    let caches: usize = session.kv_lengths().iter().map(|n| (n + 512).next_multiple_of(256) * entry).sum();
+    let masks = session.n_bytes() - report.scratch_bytes - caches;
+    // A mask of 512 rows would have more than 1300 x 512 x 2 bytes.
+    assert!(masks < 64 << 10, "masks of {masks} bytes");
+}
+
+/// What results that are no numbers leave in the caches does not reach the next prompt.
+#[test]
+fn recovery_from_results_that_are_no_numbers() {
+    for tiny in models() {
+        let bad = tiny.n_vocab() - 1;
+        let mut file = tiny.build();
+        let rows = &mut file.tensors.iter_mut().find(|t| t.name == "token_embd.weight").unwrap().data;
+        let n_embd = rows.len() / tiny.n_vocab();
+        rows[bad * n_embd..].fill(f32::INFINITY);
+        if file.tensor("output.weight").is_none() {
+            let rows = &file.tensor("token_embd.weight").unwrap().data;
+            let data = rows.iter().map(|x| if x.is_finite() { *x } else { 0.0 }).collect();
+            file.add("output.weight", &[n_embd, tiny.n_vocab()], data);
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("model.gguf");
+        file.write(&path);
+        let model = open(&path, "CUDA0");
+        let session = || Session::new(model.clone(), SessionOptions::default()).unwrap();
+        let good: Vec<u32> = tiny.prompt(N).into_iter().map(|t| t.min(bad as u32 - 1)).collect();
+        let poison: Vec<u32> = (0..N).map(|i| if i % 3 == 0 { bad as u32 } else { good[i] }).collect();
+        for n in [5, 300, 1000] {
+            let read = |session: &mut Session| {
+                session.prefill(&good[..n], &mut |_| ControlFlow::Continue(())).unwrap();
+                let first = session.logits().to_vec();
+                session.decode(3).unwrap();
+                [first, session.logits().to_vec()]
+            };
+            let expected = read(&mut session());
+            let mut used = session();
+            used.prefill(&poison, &mut |_| ControlFlow::Continue(())).unwrap();
+            assert!(used.logits().iter().any(|x| x.is_nan()), "{}: the prompt is harmless", tiny.name);
+            used.clear();
+            assert_eq!(read(&mut used), expected, "{}, {n} tokens", tiny.name);
+        }
+    }
 }
 
 /// Text, and more of it: out-of-place control tokens would multiply any difference, between two arrangements of the CPU, too.

@@ -128,3 +128,20 @@ fn proxies_are_measured_where_the_schedule_skips() {
     assert!(scene.bad(2, &[args.as_slice(), &["--share", "1.5"]].concat()).contains("between 0 and 1"));
     assert!(scene.bad(1, &[args.as_slice(), &["--no-spts"]].concat()).contains("--no-spts"));
 }
+
+/// Results that are no numbers are compared with nothing.
+#[test]
+fn divergence_of_no_numbers() {
+    let scene = scene();
+    let mut file = support::tiny::Tiny::named("llama").build();
+    file.tensors.iter_mut().find(|t| t.name == "output.weight").unwrap().data[7] = f32::NAN;
+    file.write(&scene.path("nan.gguf"));
+    for json in [&[][..], &["--json"]] {
+        let args = ["eval", "kl", "-m", "nan.gguf", "-f", "text.txt", "-n", "600", "--next", "5", "--samples", "1"];
+        let message = scene.bad(1, &[&args, json].concat());
+        assert!(message.contains("the model's logit of token 0 is NaN"), "{message}");
+    }
+    scene.good(&["calibrate", "-m", "nan.gguf", "-f", "text.txt", "--tokens", "600"]);
+    let message = scene.bad(1, &["eval", "proxies", "-m", "nan.gguf", "-f", "text.txt", "-n", "500"]);
+    assert!(message.contains("the model's logit of token 0 is NaN"), "{message}");
+}

@@ -263,6 +263,8 @@ fn windows_of_queries_and_pools() {
             (4, Pool::Chunks(6)),
             (9, Pool::Chunks(32)),
             (2, Pool::Chunks(200)),
+            (2, Pool::Max(16_777_217)),
+            (2, Pool::Avg(usize::MAX)),
         ] {
             let run = Run { pool, n_ubatch: 9, ..stages(&pair.tiny).queries(queries) };
             run.compare_with_decoding(&pair, &tokens, None);
@@ -449,6 +451,20 @@ fn long_prompts_and_every_place_of_a_stage() {
         for (n_ubatch, stages) in [(512, &late[..]), (1024, &early[..]), (100, &early[..])] {
             let run = Run { n_ubatch, pool: Pool::Max(13), ..run(0, stages).queries(32) };
             run.compare_with_decoding(&pair, &tokens, None);
+        }
+    }
+}
+
+/// No layer keeps more than a part of what the first one's probe scores; more probing queries than a mask has rows, too.
+#[test]
+fn skipping_from_the_first_layer_on() {
+    for n_layer in [1, 5] {
+        let pair = Pair::new(Tiny { n_layer, ..Tiny::named("llama") });
+        for (n, kept, queries) in
+            [(40, 12, 1), (40, 12, 5), (300, 60, 8), (700, 70, 32), (1300, 200, 32), (1300, 1000, 900)]
+        {
+            let run = Run { pool: Pool::Max(3), ..run(0, &[(n_layer - 1, kept, 5)]).queries(queries) };
+            run.compare_with_decoding(&pair, &pair.tiny.prompt(n), None);
         }
     }
 }

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use serde::Serialize;
 use spts::bench::measure::{self, BenchOptions, Measurements, Mode, ModeResult, Samples};
 use spts::bench::synthetic::{self, Synthetic};
-use spts::ggml::{backend, log};
+use spts::ggml::backend;
 use spts::gguf::Gguf;
 use spts::method::spts::Spts;
 use spts::method::spts::schedule::{Reach, Schedule};
@@ -20,7 +20,7 @@ use spts::method::spts::sidecar::Sidecar;
 use spts::method::{Method, Prompt};
 use spts::model::shape::Shape;
 use spts::session::physical_cores;
-use spts::{Model, SessionOptions};
+use spts::{Model, SessionOptions, runtime};
 
 use super::failure::Failure;
 use super::{BenchArgs, interrupt, note};
@@ -83,7 +83,7 @@ struct DeviceReport {
 /// The text that `bench` prints.
 pub fn bench(args: &BenchArgs) -> Result<String, Failure> {
     interrupt::install()?;
-    log::set_level(log::Level::Silent);
+    runtime::set_log_level(runtime::Level::Silent);
     let progress = Rc::new(RefCell::new(Progress::new()));
     let gguf = gguf(args, &progress)?;
     if args.repetitions == 0 {
@@ -93,6 +93,7 @@ pub fn bench(args: &BenchArgs) -> Result<String, Failure> {
     let device_bytes_before = backend::gpu_bytes_used();
     let start = Instant::now();
     let shown = progress.clone();
+    args.device.set_up_process();
     let options = args.device.model_options(Some(Box::new(move |fraction| shown.borrow_mut().load(fraction))));
     let model = Model::from_gguf(Arc::new(gguf), options)?;
     let load_s = start.elapsed().as_secs_f64();

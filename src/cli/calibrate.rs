@@ -17,6 +17,7 @@ pub fn calibrate(args: &CalibrateArgs) -> Result<(), Failure> {
     interrupt::install()?;
     let texts = args.files.iter().map(|f| prompt::read_text(f)).collect::<Result<Vec<_>, _>>()?;
     let start = Instant::now();
+    args.device.set_up_process();
     let file = ModelFile::open(&args.model, args.device.open_options())?;
     let path = args.output.clone().unwrap_or_else(|| Sidecar::path_beside(&args.model));
     check_target(&path, args, &file)?;

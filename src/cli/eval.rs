@@ -17,7 +17,8 @@ use spts::{Model, Session, SessionOptions};
 
 use super::failure::Failure;
 use super::options::{DeviceArgs, SptsArgs, method};
-use super::{interrupt, prompt, proxies};
+use super::proxies::{self, Waiting};
+use super::{interrupt, prompt};
 use crate::report::{Progress, grouped};
 
 const CONFIGURATIONS: &str =
@@ -166,6 +167,7 @@ struct Subject<'a> {
 impl<'a> Subject<'a> {
     fn open(args: &'a TextArgs) -> Result<Subject<'a>, Failure> {
         let text = prompt::read_text(&args.file)?;
+        args.device.set_up_process();
         let model = Model::open(&args.model, args.device.model_options(None))?;
         let tokens = model.tokenizer().encode(&text, false, false);
         Ok(Subject { args, model, tokens, progress: Progress::new() })
@@ -189,7 +191,8 @@ impl<'a> Subject<'a> {
         let n_threads = self.n_threads();
         let given = config.spts.sidecar.as_deref();
         let found = proxies::find(self.model.file(), given, schedule.as_ref(), prompt.len())?;
-        let sidecar = proxies::settle(found, &self.model, prompt, n_threads, schedule.as_mut(), &mut self.progress)?;
+        let waiting = Waiting { model: &self.model, prompt, n_ctx: None, n_threads };
+        let sidecar = proxies::settle(found, &waiting, schedule.as_mut(), &mut self.progress)?;
         let method = method(schedule);
         Ok(Session::new(
             self.model.clone(),

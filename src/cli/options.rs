@@ -6,7 +6,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use clap::{Args, ValueEnum};
-use spts::ModelOptions;
 use spts::gguf::OpenOptions;
 use spts::method::spts::schedule::{Join, Pool, Schedule, Selection};
 use spts::method::spts::schedule_file::{ScheduleFileError, parse_schedule_arg};
@@ -15,6 +14,7 @@ use spts::model::shape::Shape;
 use spts::model::weights::LoadProgress;
 use spts::session::sampler::SamplerParams;
 use spts::session::sequence::CacheType;
+use spts::{ModelOptions, runtime};
 
 /// Which device computes which layers.
 #[derive(Args, Clone, Debug)]
@@ -58,6 +58,15 @@ impl DeviceArgs {
         OpenOptions { mmap: !self.no_mmap, mlock: self.mlock }
     }
 
+    /// Sets what holds for the whole process.
+    pub fn set_up_process(&self) {
+        if let Some(rows) = self.integer_rows {
+            runtime::set_integer_rows(rows as usize);
+        }
+        // A process runs one model.
+        runtime::overlap_launches();
+    }
+
     /// The library's options; `progress` sees the share of the weights that is in place.
     pub fn model_options(&self, progress: Option<LoadProgress>) -> ModelOptions {
         ModelOptions {
@@ -67,9 +76,6 @@ impl DeviceArgs {
             device: self.placement.device.clone(),
             n_gpu_layers: self.placement.n_gpu_layers.map(|n| n as usize),
             progress,
-            integer_rows: self.integer_rows.map(|n| n as usize),
-            // A process runs one model.
-            overlap_launches: true,
         }
     }
 }

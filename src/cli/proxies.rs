@@ -29,13 +29,23 @@ pub fn find(
     Ok(proxies::find(file, given, &budgets).map_err(spts::Error::from)?)
 }
 
+/// A prompt that waits for proxies, which can be made from it.
+pub struct Waiting<'a> {
+    /// The model.
+    pub model: &'a Arc<Model>,
+    /// The prompt.
+    pub prompt: &'a [u32],
+    /// Context of the run, as in [`spts::SessionOptions`].
+    pub n_ctx: Option<usize>,
+    /// CPU threads.
+    pub n_threads: Option<usize>,
+}
+
 /// The proxies that were found, or new ones from the prompt. Where none can be made, FFNs are scored by attention alone: the
 /// schedule says so afterwards, and so does a line on standard error.
 pub fn settle(
     found: Found,
-    model: &Arc<Model>,
-    prompt: &[u32],
-    n_threads: Option<usize>,
+    waiting: &Waiting,
     schedule: Option<&mut Schedule>,
     progress: &mut Progress,
 ) -> Result<Option<Arc<Sidecar>>, Failure> {
@@ -47,7 +57,7 @@ pub fn settle(
             if let Some(e) = unusable {
                 note(&format!("{e}: making them again"));
             }
-            from_prompt(keep_at.as_deref(), model, prompt, n_threads, schedule, progress)?.map(Arc::new)
+            from_prompt(keep_at.as_deref(), waiting, schedule, progress)?.map(Arc::new)
         }
     };
     match &sidecar {
@@ -59,9 +69,7 @@ pub fn settle(
 
 fn from_prompt(
     keep_at: Option<&Path>,
-    model: &Arc<Model>,
-    prompt: &[u32],
-    n_threads: Option<usize>,
+    waiting: &Waiting,
     schedule: &Schedule,
     progress: &mut Progress,
 ) -> Result<Option<Sidecar>, Failure> {
@@ -79,12 +87,13 @@ fn from_prompt(
     {
         return without(&format!("{}: cannot make this folder: {e}", folder.display()));
     }
-    let n = prompt.len().min(PROMPT_TOKENS);
+    let n = waiting.prompt.len().min(PROMPT_TOKENS);
     note(&format!(
         "first run of this model with skipping: making its FFN proxies from {n} tokens of the prompt, to be kept in {}",
         path.display()
     ));
-    let options = CalibrateOptions { n_threads, ..CalibrateOptions::new(schedule.proxy, &schedule.name) };
+    let Waiting { model, prompt, n_ctx, n_threads } = *waiting;
+    let options = CalibrateOptions { n_ctx, n_threads, ..CalibrateOptions::new(schedule.proxy, &schedule.name) };
     let start = Instant::now();
     let made = proxies::from_prompt(model, prompt, &options, &mut |step| {
         progress.note(&line(step, start));

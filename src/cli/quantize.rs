@@ -2,9 +2,9 @@
 
 use std::fmt::Write;
 
-use spts::ggml::log;
 use spts::gguf::{Gguf, OpenOptions};
 use spts::quantize::{self, QuantizeOptions, QuantizeReport, TensorPlan};
+use spts::runtime;
 
 use super::QuantizeArgs;
 use super::failure::Failure;
@@ -12,7 +12,7 @@ use crate::report::{Progress, mib};
 
 /// The text that `quantize` prints.
 pub fn quantize(args: &QuantizeArgs) -> Result<String, Failure> {
-    log::set_level(log::Level::Silent);
+    runtime::set_log_level(runtime::Level::Silent);
     if let Some(threads) = args.threads {
         rayon::ThreadPoolBuilder::new()
             .num_threads(threads.into())

@@ -9,7 +9,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use spts::ggml::{backend, log};
+use spts::ggml::backend;
 use spts::method::spts::schedule::Schedule;
 use spts::plan::{Plan, PlanOptions};
 use spts::proxies::Found;
@@ -17,11 +17,12 @@ use spts::session::generate::{GenerateOptions, Generation, StopReason};
 use spts::session::prefill::{PrefillProgress, PrefillReport};
 use spts::session::sampler::Sampler;
 use spts::tokenizer::{Message, StreamDecoder};
-use spts::{Model, ModelFile, Session, SessionOptions};
+use spts::{Model, ModelFile, Session, SessionOptions, runtime};
 
 use super::failure::Failure;
 use super::options::method;
-use super::{RunArgs, interrupt, note, prompt, proxies};
+use super::proxies::{self, Waiting};
+use super::{RunArgs, interrupt, note, prompt};
 use crate::report::{self, PrefillStep, Progress, RunReport, Stop};
 
 type SharedProgress = Rc<RefCell<Progress>>;
@@ -33,7 +34,7 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
     // Files that cannot be written are found before the work, not after it.
     let dump = args.dump_selection.as_deref().map(|path| create(path).map(|file| (path, file))).transpose()?;
     interrupt::install()?;
-    log::set_level(if args.verbose { log::Level::All } else { log::Level::Silent });
+    runtime::set_log_level(if args.verbose { runtime::Level::All } else { runtime::Level::Silent });
 
     let progress: SharedProgress = Rc::new(RefCell::new(Progress::new()));
     let device_bytes_before = backend::gpu_bytes_used();
@@ -104,6 +105,7 @@ fn create(path: &Path) -> Result<File, Failure> {
 
 fn place(args: &RunArgs, file: ModelFile, progress: &SharedProgress) -> Result<Arc<Model>, Failure> {
     let shown = progress.clone();
+    args.device.set_up_process();
     let options = args.device.model_options(Some(Box::new(move |fraction| shown.borrow_mut().load(fraction))));
     let model = Model::place(file, options);
     progress.borrow_mut().clear();
@@ -155,7 +157,8 @@ fn session(
     progress: &SharedProgress,
 ) -> Result<Session, Failure> {
     let n_threads = args.device.threads.map(usize::from);
-    let sidecar = proxies::settle(found, model, prompt, n_threads, schedule.as_mut(), &mut progress.borrow_mut())?;
+    let waiting = Waiting { model, prompt, n_ctx: n_ctx(args), n_threads };
+    let sidecar = proxies::settle(found, &waiting, schedule.as_mut(), &mut progress.borrow_mut())?;
     if args.verbose {
         describe(args, model, schedule.as_ref(), prompt.len())?;
     }

@@ -3,9 +3,8 @@
 
 use std::collections::HashMap;
 
-use super::lower::{CacheMode, Memory};
+use super::lower::{CacheMode, Memory, takes_causal_attention};
 use super::phases::{Phase, Program, Storage};
-use crate::gguf::GgmlType;
 use crate::graph::ir::*;
 
 /// How a node is computed.
@@ -116,8 +115,7 @@ impl Chooser<'_> {
     }
 
     fn takes_causal_attention(&self, layer: usize, heads: &Heads) -> bool {
-        let in_f16 = [self.memory.cache_k(layer), self.memory.cache_v(layer)].iter().all(|t| t.ty() == GgmlType::F16);
-        self.mode == CacheMode::Fixed && in_f16 && self.memory.kernels().causal_attention(self.rows, heads)
+        self.mode == CacheMode::Fixed && takes_causal_attention(self.memory, layer, self.rows, heads)
     }
 
     /// A product's form: rounded to 16 bits where a scatter-add alone reads it, and adds it in F32.

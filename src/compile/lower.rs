@@ -5,6 +5,7 @@
 //! them, and ggml computes in that order.
 
 mod attention;
+mod masks;
 mod probes;
 
 use std::collections::HashMap;
@@ -17,6 +18,9 @@ use crate::ggml::kernels::{Kernels, Target};
 use crate::ggml::ops::{Ops, Precision};
 use crate::gguf::GgmlType;
 use crate::graph::ir::*;
+
+pub(super) use masks::takes_causal_attention;
+pub use masks::{MASK_HEIGHT, MaskBuffer, MaskSize, masks_needed};
 
 /// Key and value rows that attention reads come in multiples of this (ggml's fast paths); caches have room for it.
 pub const KV_PAD: usize = 256;
@@ -43,54 +47,6 @@ pub trait Memory {
     fn proxy(&self, layer: usize) -> ProxyTensors<'_>;
     /// What the device's kernels take.
     fn kernels(&self) -> Kernels;
-}
-
-/// One F16 matrix that masks every causal tile of up to `height` rows. Row i lets the columns up to `corner + i` pass (and,
-/// with a window, only the last `window` of them); a tile sees it through an offset that puts its own first query on the
-/// diagonal.
-#[derive(Clone, Copy)]
-pub struct MaskBuffer<'a> {
-    /// F16 `[width, rows]`
-    pub tensor: Tensor<'a>,
-    /// Column of the first row's own key.
-    pub corner: usize,
-    /// Rows that a tile may have.
-    pub height: usize,
-}
-
-impl MaskBuffer<'_> {
-    /// The kernels read masks so many elements at a time.
-    const ALIGN: usize = 8;
-
-    /// Rows: as many again as alignment may skip, and one so that a view that does not begin at its row's start stays inside.
-    pub fn rows(height: usize) -> usize {
-        height + Self::ALIGN + 1
-    }
-
-    /// Row and column where the mask of a tile begins whose first query's own key is column `own`: the column is aligned,
-    /// since among the first rows one has its diagonal at the right distance. `None` if `own` lies beyond the corner.
-    pub fn start(&self, own: usize) -> Option<(usize, usize)> {
-        let row = (own + Self::ALIGN - self.corner % Self::ALIGN) % Self::ALIGN;
-        Some((row, (self.corner + row).checked_sub(own)?))
-    }
-
-    /// Columns: the corner, the triangle, the padding of the keys.
-    pub fn width(corner: usize, height: usize) -> usize {
-        corner + height + KV_PAD
-    }
-
-    /// The matrix `[width, rows]` in F16, little-endian. Long prompts make it large: rows are copied and filled, not computed.
-    pub fn bytes(corner: usize, height: usize, window: Option<usize>) -> Vec<u8> {
-        const VISIBLE: u8 = 0; // both bytes of F16's zero
-        let width = Self::width(corner, height);
-        let mut bytes = half::f16::NEG_INFINITY.to_le_bytes().repeat(width * Self::rows(height));
-        for (i, row) in bytes.chunks_exact_mut(2 * width).take(height + Self::ALIGN).enumerate() {
-            let end = corner + i + 1;
-            let start = window.map_or(0, |w| end.saturating_sub(w));
-            row[2 * start..2 * end].fill(VISIBLE);
-        }
-        bytes
-    }
 }
 
 /// Low-rank proxy of one FFN, as ggml products see it.
@@ -159,20 +115,26 @@ pub fn key_rows(first: usize, n: usize, window: Option<usize>, capacity: usize) 
     from..(first + n).next_multiple_of(KV_PAD).min(capacity)
 }
 
-/// An upper bound on ggml operations for a phase, to size its graph. Each IR node takes a few; attention and probe scores
-/// take some for every part they are cut into.
-pub fn max_ggml_nodes(graph: &Graph, phase: &Phase, tile: usize, mask_height: usize) -> usize {
-    let parts = tile.div_ceil(mask_height.max(1));
-    phase
-        .nodes
-        .iter()
-        .map(|id| match graph.node(*id).op {
-            Op::Attention { .. } => 40 + 12 * parts,
-            Op::ProbeScores { .. } => 24 + 16 * (parts + 64),
-            _ => 16,
-        })
-        .sum::<usize>()
-        + 64
+/// An upper bound on ggml operations for a tile of so many rows of a phase, to size its graph: for each node its own, a view of
+/// each source and of its place, and the copy there. Attention and probe scores take as much again for every part they are
+/// cut into. tests/lower_bounds.rs compares it with graphs.
+pub fn max_ggml_nodes(graph: &Graph, phase: &Phase, tile: usize) -> usize {
+    // Attention of a part: views of q, k and v, the mask from positions (4 to read them, 12 to compare), the kernel between
+    // three changes of shape, and a view and a copy to gather the parts.
+    const ATTENTION_PART: usize = 3 + 16 + 4 + 2;
+    // Probing of a chunk: from the view of its queries to the sum with those before.
+    const PROBE_CHUNK: usize = 13;
+    let of = |node: &Node| match node.op {
+        Op::Attention { .. } => ATTENTION_PART * tile.div_ceil(MASK_HEIGHT),
+        Op::ProbeScores { heads, .. } => {
+            let n_probe = graph.node(node.src[0]).n_rows;
+            PROBE_CHUNK * n_probe.div_ceil(masks::probe_chunk(node.n_rows, n_probe, heads.n_head))
+        }
+        // Products of seven matrices where there is no kernel for it.
+        Op::ProxyNorm { .. } => 12,
+        _ => 0,
+    };
+    phase.nodes.iter().map(|id| 16 + of(graph.node(*id))).sum::<usize>() + 16
 }
 
 /// Lowers rows `tile` of a phase.
@@ -385,7 +347,7 @@ impl<'a> Lowerer<'a, '_> {
     fn copy(&self, value: Tensor<'a>, to: Tensor<'a>) -> Tensor<'a> {
         let rows_of_f32 = value.ty() == GgmlType::F32 && value.nb(1) == 4 * value.ne(0);
         let halves = rows_of_f32 && to.ty() == GgmlType::F16;
-        if halves && self.memory.kernels().store_f16(value.n_elements()) {
+        if halves && self.memory.kernels().store_f16(value.ne(0)) {
             self.ops.store_f16(to, value)
         } else {
             self.ops.copy(value, to)

@@ -3,12 +3,13 @@
 use std::ops::ControlFlow;
 
 use crate::session::prefill::PrefillProgress;
+use crate::session::sampler::check_logits;
 use crate::{Result, Session};
 
 /// Log probabilities `[n_vocab]` after the prompt and after each token of its continuation but the last.
 ///
 /// # Errors
-/// As [`Session::prefill`] and [`Session::decode`].
+/// As [`Session::prefill`] and [`Session::decode`]; logits that are no distribution.
 pub fn log_probs(
     session: &mut Session,
     prompt: &[u32],
@@ -19,6 +20,7 @@ pub fn log_probs(
     session.prefill(prompt, progress)?;
     let mut out = Vec::with_capacity(continuation.len());
     for (i, &token) in continuation.iter().enumerate() {
+        check_logits(session.logits())?;
         out.push(log_softmax(session.logits()));
         if i + 1 < continuation.len() {
             session.decode(token)?;
@@ -36,7 +38,8 @@ fn log_softmax(logits: &[f32]) -> Vec<f32> {
 
 /// `sum p (log p - log q)` in nats, of log probabilities.
 pub fn kl(p: &[f32], q: &[f32]) -> f64 {
-    p.iter().zip(q).map(|(&p, &q)| f64::from(p).exp() * f64::from(p - q)).sum()
+    let likely = p.iter().zip(q).filter(|(p, _)| **p > f32::NEG_INFINITY);
+    likely.map(|(&p, &q)| f64::from(p).exp() * f64::from(p - q)).sum()
 }
 
 /// True if both have the same most likely token.
@@ -57,6 +60,9 @@ mod tests {
         // 1/2 ln(2/3) + 1/2 ln 2
         assert!((kl(&p, &q) - 0.5 * (4.0f64 / 3.0).ln()).abs() < 1e-6);
         assert_eq!(kl(&q, &q), 0.0);
+        // Impossible tokens count for nothing.
+        let r = log_softmax(&[0.0, f32::NEG_INFINITY]);
+        assert_eq!(kl(&r, &r), 0.0);
         assert!(same_top(&q, &[5.0, 1.0]) && !same_top(&q, &[1.0, 5.0]));
         // Large logits do not overflow.
         assert!(log_softmax(&[1e4, 0.0])[0].abs() < 1e-6);

@@ -9,6 +9,7 @@ use crate::graph::ir::Tap;
 use crate::method::spts::capture::Capture;
 use crate::method::spts::schedule::Probe;
 use crate::session::prefill::PrefillProgress;
+use crate::session::sampler::check_logits;
 use crate::{Result, Session};
 
 /// One layer. Shares are of the true top M that is found with M picks.
@@ -36,7 +37,7 @@ pub struct LayerQuality {
 /// tokens. A random choice finds `share` of any truth.
 ///
 /// # Errors
-/// As [`Session::prefill_capturing`].
+/// As [`Session::prefill_capturing`]; a prefill whose logits are no numbers.
 pub fn proxy_quality(
     session: &mut Session,
     tokens: &[u32],
@@ -58,6 +59,7 @@ pub fn proxy_quality(
             Tap::FfnHidden => {}
         }
     })?;
+    check_logits(session.logits())?;
     let m = ((share * tokens.len() as f64) as usize).max(1);
     Ok(states.iter().map(|s| s.quality(m)).collect())
 }

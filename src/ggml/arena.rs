@@ -227,6 +227,19 @@ impl Arena {
         }
     }
 
+    /// Zeroes `len` bytes of a tensor from a byte offset.
+    ///
+    /// # Panics
+    /// If the range lies outside the tensor.
+    pub fn zero(&self, id: TensorId, offset: usize, len: usize) {
+        let t = self.tensors[id.0].as_ptr();
+        // SAFETY: the tensor has memory (ggml asserts it) and the range is checked.
+        unsafe {
+            assert!(offset + len <= sys::ggml_nbytes(t), "write outside a tensor");
+            sys::ggml_backend_tensor_memset(t, 0, offset, len);
+        }
+    }
+
     /// Reads `len` bytes of a tensor from a byte offset.
     ///
     /// # Panics

@@ -71,20 +71,19 @@ pub fn cpu_kernels_use_vnni() -> bool {
     unsafe { sys::ggml_cpu_has_avx512_vnni() != 0 }
 }
 
-/// Lets every GPU kernel of this process end before the next one begins; to be called before anything is computed. Slower by
-/// 7 % in decode on Hopper, and needed by models that rotate halves ([`crate::graph::ir::RopeLayout::HalfSplit`]): see
-/// vendor/ggml-sys/src/cuda_libraries.cpp.
-pub fn launch_in_turn() {
-    // SAFETY: sets an environment variable that only ggml reads, once, later on.
+/// See [`crate::runtime::overlap_launches`].
+pub(crate) fn overlap_launches(overlap: bool) {
+    // SAFETY: changes a value of its own, which ggml reads when it launches its first kernel.
     #[cfg(feature = "cuda")]
     unsafe {
-        sys::spts_cuda_launch_in_turn();
+        sys::spts_cuda_overlap_launches(overlap);
     }
+    #[cfg(not(feature = "cuda"))]
+    let _ = overlap;
 }
 
-/// Sets, for all GPUs of this process, up to how many rows products of quantized weights use integer kernels; more rows go to
-/// cuBLAS with 16-bit copies of the weights. Each device has a default of its own (vendor/ggml-sys/src/product_choice.cu).
-pub fn set_integer_rows(rows: usize) {
+/// See [`crate::runtime::set_integer_rows`].
+pub(crate) fn set_integer_rows(rows: usize) {
     // SAFETY: a plain number.
     #[cfg(feature = "cuda")]
     unsafe {
@@ -484,6 +483,8 @@ impl Drop for Backend {
     fn drop(&mut self) {
         // SAFETY: each was made by `start` and is freed once; the backend goes before its threadpool.
         unsafe {
+            // What is still queued may read weights that others are about to replace (vendor/ggml-sys/src/wide_weights.cu).
+            sys::ggml_backend_synchronize(self.raw.as_ptr());
             sys::ggml_gallocr_free(self.galloc.as_ptr());
             sys::ggml_backend_free(self.raw.as_ptr());
             if let Some(pool) = self.threadpool {

@@ -91,7 +91,7 @@ impl Kernels {
 
     /// [`Ops::rope_rows`] with heads of this size.
     pub fn rope(&self, head_dim: usize, rope: &Rope) -> bool {
-        self.cuda_device.is_some() && head_dim <= 512 && rope.ext_factor == 0.0
+        self.cuda_device.is_some() && head_dim <= 512 && head_dim.is_multiple_of(2) && rope.ext_factor == 0.0
     }
 
     /// [`Ops::gather`], [`Ops::top_k`] and [`Ops::is_member`].
@@ -99,9 +99,9 @@ impl Kernels {
         self.cuda_device.is_some()
     }
 
-    /// [`Ops::store_f16`] of so many elements.
-    pub fn store_f16(&self, n: usize) -> bool {
-        self.cuda_device.is_some() && n.is_multiple_of(8)
+    /// [`Ops::store_f16`] of rows of so many elements, anywhere among others: each begins at a multiple of 16 bytes.
+    pub fn store_f16(&self, n_feat: usize) -> bool {
+        self.cuda_device.is_some() && n_feat.is_multiple_of(8)
     }
 
     /// [`Ops::probe_scores`] with keys of this type.
@@ -311,7 +311,7 @@ impl Ops {
         self.ours(Op::Gather, out, &[a, idx].map(Some), &[])
     }
 
-    /// Copies `a` (F32) to `to` (F16), both contiguous.
+    /// Copies `a` (F32) to `to` (F16), both contiguous, their rows of a multiple of 8 elements.
     pub fn store_f16<'a>(&'a self, to: Tensor<'a>, a: Tensor<'a>) -> Tensor<'a> {
         self.ours(Op::Store, self.alias(to), &[Some(a)], &[])
     }

@@ -1,7 +1,7 @@
 //! One compute graph of ggml, and the operations that build it.
 //!
-//! Shapes are in ggml order. The operations check nothing themselves: ggml asserts, which aborts, so graphs come from
-//! verified IR only.
+//! Shapes are in ggml order. Views are checked here. Otherwise ggml asserts, which aborts, so graphs come from verified
+//! IR only.
 
 use std::ffi::CStr;
 use std::ptr::NonNull;
@@ -351,13 +351,21 @@ impl Ops {
     }
 
     /// A window on a tensor's memory: strides and offset in bytes.
+    ///
+    /// # Panics
+    /// If it reaches beyond the tensor.
     pub fn view_2d<'a>(&'a self, a: Tensor<'a>, ne: [usize; 2], nb1: usize, offset: usize) -> Tensor<'a> {
-        // SAFETY: ggml asserts that the window lies within the tensor.
+        assert_within(a, &[ne[0], ne[1]], &[nb1], offset);
+        // SAFETY: the window lies within the tensor.
         self.wrap(unsafe { sys::ggml_view_2d(self.c(), a.raw(), ne[0] as i64, ne[1] as i64, nb1, offset) })
     }
 
     /// A window on a tensor's memory: strides and offset in bytes.
+    ///
+    /// # Panics
+    /// If it reaches beyond the tensor.
     pub fn view_3d<'a>(&'a self, a: Tensor<'a>, ne: [usize; 3], nb: [usize; 2], offset: usize) -> Tensor<'a> {
+        assert_within(a, &ne, &nb, offset);
         // SAFETY: as above.
         self.wrap(unsafe {
             sys::ggml_view_3d(self.c(), a.raw(), ne[0] as i64, ne[1] as i64, ne[2] as i64, nb[0], nb[1], offset)
@@ -426,6 +434,25 @@ pub enum Precision {
     F32,
     /// Inputs in bf16, sums in F32.
     Bf16,
+}
+
+/// Fails if a window on a tensor's memory, `nb` its strides from dimension 1 on, reaches beyond the tensor: ggml's own check sees
+/// neither strides nor, where they are larger than a row, its last rows.
+fn assert_within(a: Tensor<'_>, ne: &[usize], nb: &[usize], offset: usize) {
+    if ne.contains(&0) {
+        return;
+    }
+    // SAFETY: a live tensor of a known type.
+    let (row, all) = unsafe { (sys::ggml_row_size((*a.raw()).type_, ne[0] as i64), sys::ggml_nbytes(a.raw())) };
+    let reach = ne[1..]
+        .iter()
+        .zip(nb)
+        .try_fold(row, |end, (n, stride)| (n - 1).checked_mul(*stride).and_then(|bytes| end.checked_add(bytes)));
+    let end = reach.and_then(|reach| reach.checked_add(offset));
+    assert!(
+        end.is_some_and(|end| end <= all),
+        "a view of {ne:?} with strides {nb:?} at byte {offset} leaves its tensor of {all} bytes"
+    );
 }
 
 impl Drop for Ops {

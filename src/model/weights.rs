@@ -15,7 +15,8 @@ use crate::ggml::huge_pages;
 use crate::ggml::kernels::Kernels;
 use crate::gguf::{Gguf, OpenOptions};
 use crate::graph::Graph;
-use crate::graph::ir::{RopeLayout, WeightId};
+use crate::graph::ir::WeightId;
+use crate::runtime;
 use crate::tokenizer::{ChatTemplate, Tokenizer};
 
 use super::file::ModelFile;
@@ -40,27 +41,13 @@ pub struct ModelOptions {
     pub device: Option<String>,
     /// Layers on that device, counted from the last; the others stay on the CPU. `None`: all.
     pub n_gpu_layers: Option<usize>,
-    /// Rows up to which GPUs multiply quantized weights in integers, for the whole process: see [`backend::set_integer_rows`].
-    pub integer_rows: Option<usize>,
-    /// Let GPU kernels begin before those in front of them end, for the whole process, if this is its first model and one with
-    /// interleaved rope (Llama). Only for processes that open no other kind: see [`backend::launch_in_turn`].
-    pub overlap_launches: bool,
     /// Called with the fraction of weights placed so far.
     pub progress: Option<LoadProgress>,
 }
 
 impl Default for ModelOptions {
     fn default() -> Self {
-        Self {
-            mmap: true,
-            mlock: false,
-            repack: true,
-            device: None,
-            n_gpu_layers: None,
-            integer_rows: None,
-            overlap_launches: false,
-            progress: None,
-        }
+        Self { mmap: true, mlock: false, repack: true, device: None, n_gpu_layers: None, progress: None }
     }
 }
 
@@ -102,12 +89,7 @@ impl Model {
     pub fn place(file: ModelFile, mut options: ModelOptions) -> Result<Arc<Model>> {
         let n_layer = file.hparams().n_layer;
         let placement = Placement::choose(n_layer, options.device.as_deref(), options.n_gpu_layers)?;
-        if let Some(rows) = options.integer_rows {
-            backend::set_integer_rows(rows);
-        }
-        if !options.overlap_launches || file.hparams().rope.layout == RopeLayout::HalfSplit {
-            backend::launch_in_turn();
-        }
+        runtime::opens_model(file.hparams().rope.layout);
         let mut model = Model {
             file,
             arenas: Vec::new(),

@@ -79,6 +79,8 @@ pub struct CalibrateOptions {
     pub size: ProxySize,
     /// Name of the schedule, for the record.
     pub schedule: String,
+    /// Context that the model will run with, as in [`SessionOptions`]: rope factors may follow from it. Pieces are not longer.
+    pub n_ctx: Option<usize>,
     /// CPU threads; `None`: one for each physical core.
     pub n_threads: Option<usize>,
 }
@@ -86,7 +88,7 @@ pub struct CalibrateOptions {
 impl CalibrateOptions {
     /// 8192 tokens in pieces of 2048.
     pub fn new(size: ProxySize, schedule: &str) -> Self {
-        Self { n_tokens: 8192, piece: 2048, size, schedule: schedule.to_owned(), n_threads: None }
+        Self { n_tokens: 8192, piece: 2048, size, schedule: schedule.to_owned(), n_ctx: None, n_threads: None }
     }
 }
 
@@ -129,12 +131,13 @@ pub fn calibrate(
         return Err(CalibrationError::NoLayers.into());
     }
     let bos = model.tokenizer().bos().filter(|_| model.tokenizer().add_bos());
-    let pieces = pieces(texts, bos, options.n_tokens, options.piece.min(hp.n_ctx_train));
+    let n_ctx = options.n_ctx.unwrap_or(hp.n_ctx_train);
+    let pieces = pieces(texts, bos, options.n_tokens, options.piece.min(hp.n_ctx_train).min(n_ctx));
     let n_tokens = pieces.iter().map(Vec::len).sum();
     if n_tokens < MIN_TOKENS {
         return Err(CalibrationError::TooShort { found: n_tokens }.into());
     }
-    let channels = salient_channels(model, &layers, &pieces, size.d_low, options.n_threads, progress)?;
+    let channels = salient_channels(model, &layers, &pieces, size.d_low, options, progress)?;
     let mut proxies = Vec::with_capacity(layers.len());
     for (done, (&layer, channels)) in layers.iter().zip(&channels).enumerate() {
         if progress(CalibrationStep::Decomposing { done, n_layer: layers.len() }).is_break() {
@@ -178,13 +181,13 @@ fn salient_channels(
     layers: &[usize],
     pieces: &[Vec<u32>],
     d_low: usize,
-    n_threads: Option<usize>,
+    calibration: &CalibrateOptions,
     progress: &mut dyn FnMut(CalibrationStep) -> ControlFlow<()>,
 ) -> Result<Vec<Vec<u32>>> {
     let hp = model.hparams();
     let n_tokens: usize = pieces.iter().map(Vec::len).sum();
-    let longest = pieces.iter().map(Vec::len).max();
-    let options = SessionOptions { n_ctx: longest, n_threads, ..SessionOptions::default() };
+    let CalibrateOptions { n_ctx, n_threads, .. } = *calibration;
+    let options = SessionOptions { n_ctx, n_threads, ..SessionOptions::default() };
     let mut session = Session::new(model.clone(), options)?;
     let capture = Capture { layers, taps: &[Tap::FfnHidden], probe: Probe::PAPER };
 

@@ -14,7 +14,7 @@ use crate::ggml::{GgmlError, Tensor};
 use crate::graph::ir::{NodeId, Op, Tap, WeightId};
 
 use super::device::Device;
-use super::masks::{MASK_HEIGHT, Masks};
+use super::masks::Masks;
 use super::repeated::{Memories, REPEATED_TILES, RepeatedGraph, RepeatedGraphs};
 use super::run::Run;
 use super::select;
@@ -135,11 +135,20 @@ fn tiles(run: &Run, phase: &Phase) -> Vec<Range<usize>> {
     (0..phase.rows).step_by(size.max(1)).map(|start| start..(start + size).min(phase.rows)).collect()
 }
 
-/// Sizes every device's scratch for the largest tile, so that nothing is allocated while work is queued.
+/// Makes every device's masks, and sizes its scratch for the largest tile, so that nothing is allocated while work is queued.
 ///
 /// # Errors
 /// Out of memory, a missing kernel.
 pub fn reserve(run: &Run, devices: &mut [Device]) -> Result<()> {
+    for (device, d) in devices.iter_mut().enumerate() {
+        let sizes = |phase: &Phase| {
+            let of_device = if device_of(run, phase) == device { tiles(run, phase) } else { Vec::new() };
+            of_device.iter().map(|rows| rows.len()).collect()
+        };
+        let memory = DeviceMemory::new(run, device, &d.backend, &d.masks);
+        let needs = lower::masks_needed(&memory, &run.compiled.graph, &run.compiled.program, &sizes);
+        d.masks.prepare(&needs, d.backend.buffer_type())?;
+    }
     // Layers are alike: what has been sized once is not lowered again.
     let mut seen = HashSet::new();
     for phase in &run.compiled.program.phases {
@@ -150,7 +159,7 @@ pub fn reserve(run: &Run, devices: &mut [Device]) -> Result<()> {
         }
         let tile = if phase.kind == PhaseKind::Tiled { tile_rows(phase.rows, run.compiled.tile) } else { phase.rows };
         let last = (phase.rows - tile)..phase.rows;
-        d.ops.start(lower::max_ggml_nodes(&run.compiled.graph, phase, tile, MASK_HEIGHT));
+        d.ops.start(lower::max_ggml_nodes(&run.compiled.graph, phase, tile));
         let memory = DeviceMemory::new(run, device, &d.backend, &d.masks);
         lower::lower(&d.ops, &memory, &run.compiled.graph, &run.compiled.program, phase, last, run.mode);
         d.backend.check_support(&d.ops)?;
@@ -196,7 +205,7 @@ fn tile(
     kept: Place<'_>,
     watcher: &mut dyn Watcher,
 ) -> Result<()> {
-    let nodes = lower::max_ggml_nodes(&run.compiled.graph, phase, rows.len(), MASK_HEIGHT);
+    let nodes = lower::max_ggml_nodes(&run.compiled.graph, phase, rows.len());
     let Some((kept, place)) = kept else {
         let mut ops = std::mem::take(&mut d.ops);
         ops.start(nodes);

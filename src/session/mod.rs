@@ -38,6 +38,7 @@ use prefill::Quiet;
 use proxy_memory::ProxyMemory;
 use repeated::RepeatedGraphs;
 use run::Run;
+use sampler::has_no_numbers;
 use sequence::{CacheType, LayerCache, Sequence};
 use slots::SlotMemory;
 
@@ -88,6 +89,8 @@ pub struct Session {
     sequence: Sequence,
     proxies: Vec<Option<ProxyMemory>>,
     logits: HostF32,
+    /// The call before failed, or its result is no number: what it wrote behind the caches' entries may not be either.
+    is_suspect: bool,
     decode: Option<DecodeProgram>,
     answer_room: usize,
     prepared: Option<prefill::Prepared>,
@@ -140,6 +143,7 @@ impl Session {
             sequence: Sequence::new(caches),
             proxies,
             logits: HostF32::default(),
+            is_suspect: false,
             decode: None,
             answer_room: ANSWER_ROOM,
             prepared: None,
@@ -223,6 +227,15 @@ impl Session {
         self.answer_room = n_tokens;
     }
 
+    /// Makes the caches safe to compute with, before a call that may leave them otherwise.
+    fn start_call(&mut self) {
+        if std::mem::replace(&mut self.is_suspect, true) {
+            // What was queued may still write there.
+            self.devices.iter_mut().for_each(|d| d.backend.synchronize());
+            self.sequence.zero_padding();
+        }
+    }
+
     fn check_interrupt(&self) -> Result<()> {
         if self.interrupt.load(Ordering::Relaxed) { Err(Error::Interrupted) } else { Ok(()) }
     }
@@ -253,6 +266,7 @@ impl Session {
         if self.decode.is_none() {
             self.decode = Some(self.decode_program()?);
         }
+        self.start_call();
         let Some(d) = &mut self.decode else { unreachable!("made above") };
         write_inputs(&d.compiled.graph, &d.slots, &mut self.devices, &[token], self.sequence.n_past());
         let run = Run {
@@ -266,6 +280,7 @@ impl Session {
         executor::run(&run, &mut self.devices, &mut d.repeated, &mut Quiet)?;
         let output = self.model.placement().output;
         self.logits.read(&mut self.devices[output].backend, d.slots[output].get(d.compiled.graph.logits()));
+        self.is_suspect = has_no_numbers(self.logits.as_slice());
         self.sequence.advance(1, None);
         Ok(())
     }

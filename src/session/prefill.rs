@@ -19,6 +19,7 @@ use crate::{Error, Result};
 use super::executor::{self, Captured, Watcher};
 use super::repeated::RepeatedGraphs;
 use super::run::Run;
+use super::sampler::has_no_numbers;
 use super::sequence::Kept;
 use super::slots::SlotMemory;
 use super::{Session, write_inputs};
@@ -195,6 +196,7 @@ impl Session {
         sink: Option<&mut CaptureSink>,
     ) -> Result<PrefillReport> {
         let n = tokens.len();
+        self.start_call();
         let Prepared { compiled, slots, repeated, .. } = &mut prepared;
         let (graph, entries) = (&compiled.graph, entries(&compiled.graph));
         let first = self.sequence.n_past();
@@ -224,6 +226,7 @@ impl Session {
 
         let output = self.model.placement().output;
         self.logits.read(&mut self.devices[output].backend, slots[output].get(graph.logits()));
+        self.is_suspect = has_no_numbers(self.logits.as_slice());
         let selection = if watch.records { selections(graph, &watch.selected, first) } else { Vec::new() };
         // With a sliding window decode masks by position, so gaps have to be known.
         let kept = |layer: usize| match prunes_windows {
@@ -247,18 +250,10 @@ impl Session {
         Ok(report)
     }
 
-    /// Makes room for what a graph will keep in the caches, for the answer behind it, and for its masks.
+    /// Makes room for what a graph will keep in the caches, and for the answer behind it.
     fn reserve_caches(&mut self, graph: &Graph) -> Result<()> {
-        let entries = entries(graph);
         let room = self.n_ctx().saturating_sub(self.sequence.n_past() + graph.n_tokens);
-        self.sequence.reserve(&entries, self.answer_room.min(room))?;
-        let lengths = self.sequence.lengths();
-        let max_rows = lengths.iter().zip(&entries).map(|(len, n)| len + n).max().unwrap_or(graph.n_tokens);
-        let window = self.model.shape().swa.as_ref().map(|s| s.window);
-        for d in &mut self.devices {
-            d.masks.prepare(max_rows, window, d.backend.buffer_type())?;
-        }
-        Ok(())
+        Ok(self.sequence.reserve(&entries(graph), self.answer_room.min(room))?)
     }
 
     /// Gives a program memory. Where a device has too little for tiles of the usual size, they are made smaller, unless their

@@ -23,11 +23,11 @@ pub enum SamplerError {
     Empty,
     /// NaN or +infinity: the model's computation went wrong.
     #[error(
-        "sampler: the logit of token {id} is {value}; expected a finite number (a damaged model file, or an overflow in F16)"
+        "the model's logit of token {id} is {value}; expected a finite number (a damaged model file, or an overflow in F16)"
     )]
     NotFinite { id: usize, value: f32 },
     /// All logits are -infinity.
-    #[error("sampler: all {0} logits are -inf; expected at least one finite number")]
+    #[error("all {0} logits of the model are -inf; expected at least one finite number")]
     NothingPossible(usize),
 }
 
@@ -251,14 +251,26 @@ pub fn log_softmax_top(logits: &[f32], k: usize) -> Vec<(u32, f32)> {
     top.into_iter().map(|c| (c.id, (f64::from(c.logit) - norm) as f32)).collect()
 }
 
-fn check_logits(logits: &[f32]) -> Result<(), SamplerError> {
+fn is_no_number(logit: f32) -> bool {
+    logit.is_nan() || logit == f32::INFINITY
+}
+
+/// Whether NaN or +infinity is among logits: a reduction that the compiler turns into vector code, as it runs for every token.
+pub(super) fn has_no_numbers(logits: &[f32]) -> bool {
+    logits.iter().fold(false, |any, &x| any | is_no_number(x))
+}
+
+/// Whether logits are a distribution.
+///
+/// # Errors
+/// There are none, one is NaN or +infinity, or all are -infinity.
+pub fn check_logits(logits: &[f32]) -> Result<(), SamplerError> {
     if logits.is_empty() {
         return Err(SamplerError::Empty);
     }
-    // Two plain reductions, which the compiler turns into vector code; the culprit is looked for only if there is one.
-    let bad = |x: f32| x.is_nan() || x == f32::INFINITY;
-    if logits.iter().fold(false, |any, &x| any | bad(x)) {
-        let id = logits.iter().position(|&x| bad(x)).unwrap_or(0);
+    // Two plain reductions; the culprit is looked for only if there is one.
+    if has_no_numbers(logits) {
+        let id = logits.iter().position(|&x| is_no_number(x)).unwrap_or(0);
         return Err(SamplerError::NotFinite { id, value: logits[id] });
     }
     if logits.iter().fold(true, |all, &x| all & (x == f32::NEG_INFINITY)) {

@@ -142,6 +142,11 @@ impl Sequence {
         Ok(())
     }
 
+    /// Zeroes the rows behind the entries: attention reads some of them (masked), which must not hold NaN of a call that failed.
+    pub fn zero_padding(&self) {
+        self.layers.iter().for_each(LayerCache::zero_padding);
+    }
+
     /// Forgets all tokens; the memory stays.
     pub fn clear(&mut self) {
         self.layers.iter_mut().for_each(LayerCache::clear);
@@ -211,6 +216,15 @@ impl LayerCache {
         self.capacity = rows;
         self.generation = GENERATION.fetch_add(1, Ordering::Relaxed);
         Ok(())
+    }
+
+    fn zero_padding(&self) {
+        if let Some((arena, k, v)) = &self.arena {
+            for id in [*k, *v] {
+                let row = arena.get(id).nb(1);
+                arena.zero(id, self.len * row, (self.capacity - self.len) * row);
+            }
+        }
     }
 
     fn clear(&mut self) {

@@ -155,6 +155,56 @@ fn gated_ffn() {
     }
 }
 
+/// Widths and rows of which eight values at a time are no even share: of a row, or of all rows.
+#[test]
+fn gated_ffn_of_odd_widths() {
+    let (mut gpu, mut random) = (Gpu::start(), Prng::named(1, "gated_ffn_of_odd_widths"));
+    for (n_embd, n_ff, rows) in [(256, 772, 301), (256, 763, 300), (256, 36, 302), (100, 2052, 299), (2048, 2050, 257)]
+    {
+        for act in [Activation::Silu, Activation::Gelu] {
+            gpu.clear();
+            let ty = GgmlType::BF16;
+            let (w_gate, gate) = weight(&mut gpu, &mut random, ty, [n_embd, n_ff]);
+            let (w_up, up) = weight(&mut gpu, &mut random, ty, [n_embd, n_ff]);
+            let (w_down, down) = weight(&mut gpu, &mut random, ty, [n_ff, n_embd]);
+            let (inputs, x) = rows_to_round(&mut gpu, &mut random, [n_embd, rows]);
+            let hidden = gated(act, &rounded_product(&gate, &x, n_embd), &rounded_product(&up, &x, n_embd));
+            let plain = product_of(&down, &hidden, n_ff);
+            let row_factors: Vec<f32> = (0..rows).map(|i| [1.0, 0.0, 0.5][i % 3]).collect();
+            let by_rows = gpu.f32([1, rows], &row_factors);
+            let of_rows = plain.chunks(n_embd).zip(&row_factors);
+            let scaled: Vec<f64> = of_rows.flat_map(|(y, f)| y.iter().map(|y| y * f64::from(*f))).collect();
+            for x in inputs {
+                for (expected, factors) in [(&plain, None), (&scaled, Some(by_rows))] {
+                    let what = format!("{act:?}, {n_embd} {n_ff} {rows}, factors: {}", factors.is_some());
+                    check_targets(&mut gpu, &what, expected, [n_embd, rows], [1e-2; 2], |ops, a, to| {
+                        let weights = [w_gate, w_up, w_down].map(|w| a.get(w));
+                        ops.gated_ffn(act, weights, a.get(x), None, factors.map(|f| a.get(f)), to)
+                    });
+                }
+            }
+        }
+    }
+}
+
+/// Rows of weights and of results that begin anywhere.
+#[test]
+fn product_of_odd_widths() {
+    let (mut gpu, mut random) = (Gpu::start(), Prng::named(1, "product_of_odd_widths"));
+    for (n_in, n_out, rows) in [(100, 136, 300), (99, 137, 301), (256, 2051, 300), (1030, 2050, 2048)] {
+        gpu.clear();
+        let (w, w_values) = weight(&mut gpu, &mut random, GgmlType::BF16, [n_in, n_out]);
+        let (inputs, x_values) = rows_to_round(&mut gpu, &mut random, [n_in, rows]);
+        let expected = product_of(&w_values, &x_values, n_in);
+        for x in inputs {
+            let what = format!("{n_in} {n_out} {rows}");
+            check_targets(&mut gpu, &what, &expected, [n_out, rows], [2e-5, 4e-3], |ops, a, to| {
+                ops.product(a.get(w), a.get(x), None, to)
+            });
+        }
+    }
+}
+
 #[test]
 fn proxy_norm() {
     let (mut gpu, mut random) = (Gpu::start(), Prng::named(1, "proxy_norm"));

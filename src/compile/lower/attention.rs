@@ -1,6 +1,7 @@
 //! Attention: by the device's own causal kernel, or by ggml's in parts, each with its mask.
 
-use super::{CacheMode, Form, InputKind, Lowerer, key_rows};
+use super::masks::{are_all_positions, is_masked_by_buffer};
+use super::{CacheMode, Form, InputKind, Lowerer, MASK_HEIGHT, key_rows};
 use crate::ggml::Tensor;
 use crate::ggml::ops::Precision;
 use crate::gguf::GgmlType;
@@ -23,7 +24,7 @@ impl<'a> Lowerer<'a, '_> {
             return self.causal_attention(layer, heads, q, first, form == Form::OursInBf16);
         }
         let height = match self.mode {
-            CacheMode::Fixed => self.memory.mask(window).height,
+            CacheMode::Fixed => MASK_HEIGHT,
             CacheMode::Indexed => q.ne(1),
         };
         let n = q.ne(1);
@@ -94,16 +95,16 @@ impl<'a> Lowerer<'a, '_> {
         n: usize,
     ) -> Tensor<'a> {
         if let (CacheMode::Fixed, Some(window)) = (self.mode, window)
-            && !matches!(self.graph.node(node.src[4]).op, Op::Positions)
+            && !are_all_positions(self.graph, node)
         {
             return self.window_mask(node, window, first, from, n_kv, n);
         }
-        if self.mode == CacheMode::Fixed && (window.is_none() || !self.memory.has_gaps(layer)) {
+        if self.mode == CacheMode::Fixed && is_masked_by_buffer(self.memory, self.graph, node, layer) {
             let buffer = self.memory.mask(window);
-            if let Some((row, column)) = buffer.start(first - from) {
-                let width = buffer.tensor.ne(0);
-                return self.ops.view_2d(buffer.tensor, [width, n], width * 2, (row * width + column) * 2);
-            }
+            let width = buffer.tensor.ne(0);
+            let start = buffer.start(first - from).filter(|(_, column)| column + n_kv <= width);
+            let (row, column) = start.expect("masks_needed counts every key of an attention");
+            return self.ops.view_2d(buffer.tensor, [width, n], width * 2, (row * width + column) * 2);
         }
         let ahead = first - self.memory.n_past(layer);
         self.input(GgmlType::F16, [n_kv, n], InputKind::Mask { layer, ahead, from, window })

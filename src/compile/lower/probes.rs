@@ -1,18 +1,24 @@
 //! Scores of candidates: by probing queries, pooled, and the norms of the FFNs' proxies.
 
-use super::{Form, Lowerer, ProxyTensors};
-use crate::compile::phases::Storage;
+use super::masks::probe_chunk;
+use super::{Form, Lowerer, MaskBuffer, Memory, ProxyTensors};
+use crate::compile::phases::{Program, Storage};
 use crate::ggml::Tensor;
 use crate::ggml::ops::Precision;
 use crate::graph::ir::*;
 
+/// The matrix that begins with the keys of all candidates.
+pub(super) fn probed_keys<'m>(memory: &'m dyn Memory, program: &Program, node: &Node) -> Tensor<'m> {
+    match program.storage[node.src[1].index()] {
+        Storage::CacheK(layer) => memory.cache_k(layer),
+        _ => memory.stored(node.src[1]),
+    }
+}
+
 impl<'a> Lowerer<'a, '_> {
     /// Keys of all candidates `[n_head_kv * head_dim, n]`.
     pub(super) fn probed_keys(&self, node: &Node) -> Tensor<'a> {
-        let all = match self.program.storage[node.src[1].index()] {
-            Storage::CacheK(layer) => self.memory.cache_k(layer),
-            _ => self.memory.stored(node.src[1]),
-        };
+        let all = probed_keys(self.memory, self.program, node);
         self.ops.rows(all, 0, self.graph.node(node.src[1]).n_rows)
     }
 
@@ -21,10 +27,7 @@ impl<'a> Lowerer<'a, '_> {
         let (n, n_probe, d) = (k.ne(1), self.graph.node(node.src[0]).n_rows, heads.head_dim);
         let k = self.ops.view_3d(k, [d, n, heads.n_head_kv], [k.nb(1), k.nb(1) / heads.n_head_kv], 0);
         let q = self.memory.stored(node.src[0]);
-        const CHUNK_BYTES: usize = 128 << 20;
-        let chunk = (CHUNK_BYTES / (4 * n * heads.n_head)).clamp(n_probe.div_ceil(64), n_probe);
-        // The mask has no more rows.
-        let chunk = chunk.min(self.memory.mask(None).height);
+        let chunk = probe_chunk(n, n_probe, heads.n_head);
         let mut total: Option<Tensor<'a>> = None;
         for start in (0..n_probe).step_by(chunk) {
             let len = chunk.min(n_probe - start);
@@ -32,12 +35,8 @@ impl<'a> Lowerer<'a, '_> {
             let part = self.ops.cont(self.ops.permute(part, [0, 2, 1, 3]));
             let logits = self.ops.mul_mat(k, part);
             self.ops.accumulate_in(logits, Precision::F32);
-            let mask = (n_probe > 1).then(|| {
-                let buffer = self.memory.mask(None);
-                let width = buffer.tensor.ne(0);
-                let first = n - n_probe + start;
-                self.ops.cont(self.ops.view_2d(buffer.tensor, [n, len], width * 2, (buffer.corner - first) * 2))
-            });
+            let mask =
+                (n_probe > 1).then(|| self.ops.cont(self.mask_of(self.memory.mask(None), n - n_probe + start, n, len)));
             let weights = self.ops.soft_max(logits, mask, heads.scale);
             let scores = match join {
                 Join::Mean => {
@@ -70,13 +69,23 @@ impl<'a> Lowerer<'a, '_> {
         self.ops.max_of_chunks(by_query, len)
     }
 
+    /// A mask `[n, n_q]` over all candidates, for probing queries the first of which is candidate `own` itself.
+    fn mask_of(&self, mask: MaskBuffer<'a>, own: usize, n: usize, n_q: usize) -> Tensor<'a> {
+        let width = mask.tensor.ne(0);
+        let column = mask.corner.checked_sub(own).filter(|column| column + n <= width);
+        let column = column.expect("masks_needed counts every candidate of a probe");
+        self.ops.view_2d(mask.tensor, [n, n_q], width * 2, column * 2)
+    }
+
     pub(super) fn pool_scores(&self, node: &Node, pool: Pool) -> Tensor<'a> {
         let n = node.n_rows;
         let row = self.ops.reshape(self.whole(node.src[0]), [n, 1, 1]);
+        // Wider ones see all candidates from each of them, and nothing else; ggml counts what it skips.
+        let all = 2 * n - 1;
         let pooled = match pool {
             Pool::None => row,
-            Pool::Avg(width) => self.ops.pool_1d(row, false, width),
-            Pool::Max(width) => self.ops.pool_1d(row, true, width),
+            Pool::Avg(width) => self.ops.pool_1d(row, false, width.min(all)),
+            Pool::Max(width) => self.ops.pool_1d(row, true, width.min(all)),
             Pool::Chunks(width) => self.best_of_chunks(row, width.min(n)),
         };
         self.ops.reshape(pooled, [1, n, 1])

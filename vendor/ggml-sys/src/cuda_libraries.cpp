@@ -84,11 +84,26 @@ extern "C" const char * spts_cuda_missing() {
     return nullptr;
 }
 
-// Turns off programmatic dependent launch, by which kernels begin before those in front of them end, unless the user has set
-// GGML_CUDA_PDL. ggml looks once, at its first launch. Seen on an H100 with ggml 0.26: in captured graphs with its NeoX rope
+// Programmatic dependent launch, by which kernels begin before those in front of them end: off, unless the user has set
+// GGML_CUDA_PDL or spts_cuda_overlap_launches is called. Seen on an H100 with ggml 0.26: in captured graphs with its NeoX rope
 // kernel some tokens came out wrong, differently each time; without it, or without captured graphs, never.
-extern "C" void spts_cuda_launch_in_turn() {
-    setenv("GGML_CUDA_PDL", "0", 0);
+//
+// ggml reads the variable when it launches a kernel of a kind for the first time. Others may read theirs at any time, so the
+// environment must not change once there are threads. It gets this entry when the program is loaded, before there are any;
+// later on one character of it changes, in its place.
+namespace {
+
+char       pdl_entry[] = "GGML_CUDA_PDL=0";
+char &     pdl_value   = pdl_entry[sizeof(pdl_entry) - 2];
+const bool is_pdl_ours = std::getenv("GGML_CUDA_PDL") == nullptr && putenv(pdl_entry) == 0;
+
+} // namespace
+
+// Holds for the whole process, and only before anything is computed. What the user has set stays.
+extern "C" void spts_cuda_overlap_launches(const bool overlap) {
+    if (is_pdl_ours) {
+        __atomic_store_n(&pdl_value, overlap ? '1' : '0', __ATOMIC_RELAXED);
+    }
 }
 
 // The headers give some functions another name by a macro (cublasCreate is cublasCreate_v2): TEXT expands it.

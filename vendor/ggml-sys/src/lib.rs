@@ -39,8 +39,9 @@ unsafe extern "C" {
     /// To be called when weights on a CUDA device were freed.
     pub fn spts_cuda_forget_weights();
 
-    /// Lets every kernel end before the next one begins, for the whole process. Call it before anything is computed.
-    pub fn spts_cuda_launch_in_turn();
+    /// Whether kernels may begin before those in front of them end (they don't at the start), for the whole process. Call it
+    /// before anything is computed.
+    pub fn spts_cuda_overlap_launches(overlap: bool);
 
     /// Gives a graph a number of its own, by which the CUDA backend knows it again as long as nothing in it changes.
     pub fn spts_graph_set_uid(graph: *mut ggml_cgraph);

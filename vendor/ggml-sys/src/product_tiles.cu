@@ -106,6 +106,10 @@ bool multiply_in_tiles(ggml_backend_cuda_context & ctx, const nv_bfloat16 * w, c
     if (ggml_cuda_info().devices[ctx.device].cc != GGML_CUDA_CC_HOPPER || s.n_in > MOST_IN || s.n_out < LEAST_OUT) {
         return false;
     }
+    // Rows that do not begin at multiples of 16 bytes are left to cuBLAS.
+    if (s.n_in % 8 != 0 || s.n_out % 8 != 0 || s.x_stride % 8 != 0) {
+        return false;
+    }
     const auto handle = (cublasLtHandle_t) ctx.cublas_handle(); // a handle of cuBLAS is one of cuBLASLt, too
     Plan plan = plan_of(ctx, handle, s);
     if (!plan.found) {

@@ -93,19 +93,35 @@ template <bool gelu, bool scaled> __global__ void multiply_gate(Bf16x8 * gate, c
     gate[i] = g;
 }
 
+// The same, one value at a time, for widths that eight do not divide.
+template <bool gelu, bool scaled> __global__ void multiply_gate_singly(bf16 * gate, const bf16 * up, const float * factors,
+                                                                       const int n_ff, const int64_t n) {
+    const int64_t i = int64_t(blockIdx.x)*blockDim.x + threadIdx.x;
+    if (i < n) {
+        const float factor = scaled ? factors[i/n_ff] : 1.0f;
+        gate[i] = __float2bfloat16(activate<gelu>(__bfloat162float(gate[i]))*__bfloat162float(up[i])*factor);
+    }
+}
+
 // Rows of n_ff values. `factors`: F32 [1, rows] or null.
 void activate_gate(ggml_backend_cuda_context & ctx, const bool gelu, bf16 * gate, const bf16 * up, const ggml_tensor * factors,
                    const int64_t n_ff, const int64_t rows) {
-    const int64_t n = n_ff*rows;
-    GGML_ASSERT(n % 8 == 0);
-    const auto launch = [&](const auto kernel, const float * values) {
-        kernel<<<(n/8 + THREADS - 1)/THREADS, THREADS, 0, ctx.stream()>>>((Bf16x8 *) gate, (const Bf16x8 *) up, values, n_ff, n/8);
+    GGML_ASSERT(factors == nullptr || (factors->type == GGML_TYPE_F32 && ggml_is_contiguous(factors) && ggml_nelements(factors) == rows));
+    const float * values = factors != nullptr ? (const float *) factors->data : nullptr;
+    // Eight values of one row at a time, 16 bytes; `up` lies behind all of `gate`.
+    const bool    by_eight = n_ff % 8 == 0;
+    const int64_t n        = by_eight ? n_ff*rows/8 : n_ff*rows;
+    const auto launch = [&](const auto kernel, auto * g, const auto * u) {
+        kernel<<<(n + THREADS - 1)/THREADS, THREADS, 0, ctx.stream()>>>(g, u, values, n_ff, n);
     };
-    if (factors == nullptr) {
-        launch(gelu ? multiply_gate<true, false> : multiply_gate<false, false>, nullptr);
+    if (by_eight) {
+        Bf16x8 *       g = (Bf16x8 *) gate;
+        const Bf16x8 * u = (const Bf16x8 *) up;
+        values == nullptr ? launch(gelu ? multiply_gate<true, false> : multiply_gate<false, false>, g, u)
+                          : launch(gelu ? multiply_gate<true, true> : multiply_gate<false, true>, g, u);
     } else {
-        GGML_ASSERT(factors->type == GGML_TYPE_F32 && ggml_is_contiguous(factors) && ggml_nelements(factors) == rows && n_ff % 8 == 0);
-        launch(gelu ? multiply_gate<true, true> : multiply_gate<false, true>, (const float *) factors->data);
+        values == nullptr ? launch(gelu ? multiply_gate_singly<true, false> : multiply_gate_singly<false, false>, gate, up)
+                          : launch(gelu ? multiply_gate_singly<true, true> : multiply_gate_singly<false, true>, gate, up);
     }
     CUDA_CHECK(cudaGetLastError());
 }

@@ -2,6 +2,7 @@
 #include "ggml-backend-impl.h"
 
 #include <algorithm>
+#include <vector>
 
 struct WideWeights {
     // src/session/executor.rs counts them when it looks for room.
@@ -12,14 +13,43 @@ struct WideWeights {
         int64_t       size = 0;
         const void *  source = nullptr; // the weight that it holds,
         const float * factors = nullptr; // and its columns' factors
-        cudaEvent_t   ready, read;      // filled, and used
+        cudaEvent_t   ready;            // filled
 
-        // False if the device is full.
-        bool grow(const int64_t n) {
+        // Who has read it since it was filled: the last product of each stream. Sessions have streams of their own, and none
+        // says anything about another's. Events behind the first n_reads are free for whichever stream reads next.
+        struct Read {
+            cudaStream_t stream;
+            cudaEvent_t  done;
+        };
+        std::vector<Read> reads;
+        size_t            n_reads = 0;
+
+        // To be called behind each product that reads it.
+        void was_read(cudaStream_t stream) {
+            const auto end   = reads.begin() + n_reads;
+            auto       found = std::find_if(reads.begin(), end, [&](const Read & r) { return r.stream == stream; });
+            if (found == end) {
+                if (n_reads == reads.size()) {
+                    cudaEvent_t done;
+                    CUDA_CHECK(cudaEventCreateWithFlags(&done, cudaEventDisableTiming));
+                    reads.push_back({stream, done});
+                }
+                found = reads.begin() + n_reads++;
+                found->stream = stream;
+            }
+            CUDA_CHECK(cudaEventRecord(found->done, stream));
+        }
+
+        // False if the device is full. The rest of the device goes on: while another session captures a graph, nobody may wait for
+        // all of it.
+        bool grow(const int64_t n, cudaStream_t filler) {
             if (n <= size) {
                 return true;
             }
-            CUDA_CHECK(cudaDeviceSynchronize());
+            CUDA_CHECK(cudaStreamSynchronize(filler));
+            for (; n_reads > 0; n_reads--) {
+                CUDA_CHECK(cudaEventSynchronize(reads[n_reads - 1].done));
+            }
             CUDA_CHECK(cudaFree(data));
             data   = nullptr;
             source = nullptr;
@@ -38,7 +68,9 @@ struct WideWeights {
         }
 
         void fill(const ggml_tensor * w, const ColumnFactors & columns, cudaStream_t stream) {
-            CUDA_CHECK(cudaStreamWaitEvent(stream, read));
+            for (; n_reads > 0; n_reads--) {
+                CUDA_CHECK(cudaStreamWaitEvent(stream, reads[n_reads - 1].done));
+            }
             dequantize_16(w->type, w->data, data, ggml_nelements(w), columns, stream);
             CUDA_CHECK(cudaEventRecord(ready, stream));
             source  = w->data;
@@ -75,9 +107,7 @@ struct WideWeights {
         }
         CUDA_CHECK(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
         for (Buffer & b : buffers) {
-            for (cudaEvent_t * event : {&b.ready, &b.read}) {
-                CUDA_CHECK(cudaEventCreateWithFlags(event, cudaEventDisableTiming));
-            }
+            CUDA_CHECK(cudaEventCreateWithFlags(&b.ready, cudaEventDisableTiming));
         }
     }
 };
@@ -112,21 +142,21 @@ bool WideWeight::make_ahead(const ggml_tensor * w, const ColumnFactors & factors
     wide.start();
     WideWeights::Buffer & buffer = wide.buffer_for(w, factors);
     if (!buffer.holds(w, factors)) {
-        if (!buffer.grow(ggml_nelements(w))) {
+        if (!buffer.grow(ggml_nelements(w), wide.stream)) {
             held.unlock();
             return false;
         }
         buffer.fill(w, factors, wide.stream);
     }
     CUDA_CHECK(cudaStreamWaitEvent(ctx.stream(), buffer.ready));
-    read   = buffer.read;
     values = buffer.data;
+    chosen = (int) (&buffer - wide.buffers);
     return true;
 }
 
 WideWeight::~WideWeight() {
-    if (read != nullptr) {
-        CUDA_CHECK(cudaEventRecord(read, ctx.stream()));
+    if (chosen >= 0) {
+        WideWeights::of(ctx.device).buffers[chosen].was_read(ctx.stream());
     }
 }
 

@@ -27,7 +27,7 @@ class WideWeight {
 
     ggml_backend_cuda_context &       ctx;
     ggml_cuda_pool_alloc<nv_bfloat16> copy;           // while a graph is captured, or if the device is full
-    std::unique_lock<std::mutex>      held;
-    cudaEvent_t                       read = nullptr; // to be recorded when the product is queued
+    std::unique_lock<std::mutex>      held;        // until the product is queued, and noted as a reader of its buffer
+    int                               chosen = -1; // number of that buffer
     const nv_bfloat16 *               values;
 };

@@ -1,0 +1,235 @@
+//! What is counted before a graph is lowered: the operations of every tile, and the masks that it looks into.
+
+mod reference;
+mod runtime;
+mod support;
+
+use std::collections::BTreeSet;
+
+use runtime::Pair;
+use spts::compile::fuse_ffn::fuse_gated_ffn;
+use spts::compile::last_row::keep_last_row;
+use spts::compile::lower::{
+    CacheMode, MASK_HEIGHT, MaskBuffer, MaskSize, Memory, ProxyTensors, lower, masks_needed, max_ggml_nodes,
+};
+use spts::compile::phases::{self, Phase, PhaseKind, Program};
+use spts::ggml::Tensor;
+use spts::ggml::backend::{Backend, BufferType};
+use spts::ggml::kernels::Kernels;
+use spts::ggml::ops::Ops;
+use spts::gguf::GgmlType;
+use spts::graph::ir::{Graph, NodeId, Op, WeightId};
+use spts::graph::verify::verify;
+use spts::method::spts::passes::skip_and_prune;
+use spts::method::spts::schedule::{Pool, Probe, Reach, Schedule};
+use spts::model::weights::Model;
+use spts::session::masks::Masks;
+use spts::session::sequence::{CacheType, LayerCache, Sequence};
+use spts::session::slots::SlotMemory;
+use support::tiny::Tiny;
+
+/// A device that has ggml's operations and no others, which take the most of them.
+struct Device<'m> {
+    model: &'m Model,
+    sequence: Sequence,
+    slots: SlotMemory,
+    masks: Masks,
+}
+
+impl Memory for Device<'_> {
+    fn weight(&self, id: WeightId) -> Tensor<'_> {
+        self.model.weight_tensor(0, id)
+    }
+
+    fn matrix(&self, id: WeightId, rows: usize) -> Tensor<'_> {
+        self.model.matrix_tensor(0, id, rows)
+    }
+
+    fn stored(&self, id: NodeId) -> Tensor<'_> {
+        self.slots.get(id)
+    }
+
+    fn cache_k(&self, layer: usize) -> Tensor<'_> {
+        self.sequence.layers()[layer].k()
+    }
+
+    fn cache_v(&self, layer: usize) -> Tensor<'_> {
+        self.sequence.layers()[layer].v()
+    }
+
+    fn n_past(&self, layer: usize) -> usize {
+        self.sequence.layers()[layer].len()
+    }
+
+    fn has_gaps(&self, layer: usize) -> bool {
+        self.sequence.layers()[layer].positions().is_some()
+    }
+
+    fn mask(&self, window: Option<usize>) -> MaskBuffer<'_> {
+        self.masks.get(window)
+    }
+
+    fn proxy(&self, _: usize) -> ProxyTensors<'_> {
+        unreachable!("no schedule here uses proxies")
+    }
+
+    fn kernels(&self) -> Kernels {
+        Kernels::of("CPU")
+    }
+}
+
+fn buffer_type() -> BufferType {
+    Backend::start("CPU", 1).expect("a CPU").buffer_type()
+}
+
+fn program(graph: &Graph, tile: usize) -> Program {
+    phases::plan(&verify(graph.clone()).expect("an intact graph"), tile, &|_| false)
+}
+
+/// `n_past` tokens read, room for `n` more.
+fn sequence(pair: &Pair, n_past: usize, n: usize) -> Sequence {
+    let (n_layer, width) = (pair.tiny.n_layer, pair.tiny.n_head_kv * pair.tiny.head_dim);
+    let cache = || LayerCache::new(buffer_type(), width, (CacheType::F16, CacheType::F16));
+    let mut sequence = Sequence::new((0..n_layer).map(|_| cache()).collect());
+    sequence.reserve(&vec![n_past + n; n_layer], 0).expect("memory");
+    sequence.advance(n_past, None);
+    sequence
+}
+
+/// The first and the last tile of a phase.
+fn tiles(phase: &Phase, tile: usize) -> BTreeSet<(usize, usize)> {
+    let size = if phase.kind == PhaseKind::Tiled { tile.min(phase.rows) } else { phase.rows };
+    let last = (phase.rows - 1) / size * size;
+    BTreeSet::from([(0, size), (last, phase.rows)])
+}
+
+fn sizes(phase: &Phase, tile: usize) -> Vec<usize> {
+    tiles(phase, tile).into_iter().map(|(start, end)| end - start).collect()
+}
+
+/// Lowers the first and the last tile of every phase and compares the operations with what was counted. Returns the largest
+/// share of a bound that was used up.
+fn check(pair: &Pair, graph: &Graph, tile: usize, n_past: usize) -> f64 {
+    let program = program(graph, tile);
+    let buft = buffer_type();
+    let mut device = Device {
+        model: &pair.model,
+        sequence: sequence(pair, n_past, graph.n_tokens),
+        slots: SlotMemory::new(graph, &program, GgmlType::F16, buft).expect("memory"),
+        masks: Masks::default(),
+    };
+    let needs = masks_needed(&device, graph, &program, &|p| sizes(p, tile));
+    device.masks.prepare(&needs, buft).expect("memory");
+    let mut most = 0f64;
+    for phase in program.phases.iter().filter(|p| p.kind != PhaseKind::Select) {
+        for (start, end) in tiles(phase, tile) {
+            let bound = max_ggml_nodes(graph, phase, end - start);
+            // Room to see by how much a bound would be broken.
+            let ops = Ops::new(2 * bound + 1000);
+            lower(&ops, &device, graph, &program, phase, start..end, CacheMode::Fixed);
+            assert!(ops.n_nodes() <= bound, "{} operations, {bound} counted, in {phase:?}", ops.n_nodes());
+            most = most.max(ops.n_nodes() as f64 / bound as f64);
+        }
+    }
+    most
+}
+
+fn skipping(pair: &Pair, n: usize, first: usize, stages: &[(usize, usize, usize)], queries: usize) -> Graph {
+    let probe = Probe { queries, pool: Pool::Max(13), ..Probe::PAPER };
+    let schedule = Schedule { use_proxy: false, skip_from: first, ..runtime::schedule(stages, probe) };
+    let windows: Vec<bool> = pair.reference.layers.iter().map(|l| l.window.is_some()).collect();
+    let budgets =
+        schedule.resolve(pair.tiny.n_layer, n, &|l| windows[l], Reach::AboveFirstBudget).expect("a schedule that fits");
+    skip_and_prune(&pair.model.graph(n, n), &budgets, &schedule).expect("an intact graph")
+}
+
+#[test]
+fn no_phase_takes_more_operations_than_are_counted() {
+    // Two global layers: windows lie behind prunes, where their masks are made from positions, part by part.
+    let gemma = Tiny { n_layer: 14, ..Tiny::named("gemma3") };
+    for (tiny, first, last) in
+        [(gemma, 3, [7, 12]), (Tiny::named("llama"), 0, [1, 3]), (Tiny::named("phi3"), 1, [2, 3])]
+    {
+        let pair = Pair::new(tiny);
+        for (n, tile) in [(10_240, 10_240), (20_000, 10_240), (9_100, 512), (9_100, 100), (40_000, 40_000)] {
+            let stages = [(last[0], n * 19 / 20, 10), (last[1], n * 9 / 10, n / 10)];
+            for queries in [1, 32, 1000] {
+                let graph = skipping(&pair, n, first, &stages, queries);
+                for graph in [fuse_gated_ffn(&graph), keep_last_row(&graph, 1), graph] {
+                    check(&pair, &graph, tile, 0);
+                }
+            }
+            check(&pair, &pair.model.graph(n, n), tile, 0);
+            check(&pair, &pair.model.graph(n, n), tile, 700);
+        }
+    }
+}
+
+/// The bound is no guess far above: somewhere most of it is used.
+#[test]
+fn the_count_is_near_what_is_taken() {
+    let pair = Pair::new(Tiny { n_layer: 14, ..Tiny::named("gemma3") });
+    let graph = skipping(&pair, 10_240, 3, &[(7, 9000, 10), (12, 8000, 900)], 32);
+    let share = check(&pair, &graph, 10_240, 0);
+    assert!(share > 0.5, "{share} of a bound");
+}
+
+fn needs(pair: &Pair, graph: &Graph, tile: usize) -> Vec<(Option<usize>, MaskSize)> {
+    let program = program(graph, tile);
+    let buft = buffer_type();
+    let device = Device {
+        model: &pair.model,
+        sequence: sequence(pair, 0, graph.n_tokens),
+        slots: SlotMemory::new(graph, &program, GgmlType::F16, buft).expect("memory"),
+        masks: Masks::default(),
+    };
+    let mut needs = masks_needed(&device, graph, &program, &|p| sizes(p, tile));
+    needs.sort_by_key(|(window, _)| *window);
+    needs
+}
+
+#[test]
+fn masks_are_as_large_as_what_looks_into_them() {
+    let llama = Pair::new(Tiny::named("llama"));
+    let [(None, dense)] = needs(&llama, &llama.model.graph(1000, 1000), 512)[..] else { panic!("one causal mask") };
+    assert_eq!((dense.corner, dense.height), (1024, MASK_HEIGHT));
+    // A single query needs a single row, besides those for alignment.
+    let [(None, one)] = needs(&llama, &llama.model.graph(1, 1000), 512)[..] else { panic!("one causal mask") };
+    assert_eq!((one.corner, one.height), (256, 1));
+    // Every layer keeps 300 of 2000; the probe of the first scores all of them.
+    let graph = skipping(&llama, 2000, 0, &[(4, 300, 0)], 32);
+    let [(None, probing)] = needs(&llama, &graph, 512)[..] else { panic!("one causal mask") };
+    assert_eq!(probing.corner, 2048);
+    // Without a mask of its own for one probing query, of which none is hidden.
+    let graph = skipping(&llama, 2000, 0, &[(4, 300, 0)], 1);
+    let [(None, lone)] = needs(&llama, &graph, 512)[..] else { panic!("one causal mask") };
+    assert_eq!(lone.corner, 512);
+    // More queries than a mask's height: the first sees none of the others.
+    let graph = skipping(&llama, 2000, 0, &[(4, 1100, 0)], 1000);
+    let [(None, many)] = needs(&llama, &graph, 512)[..] else { panic!("one causal mask") };
+    assert!(many.width() >= 2048 + 1000 && many.height == MASK_HEIGHT, "{many:?}");
+
+    let gemma = Pair::new(Tiny::named("gemma3"));
+    let [(None, causal), (Some(16), window)] = needs(&gemma, &gemma.model.graph(5000, 5000), 512)[..] else {
+        panic!("a causal mask and one for windows")
+    };
+    assert_eq!((causal.corner, window.corner), (5120, 512));
+    let windows_only = Graph {
+        nodes: gemma
+            .model
+            .graph(5000, 5000)
+            .nodes
+            .into_iter()
+            .map(|mut n| {
+                if let Op::Attention { window, .. } = &mut n.op {
+                    *window = Some(1 << 40);
+                }
+                n
+            })
+            .collect(),
+        ..gemma.model.graph(5000, 5000)
+    };
+    // A window wider than the prompt takes no more than the prompt.
+    let [(Some(_), wide)] = needs(&gemma, &windows_only, 512)[..] else { panic!("one mask for windows") };
+    assert_eq!(wide.corner, 5120);
+}
