@@ -141,6 +141,8 @@ pub enum Stop {
     Length,
     /// The context is full.
     Context,
+    /// The user pressed Ctrl-C.
+    Interrupted,
 }
 
 /// A run. The field names are the keys of `--json`: a stable interface.

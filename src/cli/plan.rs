@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use spts::error::printable;
 use spts::gguf::{Gguf, OpenOptions};
 use spts::graph::last_row::{CPU_QUERIES, keep_last_row};
 use spts::graph::print::print;
@@ -12,8 +13,8 @@ use spts::spts::schedule::Schedule;
 use spts::spts::shape::{Shape, SlidingWindow};
 use spts::{Model, ModelOptions};
 
-use super::PlanArgs;
 use super::failure::Failure;
+use super::{PlanArgs, run};
 
 /// The text that `plan` prints.
 pub fn plan(args: &PlanArgs) -> Result<String, Failure> {
@@ -23,7 +24,13 @@ pub fn plan(args: &PlanArgs) -> Result<String, Failure> {
             Shape::named(name).ok_or_else(|| Failure::Failed(format!("--shape {name}: no such shape")))?
         }
         (None, Some(path)) if args.graph => return graph(args, path),
-        (None, path) => shape_of_file(path.as_deref().unwrap_or(Path::new("")))?,
+        (None, path) => {
+            let (shape, n_ctx_train) = shape_of_file(path.as_deref().unwrap_or(Path::new("")))?;
+            if n_tokens > n_ctx_train {
+                run::note_beyond_training("-n", n_tokens, n_ctx_train);
+            }
+            shape
+        }
     };
     let schedule = match args.spts.schedule(&shape.key())? {
         Some(schedule) => schedule,
@@ -49,17 +56,18 @@ fn dense(shape: &Shape) -> Result<Schedule, Failure> {
     Ok(Schedule { name: "dense".into(), ..Schedule::fractional(&shape.key(), [1.0; 4], 0.0)? })
 }
 
-fn shape_of_file(path: &Path) -> Result<Shape, Failure> {
+/// The shape, and the tokens that the model was trained with.
+fn shape_of_file(path: &Path) -> Result<(Shape, usize), Failure> {
     let gguf = Gguf::open(path, OpenOptions { mmap: true, mlock: false }).map_err(spts::Error::from)?;
     let hparams = HParams::from_gguf(&gguf).map_err(spts::Error::from)?;
-    Ok(shape(&gguf, &hparams))
+    Ok((shape(&gguf, &hparams), hparams.n_ctx_train))
 }
 
 /// The shape of a model.
 pub fn shape(gguf: &Gguf, hp: &HParams) -> Shape {
     let stem = || gguf.path().file_stem().map_or_else(String::new, |s| s.to_string_lossy().into_owned());
     Shape {
-        name: if hp.name.is_empty() { stem() } else { hp.name.clone() },
+        name: printable(&if hp.name.is_empty() { stem() } else { hp.name.clone() }),
         arch: hp.arch.name().into(),
         n_layer: hp.n_layer,
         n_embd: hp.n_embd,

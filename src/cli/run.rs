@@ -15,10 +15,11 @@ use spts::session::prefill::{PrefillProgress, PrefillReport};
 use spts::session::sampler::Sampler;
 use spts::spts::plan::{Plan, PlanOptions};
 use spts::spts::schedule::Schedule;
-use spts::tokenizer::{Message, StreamDecoder};
+use spts::tokenizer::{Message, StreamDecoder, Tokenizer};
 use spts::{Model, Session, SessionOptions};
 
 use super::failure::Failure;
+use super::prompt::Prompt;
 use super::proxies::{self, Wanted};
 use super::{RunArgs, interrupt, note, plan, prompt};
 use crate::report::{self, PrefillStep, Progress, RunReport, Stop};
@@ -27,8 +28,7 @@ type SharedProgress = Rc<RefCell<Progress>>;
 
 /// Reads the prompt, opens the model, answers, reports.
 pub fn run(args: &RunArgs) -> Result<(), Failure> {
-    let document = args.file.as_deref().map(prompt::read_document).transpose()?;
-    let text = prompt::assemble(document.as_deref(), args.prompt.as_deref())?;
+    let message = Prompt::read(args.file.as_deref(), args.prompt.as_deref())?.message();
     // Files that cannot be written are found before the work, not after it.
     let dump = args.dump_selection.as_deref().map(|path| create(path).map(|file| (path, file))).transpose()?;
     interrupt::install()?;
@@ -39,7 +39,10 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
     let start = Instant::now();
     let model = open(args, &progress)?;
     let load = start.elapsed();
-    let tokens = encode(args, &model, &text)?;
+    if args.file.as_deref() != Some(Path::new("-")) && prompt::standard_input_waits() {
+        note("there is text on standard input, and nothing reads it; -f - takes it as the document");
+    }
+    let tokens = encode(args, &model, message)?;
     check_context(args, &model, tokens.len())?;
     let schedule = schedule(args, &model)?;
     let name = schedule.as_ref().map(|s| s.name.clone()).unwrap_or_default();
@@ -68,11 +71,25 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
     let report = report(args, &session, &name, load, device_bytes, &generation, answer.text.clone());
     if args.json {
         let line = serde_json::to_string(&report).map_err(|e| Failure::Failed(format!("JSON: {e}")))?;
-        return crate::write_stdout(&(line + "\n"));
+        crate::write_stdout(&(line + "\n"))?;
+    } else {
+        answer.end_line();
+        if let Some(e) = answer.error {
+            return Err(Failure::stdout(e));
+        }
     }
-    answer.end_line();
-    if let Some(e) = answer.error {
-        return Err(Failure::stdout(e));
+    match generation.stop {
+        StopReason::Interrupted => return Err(Failure::Interrupted),
+        StopReason::ContextFull => {
+            note(&format!(
+                "the answer stops here: the context of {} tokens is full; -c sets its size",
+                session.n_ctx()
+            ));
+        }
+        _ => {}
+    }
+    if args.json {
+        return Ok(());
     }
     let _ = write!(io::stderr(), "\n{report}");
     if args.verbose {
@@ -107,7 +124,7 @@ fn open(args: &RunArgs, progress: &SharedProgress) -> Result<Arc<Model>, Failure
 }
 
 /// The prompt's tokens. A model without a chat template is no chat model: it gets the text as it is.
-fn encode(args: &RunArgs, model: &Model, text: &str) -> Result<Vec<u32>, Failure> {
+fn encode(args: &RunArgs, model: &Model, message: Message) -> Result<Vec<u32>, Failure> {
     let tokenizer = model.tokenizer();
     let template = model.chat_template();
     if args.no_cnv || template.is_builtin() {
@@ -116,12 +133,29 @@ fn encode(args: &RunArgs, model: &Model, text: &str) -> Result<Vec<u32>, Failure
                 "-sys: this model has no chat template, and so no place for a system prompt; put it into -p".into(),
             ));
         }
-        return Ok(tokenizer.encode(text, true, true));
+        if !args.no_cnv {
+            note("the model has no chat template: the text goes in as it is; --no-cnv says that this is meant");
+        }
+        let tokens = tokenizer.encode(message.content(), true, true);
+        note_doubled_bos(tokenizer, &tokens, "the text");
+        return Ok(tokens);
     }
     let system = args.system_prompt.as_deref().map(|s| Message::new("system", s));
-    let messages: Vec<Message> = system.into_iter().chain([Message::new("user", text)]).collect();
-    let rendered = template.apply(&messages, true).map_err(spts::Error::from)?;
-    Ok(tokenizer.encode_chat(&rendered))
+    let messages: Vec<Message> = system.into_iter().chain([message]).collect();
+    let prompt = template.encode(tokenizer, &messages, true).map_err(spts::Error::from)?;
+    note_doubled_bos(tokenizer, &prompt.tokens, "the model's chat template");
+    Ok(prompt.tokens)
+}
+
+/// Models are trained with one BOS; a second one makes their answers worse.
+fn note_doubled_bos(tokenizer: &Tokenizer, tokens: &[u32], whose: &str) {
+    if let (Some(bos), [first, second, ..]) = (tokenizer.bos(), tokens)
+        && *first == bos
+        && *second == bos
+    {
+        let text = tokenizer.token_text(bos);
+        note(&format!("the prompt begins with two {text}: {whose} brings one that is not needed"));
+    }
 }
 
 fn n_ctx(args: &RunArgs) -> Option<usize> {
@@ -135,11 +169,16 @@ fn check_context(args: &RunArgs, model: &Model, n_tokens: usize) -> Result<(), F
         return Err(spts::Error::ContextFull { n_tokens, n_ctx, n_ctx_train }.into());
     }
     if n_ctx > n_ctx_train {
-        note(&format!(
-            "-c {n_ctx}: the model was trained with {n_ctx_train} tokens; beyond them its answers get worse"
-        ));
+        note_beyond_training("-c", n_ctx, n_ctx_train);
     }
     Ok(())
+}
+
+/// Says that `flag` asks for more tokens than the model knows.
+pub fn note_beyond_training(flag: &str, n_tokens: usize, n_ctx_train: usize) {
+    note(&format!(
+        "{flag} {n_tokens}: the model was trained with {n_ctx_train} tokens; beyond them its answers get worse"
+    ));
 }
 
 fn schedule(args: &RunArgs, model: &Model) -> Result<Option<Schedule>, Failure> {
@@ -298,6 +337,7 @@ fn report(
         stop: match generation.stop {
             StopReason::Eog => Stop::Eog,
             StopReason::ContextFull => Stop::Context,
+            StopReason::Interrupted => Stop::Interrupted,
             StopReason::Length | StopReason::Caller => Stop::Length,
         },
         load_s: load.as_secs_f64(),

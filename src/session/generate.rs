@@ -14,7 +14,8 @@ use super::sampler::{Sampler, log_softmax_top};
 pub struct GenerateOptions {
     /// Tokens to generate at most; fewer if the context ends before.
     pub n_predict: usize,
-    /// Stop at the model's end-of-generation tokens.
+    /// Stop at the model's end-of-generation tokens. If not, they are forbidden, as with llama.cpp's `--ignore-eos`: what a
+    /// model writes behind one is the next turn of a conversation that nobody has.
     pub stop_at_eog: bool,
     /// Log probabilities to keep for each step; 0 is none.
     pub logprobs: usize,
@@ -37,6 +38,8 @@ pub enum StopReason {
     ContextFull,
     /// The callback said so.
     Caller,
+    /// The interrupt flag was set after the prefill.
+    Interrupted,
 }
 
 /// What was generated.
@@ -62,7 +65,7 @@ impl Session {
     /// Reads `prompt` and generates. `on_token` sees each token as it is sampled; `on_progress` sees the prefill.
     ///
     /// # Errors
-    /// As [`Session::prefill`] and [`Session::decode`].
+    /// As [`Session::prefill`] and [`Session::decode`]; but what was generated before an interruption is returned.
     pub fn generate(
         &mut self,
         prompt: &[u32],
@@ -72,6 +75,7 @@ impl Session {
         on_token: &mut dyn FnMut(u32) -> ControlFlow<()>,
     ) -> Result<Generation> {
         let start = Instant::now();
+        sampler.forbid(if options.stop_at_eog { &[] } else { self.model().tokenizer().eog_ids() });
         for &t in prompt {
             sampler.accept(t);
         }
@@ -114,6 +118,10 @@ impl Session {
                 Ok(()) => out.decoded += 1,
                 Err(Error::ContextFull { .. }) => {
                     out.stop = StopReason::ContextFull;
+                    break;
+                }
+                Err(Error::Interrupted) => {
+                    out.stop = StopReason::Interrupted;
                     break;
                 }
                 Err(e) => return Err(e),
