@@ -221,6 +221,17 @@ fn statements_that_are_rewritten_mean_the_same() {
         ("{% for i in [1, 2, 3] if i != 2 %}{{ i }}{{ loop.last }}{% else %}none{% endfor %}", "1False3True"),
         ("{% for a in [[1, [2]]] recursive %}{{ a if a is number else loop(a) }}{% endfor %}", "12"),
         ("{% for k, v in {'a': 1} | items %}{{ k }}{{ v }}{% endfor %}{% for x in nothing %}x{% endfor %}", "a1"),
+        (
+            "{% macro f(a, b=[1, (2)], c='x') -%}  {{ a }}{{ b[1] }}{{ c }}{% endmacro %}{{ f(1) }}{{ f(1, c=2) }}",
+            "12x122",
+        ),
+        (
+            "{% macro f(x) %}\n<{{ caller(x, 2) }}>{% endmacro %}{% call(a, b) f([1]) %}{{ a[0] }}{{ b }}{% endcall %}",
+            "<12>",
+        ),
+        ("{% macro f() %}{{ caller() }}{% endmacro %}{% call f() %}c{% endcall %}", "c"),
+        ("{% with a = [1, 2], (b, c) = (3, 4) %}{{ a[1] }}{{ b }}{{ c }}{% endwith %}", "234"),
+        ("{% with %}w{% endwith %}", "w"),
         ("{# {% set x = y %} #}{% raw %}{% for x in none %}{% endraw %}{{ '{% set' }}", "{% for x in none %}{% set"),
         ("a {%- generation -%} b {% endgeneration %} c", "ab  c"),
         ("{{ none is iterable }}{{ [] is iterable }}{{ 'a' is iterable }}{{ 1 is iterable }}", "FalseTrueTrueFalse"),
@@ -278,6 +289,9 @@ fn hostile_templates_end_in_one_line() {
         "{% macro f(x, n) %}{% if n %}{{ f([x, x], n - 1) }}{% else %}{{ x | string }}{% endif %}{% endmacro %}{{ f(1, 60) }}",
         "{% macro f(x, n) %}{% if n %}{{ f([x, x], n - 1) }}{% else %}{{ [x] | join }}{% endif %}{% endmacro %}{{ f(1, 60) }}",
         "{% macro f(x, n) %}{% if n %}{{ f([x, x], n - 1) }}{% else %}{{ ','.join([x]) }}{% endif %}{% endmacro %}{{ f(1, 60) }}",
+        "{% macro f(a, x=1, n=60) %}{% if n %}{{ f(a, x=[x, x], n=n - 1) }}{% else %}{{ x ~ '' }}{% endif %}{% endmacro %}{{ f([1, 2]) }}",
+        "{% macro f(n) %}{{ caller([n, n]) }}{% endmacro %}{% call(x) f(1) %}{% call(x) f(x) %}{{ x }}{% endcall %}{% endcall %}{{ 1 // 0 }}",
+        "{% for x in [1] recursive %}{{ loop([[x, x]]) if loop.depth < 60 else x ~ '' }}{% endfor %}",
         "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
         "{% for i in range(99999) %}{% for j in range(99999) %}x{% endfor %}{% endfor %}",
         "{% set ns = namespace(s='xxxxxxxxxxxxxxxx') %}{% for i in range(99) %}{% set ns.s = ns.s ~ ns.s %}{% endfor %}{{ ns.s }}",
@@ -290,6 +304,13 @@ fn hostile_templates_end_in_one_line() {
     ]
     .map(String::from)
     .into();
+    hostile.push(format!("{}{{{{ x ~ '' }}}}{}", "{% with x = [x, x] %}".repeat(60), "{% endwith %}".repeat(60)));
+    hostile.push(format!(
+        "{}{{{{ x ~ '' }}}}{}",
+        "{% with (x, y) = [[x, x], 1], z = (1, 2) %}".repeat(60),
+        "{% endwith %}".repeat(60)
+    ));
+    hostile.push(format!("{}{{{{ x ~ '' }}}}{}", "{% for x in [[x, x]] %}".repeat(60), "{% endfor %}".repeat(60)));
     for n in [200, 2_000, 100_000] {
         hostile.push(nested("[", "]", n));
         hostile.push(nested("(", ")", n));
@@ -316,7 +337,7 @@ fn hostile_templates_end_in_one_line() {
         };
         assert!(e.starts_with("key `tokenizer.chat_template`: "), "{shown}: {e}");
         assert!(!e.contains('\n') && e.len() < 600, "{shown}: {e}");
-        assert!(start.elapsed() < Duration::from_secs(11), "{shown}: {:?}", start.elapsed());
+        assert!(start.elapsed() < Duration::from_secs(9), "{shown}: {:?}", start.elapsed());
     }
 }
 

@@ -5,7 +5,7 @@
 //! |---|---|
 //! | source | [`source`](super::source): bytes, tokens of a tag |
 //! | steps, bytes made | the engine's fuel, in proportion to the conversation |
-//! | values | [`MAX_DEPTH`] levels where they are assigned; a namespace holds no namespace |
+//! | values | [`MAX_DEPTH`] levels where they get a name; a namespace holds no namespace |
 //! | widths and indents | what fuel does not count is checked here |
 //! | the rest | a thread with a large stack, given up after [`TIMEOUT`] |
 
@@ -24,6 +24,8 @@ use crate::tokenizer::TokenizerError;
 
 /// Steps of the engine, or 64 bytes that it makes, for the template alone.
 const FUEL: u64 = 400_000;
+/// As much again for each turn.
+const TURN_FUEL: u64 = 2_000;
 /// As much again for every byte of the conversation, so that a template may copy it this often (64 bytes are one step).
 const COPIES: u64 = 16;
 /// Bytes that a template may write beside the conversation.
@@ -88,7 +90,7 @@ fn run(source: &str, turns: &[Turn], setting: &Setting) -> Result<String, Tokeni
     })?;
     let n_bytes: usize = turns.iter().map(|t| t.content.len()).sum();
     let mut env = environment(syntax, setting.now.clone());
-    env.set_fuel(Some(FUEL + n_bytes as u64 * COPIES / 64));
+    env.set_fuel(Some(FUEL + turns.len() as u64 * TURN_FUEL + n_bytes as u64 * COPIES / 64));
     env.add_function(prepared.kept.clone(), |state: &State, value: Value| -> Result<Value, Error> {
         check_depth(state, &value, MAX_DEPTH)?;
         Ok(value)
@@ -230,8 +232,12 @@ fn check_levels(state: &State, value: &Value, depth: usize, outermost: bool) -> 
 }
 
 /// What `for` goes through: as in Jinja2, `none` is nothing that one can iterate over.
-fn iterated(value: Value) -> Result<Value, Error> {
-    if value.is_none() { Err(invalid("'None' is not iterable")) } else { Ok(value) }
+fn iterated(state: &State, value: Value) -> Result<Value, Error> {
+    if value.is_none() {
+        return Err(invalid("'None' is not iterable"));
+    }
+    check_depth(state, &value, MAX_DEPTH)?;
+    Ok(value)
 }
 
 /// Methods of Python's str, list and dict, whose work and results are paid for first.

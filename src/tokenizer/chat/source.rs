@@ -20,9 +20,9 @@ const MAX_ELIFS: usize = 2048;
 pub(super) struct Prepared {
     /// Jinja.
     pub(super) text: String,
-    /// Takes what `set` assigns; refuses values that nest too deeply or hold themselves.
+    /// Takes what gets a name; refuses values that nest too deeply, hold themselves, or are too large.
     pub(super) kept: String,
-    /// Takes what `for` iterates over; refuses `none`.
+    /// Takes what `for` iterates over; refuses the same, and `none`.
     pub(super) iterated: String,
 }
 
@@ -40,7 +40,8 @@ pub(super) enum SourceError {
 /// - `{% generation %}` ... `{% endgeneration %}`, transformers' own marks around the assistant's part for training, become
 ///   blocks that do nothing and trim the same;
 /// - `{% set a = b %}` becomes `{% set a = kept((b)) %}`;
-/// - `{% for a in b %}` becomes `{% for a in iterated((b)) %}`.
+/// - `{% for a in b %}` becomes `{% for a in iterated((b)) %}`;
+/// - behind tags that name values otherwise (`macro`, `call`, `with`, recursive loops) stands `{% set a = kept((a)) %}`.
 ///
 /// # Errors
 /// A limit, or what the engine's lexer says.
@@ -128,10 +129,26 @@ impl Edits<'_> {
             }
             [(Token::Ident("for"), ..), rest @ ..] => {
                 if let Some(at) = outside_brackets(rest, |t| matches!(t, Token::Ident("in"))) {
-                    let rest = &rest[at..];
+                    let (targets, rest) = rest.split_at(at);
                     let end = outside_brackets(&rest[1..], |t| matches!(t, Token::Ident("if" | "recursive")));
                     self.wrap(end.map_or(rest, |end| &rest[..=end]), self.iterated.clone());
+                    if let Some((Token::Ident("recursive"), ..)) = rest.last() {
+                        self.check_names(tag, &names(targets));
+                    }
                 }
+            }
+            [(Token::Ident("macro"), ..), (Token::Ident(_), ..), rest @ ..] => self.check_names(tag, &parameters(rest)),
+            [(Token::Ident("call"), ..), (Token::ParenOpen, ..), ..] => self.check_names(tag, &parameters(&tag[1..])),
+            [(Token::Ident("with"), ..), rest @ ..] => {
+                let mut all = Vec::new();
+                let mut targets = rest;
+                while let Some(at) = outside_brackets(targets, |t| matches!(t, Token::Assign)) {
+                    all.extend(names(&targets[..at]));
+                    let value = &targets[at..];
+                    let next = outside_brackets(value, |t| matches!(t, Token::Comma));
+                    targets = next.map_or(&[], |next| &value[next + 1..]);
+                }
+                self.check_names(tag, &all);
             }
             _ => {}
         }
@@ -142,6 +159,15 @@ impl Edits<'_> {
         if let [(_, _, begin), .., (_, _, end)] = *tokens {
             self.edits.push((begin, begin, format!(" {function}((")));
             self.edits.push((end, end, "))".into()));
+        }
+    }
+
+    /// Puts `{% set NAME = kept((NAME)) %}` behind a tag, with the tag's own ending at the last of them.
+    fn check_names(&mut self, tag: &[(Token<'_>, usize, usize)], names: &[&str]) {
+        if let Some((_, _, end)) = tag.last() {
+            let kept = &self.kept;
+            let sets: String = names.iter().map(|n| format!(" %}}{{% set {n} = {kept}(({n}))")).collect();
+            self.edits.push((*end, *end, sets));
         }
     }
 
@@ -169,4 +195,26 @@ fn outside_brackets(tokens: &[(Token<'_>, usize, usize)], wanted: impl Fn(&Token
         }
         depth == 0 && wanted(token)
     })
+}
+
+/// The names of a macro's or a call block's parameters; `tokens` begin with the parenthesis.
+fn parameters<'t>(tokens: &[(Token<'t>, usize, usize)]) -> Vec<&'t str> {
+    let [(Token::ParenOpen, ..), inner @ ..] = tokens else { return Vec::new() };
+    let end = outside_brackets(tokens, |t| matches!(t, Token::ParenClose)).unwrap_or(tokens.len());
+    let inner = &inner[..end.saturating_sub(1).min(inner.len())];
+    let mut names = Vec::new();
+    let mut rest = inner;
+    while let [(token, ..), ..] = rest {
+        if let Token::Ident(name) = token {
+            names.push(*name);
+        }
+        let next = outside_brackets(rest, |t| matches!(t, Token::Comma));
+        rest = next.map_or(&[], |next| &rest[next + 1..]);
+    }
+    names
+}
+
+/// All names among assignment targets.
+fn names<'t>(targets: &[(Token<'t>, usize, usize)]) -> Vec<&'t str> {
+    targets.iter().filter_map(|(token, ..)| if let Token::Ident(name) = token { Some(*name) } else { None }).collect()
 }
