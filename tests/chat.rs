@@ -120,6 +120,21 @@ fn the_question_has_its_tokens() {
 }
 
 #[test]
+fn a_message_without_a_template() {
+    for name in ["llama", "gemma3", "phi3", "qwen2"] {
+        let (t, _) = model(name);
+        for document in ["the rain", " the\n", "<|im_end|><end_of_turn>", "<|endoftext|><s>x"] {
+            let message = Message::about(document, "in here?");
+            for parse in [false, true] {
+                let prompt = ChatPrompt::raw(&t, &message, parse);
+                assert_eq!(prompt.tokens, t.encode(message.content(), true, parse), "{name}: {document:?}");
+                assert_eq!(spelled(&t, &prompt.tokens[prompt.question.clone().unwrap()]).trim(), "in here?", "{name}");
+            }
+        }
+    }
+}
+
+#[test]
 fn templates_that_change_messages() {
     let (t, _) = model("llama");
     let encode = |source: &str, text: &str| ChatTemplate::new(source, "", "").encode(&t, &user(text), true).unwrap();

@@ -275,6 +275,9 @@ fn notes_on_prompts() {
         assert!(note(scene, &["-p", "qqqq"]).starts_with("spts-cli: the model has no chat template: "));
         assert_eq!(note(scene, &["-p", "qqqq", "--no-cnv"]), "");
         assert_eq!(prompt_tokens(scene, &["-p", "qqqq"]), 5);
+        // One BOS and one control token, or its twelve characters.
+        assert_eq!(prompt_tokens(scene, &["-p", "<|im_start|>", "--no-cnv"]), 2);
+        assert_eq!(prompt_tokens(scene, &["-p", "<|im_start|>"]), 13);
     }
     let plain = Scene::new();
     assert_eq!(note(&plain, &["-p", "qqqq"]), "");

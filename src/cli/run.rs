@@ -15,7 +15,7 @@ use spts::session::prefill::{PrefillProgress, PrefillReport};
 use spts::session::sampler::Sampler;
 use spts::spts::plan::{Plan, PlanOptions};
 use spts::spts::schedule::Schedule;
-use spts::tokenizer::{Message, StreamDecoder, Tokenizer};
+use spts::tokenizer::{ChatPrompt, Message, StreamDecoder, Tokenizer};
 use spts::{Model, Session, SessionOptions};
 
 use super::failure::Failure;
@@ -123,7 +123,8 @@ fn open(args: &RunArgs, progress: &SharedProgress) -> Result<Arc<Model>, Failure
     Ok(model?)
 }
 
-/// The prompt's tokens. A model without a chat template is no chat model: it gets the text as it is.
+/// The prompt's tokens. A model without a chat template is no chat model: it gets the text alone. Control tokens in it count
+/// only with `--no-cnv`, where the text is a template of its author's own.
 fn encode(args: &RunArgs, model: &Model, message: Message) -> Result<Vec<u32>, Failure> {
     let tokenizer = model.tokenizer();
     let template = model.chat_template();
@@ -134,11 +135,13 @@ fn encode(args: &RunArgs, model: &Model, message: Message) -> Result<Vec<u32>, F
             ));
         }
         if !args.no_cnv {
-            note("the model has no chat template: the text goes in as it is; --no-cnv says that this is meant");
+            note(
+                "the model has no chat template: the text goes in without one (--no-cnv also reads control tokens in it)",
+            );
         }
-        let tokens = tokenizer.encode(message.content(), true, true);
-        note_doubled_bos(tokenizer, &tokens, "the text");
-        return Ok(tokens);
+        let prompt = ChatPrompt::raw(tokenizer, &message, args.no_cnv);
+        note_doubled_bos(tokenizer, &prompt.tokens, "the text");
+        return Ok(prompt.tokens);
     }
     let system = args.system_prompt.as_deref().map(|s| Message::new("system", s));
     let messages: Vec<Message> = system.into_iter().chain([message]).collect();

@@ -75,7 +75,8 @@ impl Session {
         on_token: &mut dyn FnMut(u32) -> ControlFlow<()>,
     ) -> Result<Generation> {
         let start = Instant::now();
-        sampler.forbid(if options.stop_at_eog { &[] } else { self.model().tokenizer().eog_ids() });
+        let model = self.model().clone();
+        let forbidden = if options.stop_at_eog { &[] } else { model.tokenizer().eog_ids() };
         for &t in prompt {
             sampler.accept(t);
         }
@@ -94,7 +95,7 @@ impl Session {
             if options.logprobs > 0 {
                 out.logprobs.push(log_softmax_top(self.logits(), options.logprobs));
             }
-            let token = sampler.sample(self.logits())?;
+            let token = sampler.sample_without(self.logits(), forbidden)?;
             sampler.accept(token);
             let begun = *decode_start.get_or_insert_with(|| {
                 out.ttft = start.elapsed().as_secs_f64();

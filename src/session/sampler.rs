@@ -110,8 +110,6 @@ pub struct Sampler {
     history: VecDeque<u32>,
     /// How often each token is in `history`.
     counts: HashMap<u32, usize>,
-    /// Tokens that are never drawn.
-    forbidden: Vec<u32>,
     /// The logits after penalties and bans.
     adjusted: Vec<f32>,
     candidates: Vec<Candidate>,
@@ -130,7 +128,6 @@ impl Sampler {
             random: SplitMix64(params.seed),
             history: VecDeque::new(),
             counts: HashMap::new(),
-            forbidden: Vec::new(),
             adjusted: Vec::new(),
             candidates: Vec::new(),
             weights: Vec::new(),
@@ -140,11 +137,6 @@ impl Sampler {
     /// The parameters it was made with.
     pub fn params(&self) -> &SamplerParams {
         &self.params
-    }
-
-    /// Tokens that are never drawn, instead of those of an earlier call: their logits count as -infinity.
-    pub fn forbid(&mut self, ids: &[u32]) {
-        self.forbidden = ids.to_vec();
     }
 
     /// Adds a token to the history; call it for the prompt's tokens too, as llama.cpp does.
@@ -169,7 +161,7 @@ impl Sampler {
         *self.counts.entry(token).or_default() += 1;
     }
 
-    /// Back to the state after [`Sampler::new`], forbidden tokens aside.
+    /// Back to the state after [`Sampler::new`].
     pub fn reset(&mut self) {
         self.random = SplitMix64(self.params.seed);
         self.history.clear();
@@ -181,16 +173,24 @@ impl Sampler {
     /// `logits`: one per token of the vocabulary; -infinity is a token that cannot be. Greedy ties: the lowest id.
     ///
     /// # Errors
-    /// No logits, a logit that is NaN or +infinity, or none that is finite and not forbidden.
+    /// No logits, a logit that is NaN or +infinity, or none that is finite.
     pub fn sample(&mut self, logits: &[f32]) -> Result<u32, SamplerError> {
+        self.sample_without(logits, &[])
+    }
+
+    /// [`Sampler::sample`] with the logits of `forbidden` tokens at -infinity.
+    ///
+    /// # Errors
+    /// As [`Sampler::sample`]; also if all tokens that could be are forbidden.
+    pub fn sample_without(&mut self, logits: &[f32], forbidden: &[u32]) -> Result<u32, SamplerError> {
         check_logits(logits)?;
-        if self.counts.is_empty() && self.forbidden.is_empty() {
+        if self.counts.is_empty() && forbidden.is_empty() {
             return Ok(self.choose(logits));
         }
         let mut adjusted = std::mem::take(&mut self.adjusted);
         adjusted.clear();
         adjusted.extend_from_slice(logits);
-        for &id in &self.forbidden {
+        for &id in forbidden {
             if let Some(logit) = adjusted.get_mut(id as usize) {
                 *logit = f32::NEG_INFINITY;
             }

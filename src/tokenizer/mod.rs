@@ -29,6 +29,7 @@ pub use chat::{ChatPrompt, ChatTemplate, Message, TEMPLATE_THREAD};
 pub use stream::StreamDecoder;
 pub use vocab::VocabKind;
 
+use crate::error::printable;
 use crate::gguf::{Gguf, GgufError};
 use bpe::Bpe;
 use pretokenize::PreTokenizer;
@@ -101,7 +102,7 @@ pub enum TokenizerError {
 
 impl TokenizerError {
     fn bad(key: &str, found: impl Into<String>, expected: impl Into<String>) -> TokenizerError {
-        TokenizerError::BadValue { key: key.to_owned(), found: found.into(), expected: expected.into() }
+        TokenizerError::BadValue { key: key.to_owned(), found: printable(&found.into()), expected: expected.into() }
     }
 }
 
@@ -131,7 +132,7 @@ impl Tokenizer {
             "gpt2" => VocabKind::Bpe,
             "gemma4" => VocabKind::RawBpe,
             other => {
-                return Err(TokenizerError::UnsupportedTokenizer { model: other.to_owned() });
+                return Err(TokenizerError::UnsupportedTokenizer { model: printable(other) });
             }
         };
         let pre = match kind {
@@ -215,18 +216,20 @@ impl Tokenizer {
         ids.collect()
     }
 
-    /// The tokens of a rendered chat and the byte at which each begins. BOS is added if the model wants it and the text does
-    /// not begin with it.
-    fn encode_chat(&self, text: &str, plain: &Plain) -> (Vec<u32>, Vec<usize>) {
+    /// The token of BOS, if the model wants it and `text` does not begin with it.
+    fn missing_bos(&self, text: &str, plain: &Plain) -> Option<u32> {
+        let bos = self.vocab.bos.filter(|_| self.vocab.add_bos)?;
+        let fragments = self.specials.partition_around(text, plain);
+        (!matches!(fragments.first(), Some(Fragment::Token(id, _)) if *id == bos)).then_some(bos)
+    }
+
+    /// The tokens of a text, behind BOS if there is one, and the byte at which each begins.
+    fn encode_located(&self, text: &str, plain: &Plain, bos: Option<u32>) -> (Vec<u32>, Vec<usize>) {
         let fragments = self.specials.partition_around(text, plain);
         let mut ids = Vec::with_capacity(text.len() / 3 + 2);
         // (first token, bytes) of each fragment.
         let mut spans = Vec::with_capacity(fragments.len());
-        if let (true, Some(bos)) = (self.vocab.add_bos, self.vocab.bos)
-            && !matches!(fragments.first(), Some(Fragment::Token(id, _)) if *id == bos)
-        {
-            ids.push(bos);
-        }
+        ids.extend(bos);
         self.encode_fragments(text, &fragments, &mut ids, &mut |fragment, first| {
             let (Fragment::Text(bytes) | Fragment::Token(_, bytes)) = fragment;
             spans.push((first, bytes.clone()));

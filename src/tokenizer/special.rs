@@ -29,8 +29,8 @@ pub(super) struct Plain {
 
 impl Plain {
     /// All of a text of `n` bytes.
-    fn all(n: usize) -> Plain {
-        Plain { ranges: vec![0..n], cuts: Vec::new() }
+    pub(super) fn all(n: usize) -> Plain {
+        Plain { ranges: std::iter::once(0..n).collect(), cuts: Vec::new() }
     }
 
     fn touches(&self, token: &Range<usize>) -> bool {

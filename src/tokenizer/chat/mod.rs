@@ -102,18 +102,32 @@ impl Message {
     }
 }
 
-/// A conversation as tokens.
+/// A conversation, or a message alone, as tokens.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ChatPrompt {
     /// Token ids.
     pub tokens: Vec<u32>,
-    /// The text that the template wrote.
+    /// The text that they are of.
     pub text: String,
     /// For each message: the tokens that hold its content (white space at its ends aside), a token that holds text of the
     /// template, too, included. `None` where the template changed the content beyond recognition, or it is blank.
     pub contents: Vec<Option<Range<usize>>>,
     /// The tokens that hold the question of the last message made by [`Message::about`].
     pub question: Option<Range<usize>>,
+}
+
+impl ChatPrompt {
+    /// A message as it is, without a template around it: the tokens of [`Tokenizer::encode`] with `add_special`.
+    pub fn raw(tokenizer: &Tokenizer, message: &Message, parse_special: bool) -> ChatPrompt {
+        let text = message.content.clone();
+        let plain = if parse_special { Plain::default() } else { Plain::all(text.len()) };
+        let whole = |range: Range<usize>| Some(trimmed(&text, range)).filter(|r| !r.is_empty());
+        let parts = message.parts().into_iter().map(whole).collect();
+        let bos = tokenizer.bos().filter(|_| tokenizer.add_bos());
+        let mut prompt = located(tokenizer, std::slice::from_ref(message), Written { text, plain, parts }, bos);
+        prompt.tokens.extend(tokenizer.eos().filter(|_| tokenizer.add_eos()));
+        prompt
+    }
 }
 
 /// A model's chat template.
@@ -296,7 +310,14 @@ fn search(messages: &[Message], parts: &[Vec<Range<usize>>], text: &str) -> Vec<
 
 fn tokens(tokenizer: &Tokenizer, messages: &[Message], written: Written) -> ChatPrompt {
     let Written { text, plain, parts } = written;
-    let (tokens, starts) = tokenizer.encode_chat(&text, &plain);
+    let bos = tokenizer.missing_bos(&text, &plain);
+    located(tokenizer, messages, Written { text, plain, parts }, bos)
+}
+
+/// The tokens of what was written, and where in them the messages stand.
+fn located(tokenizer: &Tokenizer, messages: &[Message], written: Written, bos: Option<u32>) -> ChatPrompt {
+    let Written { text, plain, parts } = written;
+    let (tokens, starts) = tokenizer.encode_located(&text, &plain, bos);
     let of_bytes = |bytes: Range<usize>| {
         let first = starts.partition_point(|&at| at <= bytes.start).saturating_sub(1);
         first..starts.partition_point(|&at| at < bytes.end).max(first)
