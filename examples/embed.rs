@@ -20,9 +20,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut session =
         Session::new(model.clone(), SessionOptions { method: schedule.into(), ..SessionOptions::default() })?;
 
-    let content = format!("{}\n\n{question}", std::fs::read_to_string(document)?);
-    let chat = model.chat_template().apply(&[Message::new("user", content)], true)?;
-    let prompt = model.tokenizer().encode_chat(&chat);
+    let messages = [Message::about(&std::fs::read_to_string(document)?, question)];
+    let prompt = model.chat_template().encode(model.tokenizer(), &messages, true)?.tokens;
 
     let mut sampler = Sampler::new(SamplerParams::greedy())?;
     let mut decoder = StreamDecoder::new(model.tokenizer());

@@ -129,7 +129,7 @@ pub struct RunArgs {
     /// Most tokens of the answer; 0 computes the prompt only, -1 goes on to the answer's end
     #[arg(short = 'n', long, alias = "n-predict", value_name = "N", default_value_t = -1, value_parser = clap::value_parser!(i32).range(-1..), allow_negative_numbers = true, help_heading = "Prompt and answer")]
     pub predict: i32,
-    /// Go on where the model would end its answer
+    /// Forbid the tokens with which the model would end its answer
     #[arg(long, help_heading = "Prompt and answer")]
     pub ignore_eos: bool,
     /// Print one JSON object instead of the text
@@ -347,7 +347,12 @@ pub fn parse(argv: impl IntoIterator<Item = OsString>) -> Parsed {
 
 /// A line on standard error; a closed one is no reason to stop.
 pub fn note(text: &str) {
-    let _ = writeln!(std::io::stderr(), "spts-cli: {text}");
+    let _ = writeln!(std::io::stderr(), "spts-cli: {}", fit(text));
+}
+
+/// A message for the terminal: names and texts from files in it do not steer it, nor fill it.
+pub fn fit(message: &str) -> String {
+    spts::error::printable_within(message, 4096)
 }
 
 /// Clap's message without its usage text, in one line.

@@ -15,6 +15,7 @@ const USAGE: u8 = 2;
 const INTERRUPTED: u8 = 130;
 
 fn main() -> ExitCode {
+    silence_templates();
     let result = match cli::parse(std::env::args_os()) {
         Parsed::Usage(message) => return fail(&message, USAGE),
         Parsed::Text(text) => write_stdout(&text),
@@ -39,9 +40,19 @@ fn write_stdout(text: &str) -> Result<(), Failure> {
     out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(Failure::stdout)
 }
 
+/// A panic in a model's chat template becomes an error, which is told once and in one line.
+fn silence_templates() {
+    let hook = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        if std::thread::current().name() != Some(spts::tokenizer::TEMPLATE_THREAD) {
+            hook(info);
+        }
+    }));
+}
+
 /// One line on standard error, whatever the message holds. A closed standard error is no reason to panic.
 fn fail(message: &str, code: u8) -> ExitCode {
     let line = message.split('\n').map(str::trim).filter(|l| !l.is_empty()).collect::<Vec<_>>().join(" ");
-    let _ = writeln!(std::io::stderr(), "spts-cli: error: {line}");
+    let _ = writeln!(std::io::stderr(), "spts-cli: error: {}", cli::fit(&line));
     ExitCode::from(code)
 }

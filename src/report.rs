@@ -141,6 +141,10 @@ pub enum Stop {
     Length,
     /// The context is full.
     Context,
+    /// The user pressed Ctrl-C.
+    Interrupted,
+    /// The next token could not be computed.
+    Failed,
 }
 
 /// A run. The field names are the keys of `--json`: a stable interface.

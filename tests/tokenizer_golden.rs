@@ -72,6 +72,10 @@ fn golden_model(name: &str) -> Outcome {
         }
         let rendered = template.apply(&messages, true)?;
         assert_eq!(Some(rendered.as_str()), case["rendered"].as_str(), "{name}");
+        // Messages without markup: the ids are those of the whole text.
+        let prompt = template.encode(&tokenizer, &messages, true)?;
+        assert_eq!(prompt.text, rendered, "{name}");
+        assert_eq!(prompt.tokens, tokenizer.encode(&rendered, tokenizer.add_bos(), true), "{name}");
     }
     Ok(())
 }

@@ -23,7 +23,7 @@ use spts::session::physical_cores;
 use spts::{Model, SessionOptions, runtime};
 
 use super::failure::Failure;
-use super::{BenchArgs, interrupt, note};
+use super::{BenchArgs, interrupt, note, run};
 use crate::report::{self, Progress, grouped};
 
 /// Seed of weights and prompts: the same ones every time.
@@ -98,6 +98,12 @@ pub fn bench(args: &BenchArgs) -> Result<String, Failure> {
     let model = Model::from_gguf(Arc::new(gguf), options)?;
     let load_s = start.elapsed().as_secs_f64();
     progress.borrow_mut().clear();
+    // Random weights were not trained at all.
+    let (n_ctx_train, longest) =
+        (model.hparams().n_ctx_train, args.prompts.iter().copied().max().unwrap_or(0) as usize);
+    if args.synthetic.is_none() && longest > n_ctx_train {
+        run::note_beyond_training("-p", longest, n_ctx_train);
+    }
 
     let (schedule, sidecar) = skipping(args, &model)?.unzip();
     let reach = reach(args);

@@ -3,6 +3,7 @@
 use std::fmt::Write;
 
 use serde_json::{Map, Value as Json, json};
+use spts::error::printable;
 use spts::ggml::backend;
 use spts::gguf::{Array, Gguf, OpenOptions, Value};
 
@@ -64,7 +65,7 @@ fn as_text(gguf: &Gguf, full: bool) -> String {
     let width = gguf.metadata().iter().map(|(key, _)| key.len()).max().unwrap_or(0).min(48);
     for (key, value) in gguf.metadata() {
         let shown = if full { in_full(value) } else { value.to_string() };
-        let _ = writeln!(out, "  {key:width$}  {shown}");
+        let _ = writeln!(out, "  {:width$}  {shown}", printable(key));
     }
     let _ = writeln!(out, "\n{} tensors", gguf.tensors().len());
     for (name, n, bytes) in types(gguf) {
@@ -74,7 +75,7 @@ fn as_text(gguf: &Gguf, full: bool) -> String {
     let width = gguf.tensors().map(|t| t.name.len()).max().unwrap_or(0);
     for t in gguf.tensors() {
         let shape = t.shape.iter().map(u64::to_string).collect::<Vec<_>>().join(", ");
-        let _ = writeln!(out, "  {:width$}  {:8} [{shape}]", t.name, t.ty.name());
+        let _ = writeln!(out, "  {:width$}  {:8} [{shape}]", printable(&t.name), t.ty.name());
     }
     out
 }

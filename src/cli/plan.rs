@@ -13,9 +13,9 @@ use spts::model::placement::Placement;
 use spts::model::shape::Shape;
 use spts::plan::{Plan, PlanOptions};
 
-use super::PlanArgs;
 use super::failure::Failure;
 use super::options::method;
+use super::{PlanArgs, run};
 
 /// The text that `plan` prints.
 pub fn plan(args: &PlanArgs) -> Result<String, Failure> {
@@ -25,7 +25,14 @@ pub fn plan(args: &PlanArgs) -> Result<String, Failure> {
             Shape::named(name).ok_or_else(|| Failure::Failed(format!("--shape {name}: no such shape")))?
         }
         (None, Some(path)) if args.graph => return graph(args, path),
-        (None, path) => open(path.as_deref().unwrap_or(Path::new("")))?.shape().clone(),
+        (None, path) => {
+            let file = open(path.as_deref().unwrap_or(Path::new("")))?;
+            let n_ctx_train = file.hparams().n_ctx_train;
+            if n_tokens > n_ctx_train {
+                run::note_beyond_training("-n", n_tokens, n_ctx_train);
+            }
+            file.shape().clone()
+        }
     };
     let schedule = match args.spts.schedule(&shape)? {
         Some(schedule) => schedule,

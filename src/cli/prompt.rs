@@ -1,8 +1,9 @@
-//! The prompt: a document, a question behind it, and the model's chat template around both.
+//! The prompt: a document and a question behind it.
 
-use std::io::Read;
+use std::io::{IsTerminal, Read};
 use std::path::{Path, PathBuf};
 
+use spts::tokenizer::Message;
 use thiserror::Error;
 
 /// More bytes than any context holds: such a file was given by mistake, or never ends.
@@ -35,9 +36,15 @@ pub enum PromptError {
         /// The file.
         path: PathBuf,
     },
-    /// No text, or white space only.
-    #[error("the prompt is empty: {0}")]
-    Empty(String),
+    /// A document without text, or with white space only.
+    #[error("{}: the document has no text", path.display())]
+    NoDocument {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Neither a document nor a question with text.
+    #[error("the prompt is empty: -p has no text")]
+    Empty,
 }
 
 /// Reads a text file; `-` is standard input. A byte order mark and the newline at the end are left out.
@@ -80,19 +87,59 @@ pub fn read_text(path: &Path) -> Result<String, PromptError> {
     Ok(serde_json::from_str::<Wrapped>(&text).map_or(text, |w| w.text))
 }
 
-/// The user's message: the document, a blank line, the question.
-pub fn assemble(document: Option<&str>, question: Option<&str>) -> Result<String, PromptError> {
-    let text = match (document, question) {
-        (Some(d), Some(q)) if !d.is_empty() => format!("{d}\n\n{q}"),
-        (_, Some(q)) => q.to_owned(),
-        (Some(d), None) => d.to_owned(),
-        (None, None) => String::new(),
-    };
-    if text.trim().is_empty() {
-        let source = if document.is_some() { "the file of -f has no text" } else { "-p has no text" };
-        return Err(PromptError::Empty(source.into()));
+/// What the user says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Prompt {
+    /// The text of `-f`.
+    document: Option<String>,
+    /// The text of `-p`.
+    question: Option<String>,
+}
+
+impl Prompt {
+    /// Reads the document. A question without text counts as none.
+    ///
+    /// # Errors
+    /// A document that cannot be read or has no text; neither document nor question.
+    pub fn read(file: Option<&Path>, question: Option<&str>) -> Result<Prompt, PromptError> {
+        let document = file.map(read_document).transpose()?;
+        if let (Some(path), Some(text)) = (file, &document)
+            && text.trim_matches(is_blank).is_empty()
+        {
+            return Err(PromptError::NoDocument { path: path.to_owned() });
+        }
+        let question = question.filter(|q| !q.trim_matches(is_blank).is_empty()).map(str::to_owned);
+        match (&document, &question) {
+            (None, None) => Err(PromptError::Empty),
+            _ => Ok(Prompt { document, question }),
+        }
     }
-    Ok(text)
+
+    /// The user's message: the document, a blank line, the question.
+    pub fn message(&self) -> Message {
+        match (&self.document, &self.question) {
+            (Some(document), Some(question)) => Message::about(document, question),
+            (one, other) => Message::new("user", one.as_ref().or(other.as_ref()).cloned().unwrap_or_default()),
+        }
+    }
+}
+
+/// White space, and the marks of byte order and of zero width that look like none.
+fn is_blank(c: char) -> bool {
+    c.is_whitespace() || matches!(c, '\u{feff}' | '\u{200b}'..='\u{200d}' | '\u{2060}' | '\0')
+}
+
+/// Whether text waits on standard input that nobody will read. Neither waits nor takes anything.
+#[cfg(unix)]
+pub fn standard_input_waits() -> bool {
+    let stdin = std::io::stdin();
+    !stdin.is_terminal() && rustix::io::ioctl_fionread(&stdin).is_ok_and(|n| n > 0)
+}
+
+/// Elsewhere one cannot tell.
+#[cfg(not(unix))]
+pub fn standard_input_waits() -> bool {
+    false
 }
 
 #[cfg(test)]
@@ -136,11 +183,24 @@ mod tests {
 
     #[test]
     fn the_question_follows_the_document() {
-        assert_eq!(assemble(Some("d"), Some("q")).unwrap(), "d\n\nq");
-        assert_eq!(assemble(Some(""), Some("q")).unwrap(), "q");
-        assert_eq!(assemble(Some("d"), None).unwrap(), "d");
-        for (d, q) in [(Some(" \n"), None), (None, Some("")), (Some("\n"), Some(" ")), (None, None)] {
-            assert!(matches!(assemble(d, q), Err(PromptError::Empty(_))));
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("doc.txt");
+        std::fs::write(&path, "d\n").unwrap();
+        let read = |file: Option<&Path>, question| Prompt::read(file, question);
+        let message = read(Some(&path), Some("q")).unwrap().message();
+        assert_eq!((message.content(), message.question()), ("d\n\nq", Some(3..4)));
+        for question in [None, Some(""), Some(" ")] {
+            let message = read(Some(&path), question).unwrap().message();
+            assert_eq!((message.content(), message.question()), ("d", None));
+        }
+        assert_eq!(read(None, Some("q")).unwrap().message(), Message::new("user", "q"));
+        assert!(matches!(read(None, Some(" \n")), Err(PromptError::Empty)));
+        for empty in ["", "\n", " \t\r\n ", "\u{feff}", "\u{feff}\u{feff} \n", "\u{200b}\0"] {
+            std::fs::write(&path, empty).unwrap();
+            for question in [None, Some("q")] {
+                let e = read(Some(&path), question).unwrap_err();
+                assert!(e.to_string().ends_with("doc.txt: the document has no text"), "{empty:?}: {e}");
+            }
         }
     }
 }

@@ -14,13 +14,14 @@ use spts::method::spts::schedule::Schedule;
 use spts::plan::{Plan, PlanOptions};
 use spts::proxies::Found;
 use spts::session::generate::{GenerateOptions, Generation, StopReason};
-use spts::session::prefill::{PrefillProgress, PrefillReport};
+use spts::session::prefill::{PrefillOptions, PrefillProgress, PrefillReport};
 use spts::session::sampler::Sampler;
-use spts::tokenizer::{Message, StreamDecoder};
+use spts::tokenizer::{ChatPrompt, Message, StreamDecoder, Tokenizer};
 use spts::{Model, ModelFile, Session, SessionOptions, runtime};
 
 use super::failure::Failure;
 use super::options::method;
+use super::prompt::Prompt;
 use super::proxies::{self, Waiting};
 use super::{RunArgs, interrupt, note, prompt};
 use crate::report::{self, PrefillStep, Progress, RunReport, Stop};
@@ -29,8 +30,7 @@ type SharedProgress = Rc<RefCell<Progress>>;
 
 /// Reads the prompt, opens the model, answers, reports.
 pub fn run(args: &RunArgs) -> Result<(), Failure> {
-    let document = args.file.as_deref().map(prompt::read_document).transpose()?;
-    let text = prompt::assemble(document.as_deref(), args.prompt.as_deref())?;
+    let message = Prompt::read(args.file.as_deref(), args.prompt.as_deref())?.message();
     // Files that cannot be written are found before the work, not after it.
     let dump = args.dump_selection.as_deref().map(|path| create(path).map(|file| (path, file))).transpose()?;
     interrupt::install()?;
@@ -42,7 +42,10 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
     // What is wrong with the prompt, the schedule or the sidecar is found before any weight is placed.
     let file = ModelFile::open(args.model.as_deref().unwrap_or(Path::new("")), args.device.open_options())?;
     let schedule = args.spts.schedule(file.shape())?;
-    let tokens = encode(args, &file, &text)?;
+    if args.file.as_deref() != Some(Path::new("-")) && prompt::standard_input_waits() {
+        note("there is text on standard input, and nothing reads it; -f - takes it as the document");
+    }
+    let ChatPrompt { tokens, question, .. } = encode(args, &file, message)?;
     check_context(args, &file, tokens.len())?;
     let found = proxies::find(&file, args.spts.sidecar.as_deref(), schedule.as_ref(), tokens.len())?;
     let model = place(args, file, &progress)?;
@@ -52,7 +55,8 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
     interrupt::stops(&session.interrupt_flag());
 
     let mut answer = Answer { stream: !args.json, text: String::new(), error: None };
-    let generation = generate(args, &mut session, &tokens, &progress, &mut answer);
+    let known = PrefillOptions { question_start: question.map(|q| q.start) };
+    let generation = generate(args, &mut session, &tokens, known, &progress, &mut answer);
     progress.borrow_mut().clear();
     let generation = match generation {
         Ok(generation) => generation,
@@ -73,11 +77,26 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
     let report = report(args, &session, &name, load, device_bytes, &generation, answer.text.clone());
     if args.json {
         let line = serde_json::to_string(&report).map_err(|e| Failure::Failed(format!("JSON: {e}")))?;
-        return crate::write_stdout(&(line + "\n"));
+        crate::write_stdout(&(line + "\n"))?;
+    } else {
+        answer.end_line();
+        if let Some(e) = answer.error {
+            return Err(Failure::stdout(e));
+        }
     }
-    answer.end_line();
-    if let Some(e) = answer.error {
-        return Err(Failure::stdout(e));
+    match generation.stop {
+        StopReason::Interrupted => return Err(Failure::Interrupted),
+        StopReason::Failed => return Err(generation.failure.map_or(Failure::Interrupted, Into::into)),
+        StopReason::ContextFull => {
+            note(&format!(
+                "the answer stops here: the context of {} tokens is full; -c sets its size",
+                session.n_ctx()
+            ));
+        }
+        _ => {}
+    }
+    if args.json {
+        return Ok(());
     }
     let _ = write!(io::stderr(), "\n{report}");
     if args.verbose {
@@ -112,8 +131,9 @@ fn place(args: &RunArgs, file: ModelFile, progress: &SharedProgress) -> Result<A
     Ok(model?)
 }
 
-/// The prompt's tokens. A model without a chat template is no chat model: it gets the text as it is.
-fn encode(args: &RunArgs, model: &ModelFile, text: &str) -> Result<Vec<u32>, Failure> {
+/// The prompt's tokens, and where its question stands. A model without a chat template is no chat model: it gets the text alone. Control tokens in it count
+/// only with `--no-cnv`, where the text is a template of its author's own.
+fn encode(args: &RunArgs, model: &ModelFile, message: Message) -> Result<ChatPrompt, Failure> {
     let tokenizer = model.tokenizer();
     let template = model.chat_template();
     if args.no_cnv || template.is_builtin() {
@@ -122,12 +142,31 @@ fn encode(args: &RunArgs, model: &ModelFile, text: &str) -> Result<Vec<u32>, Fai
                 "-sys: this model has no chat template, and so no place for a system prompt; put it into -p".into(),
             ));
         }
-        return Ok(tokenizer.encode(text, true, true));
+        if !args.no_cnv {
+            note(
+                "the model has no chat template: the text goes in without one (--no-cnv also reads control tokens in it)",
+            );
+        }
+        let prompt = ChatPrompt::raw(tokenizer, &message, args.no_cnv);
+        note_doubled_bos(tokenizer, &prompt.tokens, "the text");
+        return Ok(prompt);
     }
     let system = args.system_prompt.as_deref().map(|s| Message::new("system", s));
-    let messages: Vec<Message> = system.into_iter().chain([Message::new("user", text)]).collect();
-    let rendered = template.apply(&messages, true).map_err(spts::Error::from)?;
-    Ok(tokenizer.encode_chat(&rendered))
+    let messages: Vec<Message> = system.into_iter().chain([message]).collect();
+    let prompt = template.encode(tokenizer, &messages, true).map_err(spts::Error::from)?;
+    note_doubled_bos(tokenizer, &prompt.tokens, "the model's chat template");
+    Ok(prompt)
+}
+
+/// Models are trained with one BOS; a second one makes their answers worse.
+fn note_doubled_bos(tokenizer: &Tokenizer, tokens: &[u32], whose: &str) {
+    if let (Some(bos), [first, second, ..]) = (tokenizer.bos(), tokens)
+        && *first == bos
+        && *second == bos
+    {
+        let text = tokenizer.token_text(bos);
+        note(&format!("the prompt begins with two {text}: {whose} brings one that is not needed"));
+    }
 }
 
 fn n_ctx(args: &RunArgs) -> Option<usize> {
@@ -141,11 +180,16 @@ fn check_context(args: &RunArgs, model: &ModelFile, n_tokens: usize) -> Result<(
         return Err(spts::Error::ContextFull { n_tokens, n_ctx, n_ctx_train }.into());
     }
     if n_ctx > n_ctx_train {
-        note(&format!(
-            "-c {n_ctx}: the model was trained with {n_ctx_train} tokens; beyond them its answers get worse"
-        ));
+        note_beyond_training("-c", n_ctx, n_ctx_train);
     }
     Ok(())
+}
+
+/// Says that `flag` asks for more tokens than the model knows.
+pub fn note_beyond_training(flag: &str, n_tokens: usize, n_ctx_train: usize) {
+    note(&format!(
+        "{flag} {n_tokens}: the model was trained with {n_ctx_train} tokens; beyond them its answers get worse"
+    ));
 }
 
 fn session(
@@ -238,6 +282,7 @@ fn generate(
     args: &RunArgs,
     session: &mut Session,
     tokens: &[u32],
+    known: PrefillOptions,
     progress: &SharedProgress,
     answer: &mut Answer,
 ) -> Result<Generation, Failure> {
@@ -248,7 +293,7 @@ fn generate(
         n_predict: usize::try_from(args.predict).unwrap_or(usize::MAX),
         stop_at_eog: !args.ignore_eos,
         logprobs: args.logprobs.unwrap_or(0) as usize,
-        ..GenerateOptions::default()
+        prompt: known,
     };
     let start = Instant::now();
     let mut on_progress = |p: PrefillProgress| {
@@ -299,6 +344,8 @@ fn report(
         stop: match generation.stop {
             StopReason::Eog => Stop::Eog,
             StopReason::ContextFull => Stop::Context,
+            StopReason::Interrupted => Stop::Interrupted,
+            StopReason::Failed => Stop::Failed,
             StopReason::Length | StopReason::Caller => Stop::Length,
         },
         load_s: load.as_secs_f64(),

@@ -3,6 +3,7 @@
 use spts_quant::ProxySize;
 
 use super::hparams::HParams;
+use crate::error::printable;
 use crate::gguf::Gguf;
 
 /// A dense decoder's shape.
@@ -91,7 +92,7 @@ impl Shape {
     pub fn of(gguf: &Gguf, hp: &HParams) -> Shape {
         let stem = || gguf.path().file_stem().map_or_else(String::new, |s| s.to_string_lossy().into_owned());
         Shape {
-            name: if hp.name.is_empty() { stem() } else { hp.name.clone() },
+            name: printable(&if hp.name.is_empty() { stem() } else { hp.name.clone() }),
             arch: hp.arch.name().into(),
             n_layer: hp.n_layer,
             n_embd: hp.n_embd,

@@ -14,7 +14,8 @@ use super::sampler::{Sampler, log_softmax_top};
 pub struct GenerateOptions {
     /// Tokens to generate at most; fewer if the context ends before.
     pub n_predict: usize,
-    /// Stop at the model's end-of-generation tokens.
+    /// Stop at the model's end-of-generation tokens. If not, they are forbidden, as with llama.cpp's `--ignore-eos`: what a
+    /// model writes behind one is the next turn of a conversation that nobody has.
     pub stop_at_eog: bool,
     /// Log probabilities to keep for each step; 0 is none.
     pub logprobs: usize,
@@ -39,10 +40,14 @@ pub enum StopReason {
     ContextFull,
     /// The callback said so.
     Caller,
+    /// The interrupt flag was set after the prefill.
+    Interrupted,
+    /// Reading the last token failed: [`Generation::failure`] says why.
+    Failed,
 }
 
 /// What was generated.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Generation {
     /// Token ids.
     pub tokens: Vec<u32>,
@@ -50,6 +55,8 @@ pub struct Generation {
     pub logprobs: Vec<Vec<(u32, f32)>>,
     /// Why it ended.
     pub stop: StopReason,
+    /// What went wrong behind the tokens above, such as memory that ran out.
+    pub failure: Option<Error>,
     /// The prefill.
     pub prefill: PrefillReport,
     /// Seconds from the call to the first sampled token.
@@ -64,7 +71,7 @@ impl Session {
     /// Reads `prompt` and generates. `on_token` sees each token as it is sampled; `on_progress` sees the prefill.
     ///
     /// # Errors
-    /// As [`Session::prefill`] and [`Session::decode`].
+    /// As [`Session::prefill`]; what was generated before an interruption or a failure is returned.
     pub fn generate(
         &mut self,
         prompt: &[u32],
@@ -74,14 +81,20 @@ impl Session {
         on_token: &mut dyn FnMut(u32) -> ControlFlow<()>,
     ) -> Result<Generation> {
         let start = Instant::now();
+        let model = self.model().clone();
+        let forbidden = if options.stop_at_eog { &[] } else { model.tokenizer().eog_ids() };
         for &t in prompt {
             sampler.accept(t);
+        }
+        if options.n_predict < usize::MAX {
+            self.plan_answer(options.n_predict);
         }
         let prefill = self.prefill_with(prompt, options.prompt, on_progress)?;
         let mut out = Generation {
             tokens: Vec::new(),
             logprobs: Vec::new(),
             stop: StopReason::Length,
+            failure: None,
             prefill,
             ttft: 0.0,
             decode_seconds: 0.0,
@@ -92,7 +105,7 @@ impl Session {
             if options.logprobs > 0 {
                 out.logprobs.push(log_softmax_top(self.logits(), options.logprobs));
             }
-            let token = sampler.sample(self.logits())?;
+            let token = sampler.sample_without(self.logits(), forbidden)?;
             sampler.accept(token);
             let begun = *decode_start.get_or_insert_with(|| {
                 out.ttft = start.elapsed().as_secs_f64();
@@ -118,7 +131,14 @@ impl Session {
                     out.stop = StopReason::ContextFull;
                     break;
                 }
-                Err(e) => return Err(e),
+                Err(Error::Interrupted) => {
+                    out.stop = StopReason::Interrupted;
+                    break;
+                }
+                Err(e) => {
+                    (out.stop, out.failure) = (StopReason::Failed, Some(e));
+                    break;
+                }
             }
         }
         Ok(out)

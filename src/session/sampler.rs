@@ -2,7 +2,7 @@
 //!
 //! The chain and its order are llama.cpp's: repetition penalty, top-k, top-p, min-p, temperature, draw. Top-p and min-p look
 //! at the probabilities before the temperature. The same seed, parameters and logits give the same tokens; the random
-//! numbers are not llama.cpp's.
+//! numbers are not llama.cpp's. Forbidden tokens are taken out before anything else.
 
 use std::cmp::Ordering;
 use std::collections::{HashMap, VecDeque};
@@ -110,7 +110,8 @@ pub struct Sampler {
     history: VecDeque<u32>,
     /// How often each token is in `history`.
     counts: HashMap<u32, usize>,
-    penalised: Vec<f32>,
+    /// The logits after penalties and bans.
+    adjusted: Vec<f32>,
     candidates: Vec<Candidate>,
     weights: Vec<f64>,
 }
@@ -127,7 +128,7 @@ impl Sampler {
             random: SplitMix64(params.seed),
             history: VecDeque::new(),
             counts: HashMap::new(),
-            penalised: Vec::new(),
+            adjusted: Vec::new(),
             candidates: Vec::new(),
             weights: Vec::new(),
         })
@@ -174,26 +175,38 @@ impl Sampler {
     /// # Errors
     /// No logits, a logit that is NaN or +infinity, or none that is finite.
     pub fn sample(&mut self, logits: &[f32]) -> Result<u32, SamplerError> {
+        self.sample_without(logits, &[])
+    }
+
+    /// [`Sampler::sample`] with the logits of `forbidden` tokens at -infinity.
+    ///
+    /// # Errors
+    /// As [`Sampler::sample`]; also if all tokens that could be are forbidden.
+    pub fn sample_without(&mut self, logits: &[f32], forbidden: &[u32]) -> Result<u32, SamplerError> {
         check_logits(logits)?;
-        let mut penalised = std::mem::take(&mut self.penalised);
-        let token = if self.counts.is_empty() {
-            self.choose(logits)
-        } else {
-            penalised.clear();
-            penalised.extend_from_slice(logits);
-            for &id in self.counts.keys() {
-                if let Some(logit) = penalised.get_mut(id as usize) {
-                    let p = self.params.repeat_penalty;
-                    // Dividing a negative logit would make the token more likely. A product past the largest number is cut
-                    // there, so that an extreme penalty leaves no infinities.
-                    let new = if *logit <= 0.0 { *logit * p } else { *logit / p };
-                    *logit = if logit.is_finite() { new.clamp(f32::MIN, f32::MAX) } else { *logit };
-                }
+        if self.counts.is_empty() && forbidden.is_empty() {
+            return Ok(self.choose(logits));
+        }
+        let mut adjusted = std::mem::take(&mut self.adjusted);
+        adjusted.clear();
+        adjusted.extend_from_slice(logits);
+        for &id in forbidden {
+            if let Some(logit) = adjusted.get_mut(id as usize) {
+                *logit = f32::NEG_INFINITY;
             }
-            self.choose(&penalised)
-        };
-        self.penalised = penalised;
-        Ok(token)
+        }
+        for &id in self.counts.keys() {
+            if let Some(logit) = adjusted.get_mut(id as usize) {
+                let p = self.params.repeat_penalty;
+                // Dividing a negative logit would make the token more likely. A product past the largest number is cut
+                // there, so that an extreme penalty leaves no infinities.
+                let new = if *logit <= 0.0 { *logit * p } else { *logit / p };
+                *logit = if logit.is_finite() { new.clamp(f32::MIN, f32::MAX) } else { *logit };
+            }
+        }
+        let token = check_logits(&adjusted).map(|()| self.choose(&adjusted));
+        self.adjusted = adjusted;
+        token
     }
 
     /// `logits` are checked: at least one finite, none NaN.

@@ -30,6 +30,21 @@ fn greedy_takes_the_lowest_of_equals() {
 }
 
 #[test]
+fn forbidden_tokens_are_never_drawn() {
+    let l = logits(&[0.05, 0.5, 0.15, 0.3]);
+    for params in [PLAIN, SamplerParams { top_k: 2, ..PLAIN }, SamplerParams::greedy()] {
+        let mut s = Sampler::new(params).unwrap();
+        // An id outside the vocabulary changes nothing.
+        assert!((0..500).all(|_| matches!(s.sample_without(&l, &[1, 3, 99]), Ok(0 | 2))), "{params:?}");
+        assert_eq!(s.sample_without(&l, &[0, 1, 2, 3]), Err(SamplerError::NothingPossible(4)));
+    }
+    let mut s = Sampler::new(SamplerParams { repeat_penalty: 1.5, ..SamplerParams::greedy() }).unwrap();
+    s.accept(1);
+    assert_eq!(s.sample_without(&[1.0, 9.0, 2.0], &[1]), Ok(2));
+    assert_eq!(s.sample(&[1.0, 9.0, 2.0]), Ok(1));
+}
+
+#[test]
 fn draws_follow_the_probabilities() {
     let p = [0.5, 0.3, 0.15, 0.05];
     let mut s = Sampler::new(PLAIN).unwrap();

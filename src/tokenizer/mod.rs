@@ -11,7 +11,7 @@
 //! | `pretokenize`, `scan`, `deepseek` | cuts text into words (BPE) |
 //! | `merge`, `bpe`, `spm` | words to tokens |
 //! | `stream` | tokens to text as they come |
-//! | `chat` | chat templates |
+//! | `chat` | chat templates: messages to a prompt's tokens |
 
 mod bpe;
 mod chat;
@@ -25,14 +25,15 @@ mod stream;
 pub(crate) mod unicode;
 mod vocab;
 
-pub use chat::{ChatTemplate, Message};
+pub use chat::{ChatPrompt, ChatTemplate, Message, TEMPLATE_THREAD};
 pub use stream::StreamDecoder;
 pub use vocab::VocabKind;
 
+use crate::error::printable;
 use crate::gguf::{Gguf, GgufError};
 use bpe::Bpe;
 use pretokenize::PreTokenizer;
-use special::{Fragment, Specials};
+use special::{Fragment, Plain, Specials};
 use spm::Spm;
 use vocab::{HIDDEN, KEY_MODEL, KEY_PRE, Vocab};
 
@@ -83,6 +84,14 @@ pub enum TokenizerError {
         /// what the template engine says
         reason: String,
     },
+    /// A message is missing in what the chat template writes.
+    #[error(
+        "key `tokenizer.chat_template`: the text that it writes lacks the {role} message; use --no-cnv to run without it"
+    )]
+    MessageLost {
+        /// whose message
+        role: String,
+    },
     /// The chat template refuses the conversation (`raise_exception`).
     #[error("the model's chat template refuses this conversation: {reason}")]
     Refused {
@@ -93,7 +102,7 @@ pub enum TokenizerError {
 
 impl TokenizerError {
     fn bad(key: &str, found: impl Into<String>, expected: impl Into<String>) -> TokenizerError {
-        TokenizerError::BadValue { key: key.to_owned(), found: found.into(), expected: expected.into() }
+        TokenizerError::BadValue { key: key.to_owned(), found: printable(&found.into()), expected: expected.into() }
     }
 }
 
@@ -123,7 +132,7 @@ impl Tokenizer {
             "gpt2" => VocabKind::Bpe,
             "gemma4" => VocabKind::RawBpe,
             other => {
-                return Err(TokenizerError::UnsupportedTokenizer { model: other.to_owned() });
+                return Err(TokenizerError::UnsupportedTokenizer { model: printable(other) });
             }
         };
         let pre = match kind {
@@ -157,42 +166,87 @@ impl Tokenizer {
         if add_special && self.vocab.add_bos {
             out.extend(self.vocab.bos);
         }
-        // SentencePiece puts a blank before a text and after every special token.
-        let mut after_special = true;
-        for fragment in self.specials.partition(text, parse_special) {
-            match fragment {
-                Fragment::Token(id) => {
-                    out.push(id);
-                    after_special = true;
-                }
-                Fragment::Text(text) => {
-                    match &self.model {
-                        Model::Bpe(bpe) => bpe.encode(&self.vocab, text, &mut out),
-                        Model::Spm(spm) => {
-                            let prefix = self.vocab.add_space_prefix && after_special;
-                            spm.encode(&self.vocab, text, prefix, &mut out);
-                        }
-                    }
-                    after_special = false;
-                }
-            }
-        }
+        self.encode_fragments(text, &self.specials.partition(text, parse_special), &mut out, &mut |_, _| {});
         if add_special && self.vocab.add_eos {
             out.extend(self.vocab.eos);
         }
         out
     }
 
-    /// The tokens of a rendered chat: control tokens are recognized, and BOS is added if the model
-    /// wants it and the template has not written it already.
-    pub fn encode_chat(&self, rendered: &str) -> Vec<u32> {
-        let mut ids = self.encode(rendered, false, true);
-        if let (true, Some(bos)) = (self.vocab.add_bos, self.vocab.bos)
-            && ids.first() != Some(&bos)
-        {
-            ids.insert(0, bos);
+    /// Appends the tokens of the fragments of `text`. `each` sees, for every fragment, its bytes and the number of tokens
+    /// before it.
+    fn encode_fragments(
+        &self,
+        text: &str,
+        fragments: &[Fragment],
+        out: &mut Vec<u32>,
+        each: &mut dyn FnMut(&Fragment, usize),
+    ) {
+        // SentencePiece puts a blank before a text and after every special token.
+        let mut after_special = true;
+        for fragment in fragments {
+            each(fragment, out.len());
+            match fragment {
+                Fragment::Token(id, _) => {
+                    out.push(*id);
+                    after_special = true;
+                }
+                Fragment::Text(range) => {
+                    let text = &text[range.clone()];
+                    match &self.model {
+                        Model::Bpe(bpe) => bpe.encode(&self.vocab, text, out),
+                        Model::Spm(spm) => {
+                            let prefix = self.vocab.add_space_prefix && after_special;
+                            spm.encode(&self.vocab, text, prefix, out);
+                        }
+                    }
+                    after_special = false;
+                }
+            }
         }
-        ids
+    }
+
+    /// The control tokens of `text`, in order.
+    fn control_tokens(&self, text: &str, plain: &Plain) -> Vec<u32> {
+        let fragments = self.specials.partition_around(text, plain);
+        let ids = fragments.iter().filter_map(|f| match f {
+            Fragment::Token(id, _) if self.is_control(*id) => Some(*id),
+            _ => None,
+        });
+        ids.collect()
+    }
+
+    /// The token of BOS, if the model wants it and `text` does not begin with it.
+    fn missing_bos(&self, text: &str, plain: &Plain) -> Option<u32> {
+        let bos = self.vocab.bos.filter(|_| self.vocab.add_bos)?;
+        let fragments = self.specials.partition_around(text, plain);
+        (!matches!(fragments.first(), Some(Fragment::Token(id, _)) if *id == bos)).then_some(bos)
+    }
+
+    /// The tokens of a text, behind BOS if there is one, and the byte at which each begins.
+    fn encode_located(&self, text: &str, plain: &Plain, bos: Option<u32>) -> (Vec<u32>, Vec<usize>) {
+        let fragments = self.specials.partition_around(text, plain);
+        let mut ids = Vec::with_capacity(text.len() / 3 + 2);
+        // (first token, bytes) of each fragment.
+        let mut spans = Vec::with_capacity(fragments.len());
+        ids.extend(bos);
+        self.encode_fragments(text, &fragments, &mut ids, &mut |fragment, first| {
+            let (Fragment::Text(bytes) | Fragment::Token(_, bytes)) = fragment;
+            spans.push((first, bytes.clone()));
+        });
+        let mut starts = vec![0; ids.len()];
+        for (i, (first, bytes)) in spans.iter().enumerate() {
+            let end = spans.get(i + 1).map_or(ids.len(), |next| next.0);
+            let lengths: usize = ids[*first..end].iter().map(|&id| self.token_bytes(id).len()).sum();
+            // The blank that SentencePiece puts before a text is in the first token and not in the text.
+            let mut added = lengths.saturating_sub(bytes.len()).min(1);
+            let mut at = bytes.start;
+            for (start, &id) in starts[*first..end].iter_mut().zip(&ids[*first..end]) {
+                *start = at.min(bytes.end);
+                at += self.token_bytes(id).len() - std::mem::take(&mut added).min(self.token_bytes(id).len());
+            }
+        }
+        (ids, starts)
     }
 
     /// The bytes that a token stands for, perhaps a part of a character; control tokens as the

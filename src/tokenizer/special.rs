@@ -5,14 +5,40 @@
 //! handful, so a trie first finds which occur at all.
 
 use std::collections::HashMap;
+use std::ops::Range;
 
 use super::vocab::{Attr, HIDDEN, SPECIAL, Vocab};
 
 /// A part of the text.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) enum Fragment<'t> {
-    Text(&'t str),
-    Token(u32),
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Fragment {
+    /// Ordinary text: its bytes in the whole.
+    Text(Range<usize>),
+    /// A special token, and the bytes that spell it.
+    Token(u32, Range<usize>),
+}
+
+/// Where in a text control tokens stand for themselves instead of being recognized: nobody vouches for what is written there.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Plain {
+    /// Bytes that belong to no control token. In order, apart from each other.
+    pub(super) ranges: Vec<Range<usize>>,
+    /// Positions that no control token spans. In order.
+    pub(super) cuts: Vec<usize>,
+}
+
+impl Plain {
+    /// All of a text of `n` bytes.
+    pub(super) fn all(n: usize) -> Plain {
+        Plain { ranges: std::iter::once(0..n).collect(), cuts: Vec::new() }
+    }
+
+    fn touches(&self, token: &Range<usize>) -> bool {
+        let next = self.ranges.partition_point(|r| r.end <= token.start);
+        let cut = self.cuts.partition_point(|&at| at <= token.start);
+        self.ranges.get(next).is_some_and(|r| r.start < token.end)
+            || self.cuts.get(cut).is_some_and(|&at| at < token.end)
+    }
 }
 
 /// The special tokens of a vocabulary.
@@ -69,21 +95,24 @@ impl Specials {
     }
 
     /// Cuts `text`. Hidden tokens are looked for only if `parse_special`.
-    pub(super) fn partition<'t>(&self, text: &'t str, parse_special: bool) -> Vec<Fragment<'t>> {
+    pub(super) fn partition(&self, text: &str, parse_special: bool) -> Vec<Fragment> {
+        let plain = if parse_special { Plain::default() } else { Plain::all(text.len()) };
+        self.partition_around(text, &plain)
+    }
+
+    /// Cuts `text`. Hidden tokens are looked for where it is not `plain`.
+    pub(super) fn partition_around(&self, text: &str, plain: &Plain) -> Vec<Fragment> {
         let mut fragments = Vec::new();
         if text.is_empty() {
             return fragments;
         }
-        fragments.push(Fragment::Text(text));
+        fragments.push(Fragment::Text(0..text.len()));
         for i in self.occurring(text) {
             let token = &self.tokens[i];
-            if token.hidden && !parse_special {
-                continue;
-            }
             let before = std::mem::take(&mut fragments);
             for fragment in before {
                 match fragment {
-                    Fragment::Text(text) => cut(text, token, &mut fragments),
+                    Fragment::Text(range) => cut(text, range, token, plain, &mut fragments),
                     token => fragments.push(token),
                 }
             }
@@ -91,42 +120,69 @@ impl Specials {
         fragments
     }
 
+    /// The first characters of hidden tokens.
+    pub(super) fn hidden_beginnings(&self) -> Vec<char> {
+        let mut chars: Vec<char> =
+            self.tokens.iter().filter(|t| t.hidden).filter_map(|t| t.text.chars().next()).collect();
+        chars.sort_unstable();
+        chars.dedup();
+        chars
+    }
+
+    /// Where hidden tokens begin in `text`, in order.
+    pub(super) fn hidden_starts(&self, text: &str) -> Vec<usize> {
+        (0..text.len()).filter(|&at| self.ending(&text.as_bytes()[at..]).any(|i| self.tokens[i].hidden)).collect()
+    }
+
     /// Indices of the tokens that occur in `text`, in order.
     fn occurring(&self, text: &str) -> Vec<usize> {
-        let bytes = text.as_bytes();
         let mut found = vec![false; self.tokens.len()];
-        for at in 0..bytes.len() {
-            if !self.first[usize::from(bytes[at])] {
-                continue;
-            }
-            let mut node = 0;
-            for &b in &bytes[at..] {
-                match self.edges.get(&(node, b)) {
-                    Some(&next) => node = next,
-                    None => break,
-                }
-                if let Some(i) = self.ends[node as usize] {
-                    found[i as usize] = true;
-                }
+        for at in 0..text.len() {
+            for i in self.ending(&text.as_bytes()[at..]) {
+                found[i] = true;
             }
         }
         (0..found.len()).filter(|&i| found[i]).collect()
     }
+
+    /// Indices of the tokens that `bytes` begin with.
+    fn ending<'a>(&'a self, bytes: &'a [u8]) -> impl Iterator<Item = usize> + 'a {
+        let begins = bytes.first().is_some_and(|&b| self.first[usize::from(b)]);
+        let mut node = 0;
+        bytes
+            .iter()
+            .take(if begins { bytes.len() } else { 0 })
+            .map_while(move |&b| {
+                node = *self.edges.get(&(node, b))?;
+                Some(self.ends[node as usize])
+            })
+            .flatten()
+            .map(|i| i as usize)
+    }
 }
 
-fn cut<'t>(mut text: &'t str, token: &Special, out: &mut Vec<Fragment<'t>>) {
-    while let Some(at) = text.find(&token.text) {
-        if at > 0 {
-            out.push(Fragment::Text(&text[..at]));
+fn cut(text: &str, range: Range<usize>, token: &Special, plain: &Plain, out: &mut Vec<Fragment>) {
+    // What is not yet in `out` begins at `from`; the search goes on at `at`.
+    let (mut from, mut at) = (range.start, range.start);
+    while let Some(found) = text[at..range.end].find(&token.text) {
+        let spelled = at + found..at + found + token.text.len();
+        if token.hidden && plain.touches(&spelled) {
+            at = spelled.start + text[spelled.start..].chars().next().map_or(1, char::len_utf8);
+            continue;
         }
-        out.push(Fragment::Token(token.id));
-        text = &text[at + token.text.len()..];
+        if from < spelled.start {
+            out.push(Fragment::Text(from..spelled.start));
+        }
+        from = spelled.end;
         if token.rstrip {
             // isspace() of the C locale
-            text = text.trim_start_matches([' ', '\t', '\n', '\u{b}', '\u{c}', '\r']);
+            let rest = &text[from..range.end];
+            from += rest.len() - rest.trim_start_matches([' ', '\t', '\n', '\u{b}', '\u{c}', '\r']).len();
         }
+        at = from;
+        out.push(Fragment::Token(token.id, spelled));
     }
-    if !text.is_empty() {
-        out.push(Fragment::Text(text));
+    if from < range.end {
+        out.push(Fragment::Text(from..range.end));
     }
 }
