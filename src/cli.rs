@@ -348,6 +348,11 @@ pub fn note(text: &str) {
     let _ = writeln!(std::io::stderr(), "spts-cli: {text}");
 }
 
+/// What is odd about a model's file, a line each on standard error.
+pub fn warn(model: &spts::Model) {
+    model.warnings().iter().for_each(|warning| note(warning));
+}
+
 /// Clap's message without its usage text, in one line.
 fn one_line(rendered: &str) -> String {
     let lines = rendered

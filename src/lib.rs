@@ -31,6 +31,7 @@ pub mod ggml;
 pub mod gguf;
 pub mod graph;
 pub mod model;
+pub mod output_file;
 pub mod quantize;
 mod random;
 pub mod session;

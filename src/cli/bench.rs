@@ -14,6 +14,7 @@ use spts::bench::measure::{self, BenchOptions, Measurements, Mode, ModeResult, O
 use spts::bench::synthetic::{self, Synthetic};
 use spts::ggml::{backend, log};
 use spts::gguf::{Gguf, OpenOptions};
+use spts::output_file::OutputFile;
 use spts::session::physical_cores;
 use spts::spts::schedule::Schedule;
 use spts::spts::shape::Shape;
@@ -21,7 +22,7 @@ use spts::spts::sidecar::Sidecar;
 use spts::{Model, SessionOptions};
 
 use super::failure::Failure;
-use super::{BenchArgs, interrupt, note, plan};
+use super::{BenchArgs, interrupt, note, plan, warn};
 use crate::report::{self, Progress, grouped};
 
 /// Seed of weights and prompts: the same ones every time.
@@ -95,6 +96,7 @@ pub fn bench(args: &BenchArgs) -> Result<String, Failure> {
     let model = Model::from_gguf(Arc::new(gguf), &mut options)?;
     let load_s = start.elapsed().as_secs_f64();
     progress.borrow_mut().clear();
+    warn(&model);
 
     let session = session_options(args, &model)?;
     let options = BenchOptions {
@@ -130,11 +132,16 @@ fn gguf(args: &BenchArgs, progress: &Rc<RefCell<Progress>>) -> Result<Gguf, Fail
     let Some(path) = &args.write else {
         return Ok(made.open(&mut show).map_err(spts::Error::from)?);
     };
-    made.write(path, &mut show).map_err(spts::Error::from)?;
+    // Places that cannot be written are found before the work, not after it.
+    let inputs: Vec<&Path> = args.spts.files().collect();
+    let out = OutputFile::create(path, &inputs)?;
+    let schedule = args.spts.schedule(&made.shape.key())?;
+    let sidecar = schedule.map(|s| Ok::<_, Failure>((s, OutputFile::create(&Sidecar::path_beside(path), &inputs)?)));
+    let sidecar = sidecar.transpose()?;
+    made.write_into(out, &mut show).map_err(spts::Error::from)?;
     let gguf = open(path)?;
-    if let Some(schedule) = args.spts.schedule(&made.shape.key())? {
-        let sidecar = Sidecar::path_beside(path);
-        synthetic::write_sidecar(&gguf, &made.shape, &schedule, &sidecar).map_err(spts::Error::from)?;
+    if let Some((schedule, out)) = sidecar {
+        synthetic::write_sidecar_into(&gguf, &made.shape, &schedule, out).map_err(spts::Error::from)?;
     }
     Ok(gguf)
 }

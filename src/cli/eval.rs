@@ -18,7 +18,7 @@ use spts::{Model, Session, SessionOptions};
 use super::failure::Failure;
 use super::options::{DeviceArgs, SptsArgs};
 use super::proxies::{self, Wanted};
-use super::{interrupt, plan, prompt};
+use super::{interrupt, plan, prompt, warn};
 use crate::report::{Progress, grouped};
 
 const CONFIGURATIONS: &str =
@@ -168,6 +168,7 @@ impl<'a> Subject<'a> {
     fn open(args: &'a TextArgs) -> Result<Subject<'a>, Failure> {
         let text = prompt::read_text(&args.file)?;
         let model = Model::open(&args.model, args.device.model_options(None))?;
+        warn(&model);
         let tokens = model.tokenizer().encode(&text, false, false);
         Ok(Subject { args, model, tokens, progress: Progress::new() })
     }

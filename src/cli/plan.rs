@@ -12,8 +12,8 @@ use spts::spts::schedule::Schedule;
 use spts::spts::shape::{Shape, SlidingWindow};
 use spts::{Model, ModelOptions};
 
-use super::PlanArgs;
 use super::failure::Failure;
+use super::{PlanArgs, warn};
 
 /// The text that `plan` prints.
 pub fn plan(args: &PlanArgs) -> Result<String, Failure> {
@@ -57,7 +57,10 @@ fn shape_of_file(path: &Path) -> Result<Shape, Failure> {
 
 /// The shape of a model.
 pub fn shape(gguf: &Gguf, hp: &HParams) -> Shape {
-    let stem = || gguf.path().file_stem().map_or_else(String::new, |s| s.to_string_lossy().into_owned());
+    let stem = || {
+        let name = gguf.path().file_name().unwrap_or_default().to_string_lossy().into_owned();
+        name.strip_suffix(".gguf").map_or(name.clone(), str::to_owned)
+    };
     Shape {
         name: if hp.name.is_empty() { stem() } else { hp.name.clone() },
         arch: hp.arch.name().into(),
@@ -83,6 +86,7 @@ pub fn shape(gguf: &Gguf, hp: &HParams) -> Shape {
 fn graph(args: &PlanArgs, path: &Path) -> Result<String, Failure> {
     let options = ModelOptions { repack: false, device: Some("CPU".into()), ..ModelOptions::default() };
     let model = Model::open(path, options)?;
+    warn(&model);
     let hp = model.hparams();
     let n_tokens = args.n_tokens as usize;
     let dense = model.graph(n_tokens, hp.n_ctx_train.max(n_tokens));

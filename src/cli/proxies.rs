@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use spts::Model;
+use spts::output_file::OutputFile;
 use spts::spts::calibrate::{CalibrateOptions, CalibrationError, CalibrationStep, calibrate};
 use spts::spts::schedule::Schedule;
 use spts::spts::sidecar::{NewSidecar, Sidecar, fingerprint};
@@ -89,6 +90,10 @@ fn from_cache(
     if let Err(e) = std::fs::create_dir_all(&folder) {
         return without(&format!("{}: cannot make this folder: {e}", folder.display()));
     }
+    let out = match OutputFile::create(&path, &[wanted.model.gguf().path()]) {
+        Ok(out) => out,
+        Err(e) => return without(&e.to_string()),
+    };
     let n = wanted.prompt.len().min(PROMPT_TOKENS);
     note(&format!(
         "first run of this model with skipping: making its FFN proxies from {n} tokens of the prompt, to be kept in {}",
@@ -106,7 +111,7 @@ fn from_cache(
         Err(spts::Error::Calibration(e @ CalibrationError::TooShort { .. })) => return without(&e.to_string()),
         Err(e) => return Err(e.into()),
     };
-    match made.write(&path).and_then(|()| open(&path, wanted.model, layers)) {
+    match made.write_into(out).and_then(|()| open(&path, wanted.model, layers)) {
         Ok(sidecar) => Ok(Some(sidecar)),
         Err(e) => without(&e.to_string()),
     }

@@ -6,12 +6,13 @@ use spts::ggml::log;
 use spts::gguf::{Gguf, OpenOptions};
 use spts::quantize::{self, QuantizeOptions, QuantizeReport, TensorPlan};
 
-use super::QuantizeArgs;
 use super::failure::Failure;
+use super::{QuantizeArgs, interrupt};
 use crate::report::{Progress, mib};
 
 /// The text that `quantize` prints.
 pub fn quantize(args: &QuantizeArgs) -> Result<String, Failure> {
+    interrupt::install()?;
     log::set_level(log::Level::Silent);
     if let Some(threads) = args.threads {
         rayon::ThreadPoolBuilder::new()

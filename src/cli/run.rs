@@ -1,7 +1,6 @@
 //! Answering a prompt: `spts-cli -m model.gguf -f long.txt -p question`.
 
 use std::cell::RefCell;
-use std::fs::File;
 use std::io::{self, Write};
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -10,17 +9,19 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use spts::ggml::{backend, log};
+use spts::output_file::OutputFile;
 use spts::session::generate::{GenerateOptions, Generation, StopReason};
 use spts::session::prefill::{PrefillProgress, PrefillReport};
 use spts::session::sampler::Sampler;
 use spts::spts::plan::{Plan, PlanOptions};
 use spts::spts::schedule::Schedule;
+use spts::spts::sidecar::Sidecar;
 use spts::tokenizer::{Message, StreamDecoder};
 use spts::{Model, Session, SessionOptions};
 
 use super::failure::Failure;
 use super::proxies::{self, Wanted};
-use super::{RunArgs, interrupt, note, plan, prompt};
+use super::{RunArgs, interrupt, note, plan, prompt, warn};
 use crate::report::{self, PrefillStep, Progress, RunReport, Stop};
 
 type SharedProgress = Rc<RefCell<Progress>>;
@@ -30,8 +31,8 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
     let document = args.file.as_deref().map(prompt::read_document).transpose()?;
     let text = prompt::assemble(document.as_deref(), args.prompt.as_deref())?;
     // Files that cannot be written are found before the work, not after it.
-    let dump = args.dump_selection.as_deref().map(|path| create(path).map(|file| (path, file))).transpose()?;
     interrupt::install()?;
+    let dump = args.dump_selection.as_deref().map(|path| create_dump(path, args)).transpose()?;
     log::set_level(if args.verbose { log::Level::All } else { log::Level::Silent });
 
     let progress: SharedProgress = Rc::new(RefCell::new(Progress::new()));
@@ -59,10 +60,11 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
     if let Some(e) = answer.error {
         return Err(Failure::stdout(e));
     }
-    if let Some((path, file)) = dump {
+    if let Some(mut out) = dump {
         let json = serde_json::json!({ "n_tokens": tokens.len(), "layers": generation.prefill.selection });
-        serde_json::to_writer(io::BufWriter::new(file), &json)
-            .map_err(|e| Failure::Failed(format!("{}: cannot write: {e}", path.display())))?;
+        serde_json::to_writer(&mut out, &json)
+            .map_err(|e| Failure::Failed(format!("{}: cannot write: {e}", out.path().display())))?;
+        out.finish()?;
     }
     let device_bytes = backend::gpu_bytes_used().saturating_sub(device_bytes_before);
     let report = report(args, &session, &name, load, device_bytes, &generation, answer.text.clone());
@@ -94,8 +96,12 @@ fn used(session: &Session, prefill: &PrefillReport) {
     ));
 }
 
-fn create(path: &Path) -> Result<File, Failure> {
-    File::create(path).map_err(|e| Failure::Failed(format!("{}: cannot write: {e}", path.display())))
+/// The file of `--dump-selection`, which is none of the files that the run reads.
+fn create_dump(path: &Path, args: &RunArgs) -> Result<OutputFile, Failure> {
+    let beside = args.model.as_deref().map(Sidecar::path_beside);
+    let own = [args.model.as_deref(), beside.as_deref(), args.file.as_deref()];
+    let inputs: Vec<&Path> = own.into_iter().flatten().chain(args.spts.files()).collect();
+    Ok(OutputFile::create(path, &inputs)?)
 }
 
 fn open(args: &RunArgs, progress: &SharedProgress) -> Result<Arc<Model>, Failure> {
@@ -103,7 +109,9 @@ fn open(args: &RunArgs, progress: &SharedProgress) -> Result<Arc<Model>, Failure
     let options = args.device.model_options(Some(Box::new(move |fraction| shown.borrow_mut().load(fraction))));
     let model = Model::open(args.model.as_deref().unwrap_or(Path::new("")), options);
     progress.borrow_mut().clear();
-    Ok(model?)
+    let model = model?;
+    warn(&model);
+    Ok(model)
 }
 
 /// The prompt's tokens. A model without a chat template is no chat model: it gets the text as it is.

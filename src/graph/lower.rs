@@ -234,7 +234,7 @@ impl<'a> Lowerer<'a, '_> {
             }
             // With the sums that it reads.
             Op::NormalizeRows { .. } => return,
-            Op::Linear { weight, bias, norm } => self.linear(id, node, *weight, *bias, *norm),
+            Op::Linear { .. } => self.linear(id, node),
             Op::Rope { head_dim, rope }
                 if self.mode == CacheMode::Fixed && self.memory.kernels().rope(*head_dim, rope) =>
             {
@@ -447,22 +447,18 @@ impl<'a> Lowerer<'a, '_> {
         if group == node.n_feat { normed } else { self.flat(normed, node.n_feat) }
     }
 
-    fn linear(
-        &self,
-        id: NodeId,
-        node: &Node,
-        weight: WeightId,
-        bias: Option<WeightId>,
-        norm: Option<WeightId>,
-    ) -> Tensor<'a> {
+    fn linear(&self, id: NodeId, node: &Node) -> Tensor<'a> {
+        let Op::Linear { weight, scale, bias, norm } = node.op else { unreachable!("the caller has seen the node") };
         let x = self.rows(node.src[0]);
         let w = self.memory.matrix(weight, x.ne(1));
         let factors = norm.map(|n| self.memory.weight(n));
-        let y = match (self.is_our_product(node), bias) {
-            (true, None) => self.ops.product(w, x, factors, self.target(id)),
-            (true, Some(_)) => self.ops.product(w, x, factors, Target::F32),
-            (false, _) => self.product(w, self.by_norm(x, factors)),
+        let is_whole = scale.is_none() && bias.is_none();
+        let y = match self.is_our_product(node) {
+            true if is_whole => self.ops.product(w, x, factors, self.target(id)),
+            true => self.ops.product(w, x, factors, Target::F32),
+            false => self.product(w, self.by_norm(x, factors)),
         };
+        let y = scale.map_or(y, |scale| self.ops.mul(y, self.memory.weight(scale)));
         bias.map_or(y, |bias| self.ops.add(y, self.memory.weight(bias)))
     }
 

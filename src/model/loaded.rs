@@ -132,9 +132,9 @@ impl Model {
         let hparams = HParams::from_gguf(&gguf)?;
         let mut table = WeightTable::new(&gguf);
         let dense = hparams.arch.load(&hparams, &mut table)?;
-        let (weights, unused) = table.finish();
+        let (weights, unused) = table.finish(hparams.arch)?;
         let tokenizer = Tokenizer::from_gguf(&gguf)?;
-        let chat_template = ChatTemplate::from_gguf(&gguf, &tokenizer)?;
+        let chat_template = ChatTemplate::from_gguf(&gguf, &tokenizer).map_err(|e| e.in_file(gguf.path()))?;
         let placement = place_layers(hparams.n_layer, options)?;
         if let Some(rows) = options.integer_rows {
             backend::set_integer_rows(rows);
@@ -293,9 +293,14 @@ impl Model {
         &self.placement
     }
 
-    /// Tensors of the file that the architecture does not use.
+    /// Tensors of the file that the architecture knows and does not use.
     pub fn unused_tensors(&self) -> &[String] {
         &self.unused
+    }
+
+    /// What is odd about the file and does not keep it from running, one line each.
+    pub fn warnings(&self) -> &[String] {
+        self.tokenizer.warnings()
     }
 
     /// Bytes of weights that were rearranged in memory.
@@ -311,6 +316,14 @@ impl Model {
     /// A weight's entry by name.
     pub fn weight_named(&self, name: &str) -> Option<&Weight> {
         self.weights.iter().find(|w| w.name == name)
+    }
+
+    /// The factor on products with a weight: `X.scale` beside `X.weight`, 1 where the file has none.
+    pub fn weight_scale(&self, weight: &Weight) -> f32 {
+        let name = weight.tensor.strip_suffix(".weight").map(|base| format!("{base}.scale"));
+        let scale = name.and_then(|name| self.weights.iter().find(|w| w.tensor == name));
+        let bytes = scale.and_then(|scale| self.weight_bytes(scale).first_chunk());
+        bytes.map_or(1.0, |bytes| f32::from_le_bytes(*bytes))
     }
 
     /// A weight's bytes in the file.

@@ -92,7 +92,7 @@ impl<'a> Lowerer<'a, '_> {
     pub(super) fn is_added(&self, id: NodeId) -> bool {
         let node = self.graph.node(id);
         let Some([sum]) = self.readers.get(&id).map(Vec::as_slice) else { return false };
-        !matches!(node.op, Op::Linear { bias: Some(_), .. })
+        !matches!(node.op, Op::Linear { bias: Some(_), .. } | Op::Linear { scale: Some(_), .. })
             && self.is_our_product(node)
             && self.program.storage[id.index()] == Storage::Transient
             && if self.program.storage[sum.index()] == Storage::Transient {
