@@ -355,6 +355,11 @@ pub fn fit(message: &str) -> String {
     spts::error::printable_within(message, 4096)
 }
 
+/// What is odd about a model's file, a line each on standard error.
+pub fn warn(model: &spts::ModelFile) {
+    model.warnings().iter().for_each(|warning| note(warning));
+}
+
 /// Clap's message without its usage text, in one line.
 fn one_line(rendered: &str) -> String {
     let lines = rendered

@@ -6,6 +6,9 @@ pub enum Error {
     /// A file that is no valid GGUF, or can't be read.
     #[error(transparent)]
     Gguf(#[from] crate::gguf::GgufError),
+    /// A file that cannot be written where it should be.
+    #[error(transparent)]
+    Output(#[from] crate::output_file::OutputError),
     /// A GGUF that is no model that can be run.
     #[error(transparent)]
     Model(#[from] crate::model::ModelError),

@@ -35,6 +35,7 @@ pub mod gguf;
 pub mod graph;
 pub mod method;
 pub mod model;
+pub mod output_file;
 pub mod plan;
 pub mod proxies;
 pub mod quantize;

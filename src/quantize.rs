@@ -13,6 +13,8 @@ use crate::ggml::quantize as convert;
 use crate::gguf::{GgmlType, Gguf, GgufError, GgufWriter, TensorDecl, TensorInfo};
 use crate::model::ModelError;
 use crate::model::hparams::HParams;
+use crate::model::table::WeightTable;
+use crate::output_file::{OutputError, OutputFile};
 
 /// Elements that a thread converts at a time: 4 MiB of floats.
 const CHUNK: usize = 1 << 20;
@@ -26,6 +28,9 @@ pub enum QuantizeError {
     /// Reading the one file, or writing the other.
     #[error(transparent)]
     Gguf(#[from] GgufError),
+    /// The place of the new file cannot be written, or is that of the old one.
+    #[error(transparent)]
+    Output(#[from] OutputError),
     /// No model that this program knows.
     #[error(transparent)]
     Model(#[from] ModelError),
@@ -64,12 +69,6 @@ pub enum QuantizeError {
         row: usize,
         /// The value.
         value: f32,
-    },
-    /// Reading and writing one file at a time.
-    #[error("{file}: is the file that is read: choose another name")]
-    SameFile {
-        /// File.
-        file: String,
     },
 }
 
@@ -132,12 +131,8 @@ pub fn quantize(
     progress: &mut dyn FnMut(&TensorPlan, f64),
 ) -> Result<QuantizeReport, QuantizeError> {
     let file = gguf.path().display().to_string();
-    if let (Ok(from), Ok(to)) = (gguf.path().canonicalize(), path.canonicalize())
-        && from == to
-    {
-        return Err(QuantizeError::SameFile { file: path.display().to_string() });
-    }
     let tensors = plan(gguf, options)?;
+    let out = OutputFile::create(path, &[gguf.path()])?;
     let mut writer = GgufWriter::new();
     for (key, value) in gguf.metadata() {
         writer.set(key, value.clone())?;
@@ -151,7 +146,7 @@ pub fn quantize(
     let (mut sources, mut done, mut bytes_after) = (gguf.tensors().zip(&tensors), 0, 0);
     // The writer only knows errors of input and output: ours is kept here meanwhile.
     let mut failure = None;
-    let written = writer.write_with(path, |decl: &TensorDecl, out: &mut dyn Write| {
+    let written = writer.write_into(out, |decl: &TensorDecl, out: &mut dyn Write| {
         let Some((info, plan)) = sources.next() else { unreachable!("the tensors that were declared") };
         progress(plan, done as f64 / total as f64);
         done += info.n_elements();
@@ -185,6 +180,9 @@ pub fn quantize(
 fn plan(gguf: &Gguf, options: QuantizeOptions) -> Result<Vec<TensorPlan>, QuantizeError> {
     let file = || gguf.path().display().to_string();
     let hp = HParams::from_gguf(gguf)?;
+    let mut table = WeightTable::new(gguf);
+    hp.arch.load(&hp, &mut table)?;
+    table.finish(hp.arch)?;
     let model = ModelShape {
         n_layer: hp.n_layer,
         n_head: hp.n_head,

@@ -230,7 +230,7 @@ fn files_that_are_not_overwritten() {
     scene.good(&with(&CALIBRATE, &["-o", "precious.txt", "--force"]));
     assert!(Sidecar::open(&scene.path("precious.txt")).is_ok());
     let message = scene.bad(1, &with(&CALIBRATE, &["-o", "tiny.gguf", "--force"]));
-    assert!(message.contains("tiny.gguf: is the model itself"), "{message}");
+    assert!(message.contains("tiny.gguf: is the same file as tiny.gguf, which is read"), "{message}");
 
     // Another model's: neither overwritten nor used.
     Tiny { seed: 99, ..Tiny::named("llama") }.build().write(&scene.path("tiny.gguf"));

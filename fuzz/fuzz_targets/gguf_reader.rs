@@ -11,6 +11,9 @@ use libfuzzer_sys::fuzz_target;
 #[allow(dead_code, unused_imports)]
 #[path = "../../src/gguf/mod.rs"]
 mod gguf;
+#[allow(dead_code)]
+#[path = "../../src/output_file.rs"]
+mod output_file;
 
 use gguf::{Gguf, GgufWriter};
 

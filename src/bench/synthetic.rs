@@ -12,10 +12,11 @@ use half::f16;
 use spts_quant::rows::convert_rows;
 use spts_quant::{Choice, ModelShape, Preset, TensorType, choose_type};
 
-use crate::gguf::{Array, GgmlType, Gguf, GgufError, GgufWriter, OpenOptions, TensorDecl};
+use crate::gguf::{Array, GgmlType, Gguf, GgufError, GgufWriter, OpenOptions, TensorDecl, no_source};
 use crate::method::spts::schedule::Schedule;
 use crate::method::spts::sidecar::{self, ARCHITECTURE, TENSORS, VERSION, tensor_name};
 use crate::model::shape::Shape;
+use crate::output_file::OutputFile;
 use crate::quantize::ggml_type;
 use crate::random::SplitMix64;
 use crate::tokenizer::unicode::byte_to_char;
@@ -78,9 +79,17 @@ impl Synthetic {
     ///
     /// # Errors
     /// The file cannot be written.
-    pub fn write(&self, path: &Path, mut progress: impl FnMut(&str, f64)) -> Result<(), GgufError> {
+    pub fn write(&self, path: &Path, progress: impl FnMut(&str, f64)) -> Result<(), GgufError> {
+        self.write_into(OutputFile::create(path, &[])?, progress)
+    }
+
+    /// As [`Synthetic::write`], into a file that has been created already.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn write_into(&self, out: OutputFile, mut progress: impl FnMut(&str, f64)) -> Result<(), GgufError> {
         let (writer, mut fill) = self.writer(&mut progress)?;
-        writer.write_with(path, |decl, out| fill(decl, out))
+        writer.write_into(out, |decl, out| fill(decl, out))
     }
 
     /// The model in a file without a name, in the system's folder for temporary files (`TMPDIR`): it is gone when the last
@@ -244,7 +253,15 @@ impl Synthetic {
 /// # Errors
 /// The file cannot be written.
 pub fn write_sidecar(model: &Gguf, shape: &Shape, schedule: &Schedule, path: &Path) -> Result<(), GgufError> {
-    sidecar_writer(model, shape, schedule)?.write(path)
+    write_sidecar_into(model, shape, schedule, OutputFile::create(path, &[])?)
+}
+
+/// As [`write_sidecar`], into a file that has been created already.
+///
+/// # Errors
+/// The file cannot be written.
+pub fn write_sidecar_into(model: &Gguf, shape: &Shape, schedule: &Schedule, out: OutputFile) -> Result<(), GgufError> {
+    sidecar_writer(model, shape, schedule)?.write_into(out, no_source)
 }
 
 /// As [`write_sidecar`], in a file without a name.
@@ -253,9 +270,7 @@ pub fn write_sidecar(model: &Gguf, shape: &Shape, schedule: &Schedule, path: &Pa
 /// The file cannot be written.
 pub fn open_sidecar(model: &Gguf, shape: &Shape, schedule: &Schedule) -> Result<Gguf, GgufError> {
     let writer = sidecar_writer(model, shape, schedule)?;
-    nameless("synthetic proxies", |out, label| {
-        writer.write_to(out, label, |_, _| unreachable!("every proxy has its data"))
-    })
+    nameless("synthetic proxies", |out, label| writer.write_to(out, label, no_source))
 }
 
 fn sidecar_writer(model: &Gguf, shape: &Shape, schedule: &Schedule) -> Result<GgufWriter<'static>, GgufError> {

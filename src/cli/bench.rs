@@ -19,11 +19,12 @@ use spts::method::spts::schedule::{Reach, Schedule};
 use spts::method::spts::sidecar::Sidecar;
 use spts::method::{Method, Prompt};
 use spts::model::shape::Shape;
+use spts::output_file::OutputFile;
 use spts::session::physical_cores;
 use spts::{Model, SessionOptions, runtime};
 
 use super::failure::Failure;
-use super::{BenchArgs, interrupt, note, run};
+use super::{BenchArgs, interrupt, note, run, warn};
 use crate::report::{self, Progress, grouped};
 
 /// Seed of weights and prompts: the same ones every time.
@@ -98,6 +99,7 @@ pub fn bench(args: &BenchArgs) -> Result<String, Failure> {
     let model = Model::from_gguf(Arc::new(gguf), options)?;
     let load_s = start.elapsed().as_secs_f64();
     progress.borrow_mut().clear();
+    warn(model.file());
     // Random weights were not trained at all.
     let (n_ctx_train, longest) =
         (model.hparams().n_ctx_train, args.prompts.iter().copied().max().unwrap_or(0) as usize);
@@ -142,11 +144,16 @@ fn gguf(args: &BenchArgs, progress: &Rc<RefCell<Progress>>) -> Result<Gguf, Fail
     let Some(path) = &args.write else {
         return Ok(made.open(&mut show).map_err(spts::Error::from)?);
     };
-    made.write(path, &mut show).map_err(spts::Error::from)?;
+    // Places that cannot be written are found before the work, not after it.
+    let inputs: Vec<&Path> = args.spts.files().collect();
+    let out = OutputFile::create(path, &inputs)?;
+    let schedule = args.spts.schedule(&made.shape)?;
+    let sidecar = schedule.map(|s| Ok::<_, Failure>((s, OutputFile::create(&Sidecar::path_beside(path), &inputs)?)));
+    let sidecar = sidecar.transpose()?;
+    made.write_into(out, &mut show).map_err(spts::Error::from)?;
     let gguf = open(path)?;
-    if let Some(schedule) = args.spts.schedule(&made.shape)? {
-        let sidecar = Sidecar::path_beside(path);
-        synthetic::write_sidecar(&gguf, &made.shape, &schedule, &sidecar).map_err(spts::Error::from)?;
+    if let Some((schedule, out)) = sidecar {
+        synthetic::write_sidecar_into(&gguf, &made.shape, &schedule, out).map_err(spts::Error::from)?;
     }
     Ok(gguf)
 }

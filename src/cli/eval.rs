@@ -18,7 +18,7 @@ use spts::{Model, Session, SessionOptions};
 use super::failure::Failure;
 use super::options::{DeviceArgs, SptsArgs, method};
 use super::proxies::{self, Waiting};
-use super::{interrupt, prompt};
+use super::{interrupt, prompt, warn};
 use crate::report::{Progress, grouped};
 
 const CONFIGURATIONS: &str =
@@ -169,6 +169,7 @@ impl<'a> Subject<'a> {
         let text = prompt::read_text(&args.file)?;
         args.device.set_up_process();
         let model = Model::open(&args.model, args.device.model_options(None))?;
+        warn(model.file());
         let tokens = model.tokenizer().encode(&text, false, false);
         Ok(Subject { args, model, tokens, progress: Progress::new() })
     }

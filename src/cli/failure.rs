@@ -32,6 +32,12 @@ impl From<spts::Error> for Failure {
     }
 }
 
+impl From<spts::output_file::OutputError> for Failure {
+    fn from(e: spts::output_file::OutputError) -> Failure {
+        Failure::Failed(e.to_string())
+    }
+}
+
 impl From<super::prompt::PromptError> for Failure {
     fn from(e: super::prompt::PromptError) -> Failure {
         Failure::Failed(e.to_string())

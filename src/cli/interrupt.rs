@@ -1,8 +1,11 @@
-//! Ctrl-C: the first one stops the computation between two operations, the second one the process.
+//! Ctrl-C (or SIGTERM, SIGHUP): the first one stops the computation between two operations, the second one the process.
+//! Either way no file is left behind that is not complete.
 
 use std::io::Write;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use spts::output_file;
 
 use super::failure::Failure;
 
@@ -15,6 +18,7 @@ pub fn install() -> Result<(), Failure> {
         let flags = COMPUTATIONS.lock().unwrap_or_else(PoisonError::into_inner);
         let asked = flags.iter().filter_map(Weak::upgrade).filter(|flag| !flag.swap(true, Ordering::Relaxed)).count();
         if asked == 0 {
+            output_file::remove_unfinished();
             // The progress line would stand before the shell's prompt.
             let _ = std::io::stderr().write_all(b"\n");
             std::process::exit(crate::INTERRUPTED.into())

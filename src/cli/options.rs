@@ -2,7 +2,7 @@
 //!
 //! Parsing has no side effects: no file is opened here, no device asked.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clap::{Args, ValueEnum};
@@ -255,6 +255,11 @@ pub struct SptsArgs {
 }
 
 impl SptsArgs {
+    /// The files among the flags: what no output may replace. A preset's name counts as well, for want of a file of that name.
+    pub fn files(&self) -> impl Iterator<Item = &Path> {
+        self.sidecar.as_deref().into_iter().chain(self.schedule.as_deref().map(Path::new))
+    }
+
     /// The schedule for a model: `None` with `--no-spts`. Reads the file of `--schedule`.
     ///
     /// # Errors

@@ -15,7 +15,7 @@ use spts::plan::{Plan, PlanOptions};
 
 use super::failure::Failure;
 use super::options::method;
-use super::{PlanArgs, run};
+use super::{PlanArgs, run, warn};
 
 /// The text that `plan` prints.
 pub fn plan(args: &PlanArgs) -> Result<String, Failure> {
@@ -59,7 +59,9 @@ fn dense(shape: &Shape) -> Result<Schedule, Failure> {
 }
 
 fn open(path: &Path) -> Result<ModelFile, Failure> {
-    Ok(ModelFile::open(path, OpenOptions { mmap: true, mlock: false })?)
+    let file = ModelFile::open(path, OpenOptions { mmap: true, mlock: false })?;
+    warn(&file);
+    Ok(file)
 }
 
 /// The program that would run, all rewrites done, with the devices of its layers.

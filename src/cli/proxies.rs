@@ -9,6 +9,7 @@ use spts::method::spts::Spts;
 use spts::method::spts::schedule::Schedule;
 use spts::method::spts::sidecar::{NewSidecar, Sidecar};
 use spts::method::{Method, Prompt};
+use spts::output_file::OutputFile;
 use spts::proxies::calibrate::{CalibrateOptions, CalibrationError, CalibrationStep, calibrate};
 use spts::proxies::{self, Found, PROMPT_TOKENS};
 use spts::{Model, ModelFile};
@@ -87,12 +88,16 @@ fn from_prompt(
     {
         return without(&format!("{}: cannot make this folder: {e}", folder.display()));
     }
-    let n = waiting.prompt.len().min(PROMPT_TOKENS);
+    let Waiting { model, prompt, n_ctx, n_threads } = *waiting;
+    let out = match OutputFile::create(path, &[model.gguf().path()]) {
+        Ok(out) => out,
+        Err(e) => return without(&e.to_string()),
+    };
+    let n = prompt.len().min(PROMPT_TOKENS);
     note(&format!(
         "first run of this model with skipping: making its FFN proxies from {n} tokens of the prompt, to be kept in {}",
         path.display()
     ));
-    let Waiting { model, prompt, n_ctx, n_threads } = *waiting;
     let options = CalibrateOptions { n_ctx, n_threads, ..CalibrateOptions::new(schedule.proxy, &schedule.name) };
     let start = Instant::now();
     let made = proxies::from_prompt(model, prompt, &options, &mut |step| {
@@ -105,8 +110,8 @@ fn from_prompt(
         Err(spts::Error::Calibration(e @ CalibrationError::TooShort { .. })) => return without(&e.to_string()),
         Err(e) => return Err(e.into()),
     };
-    let checked = made.write(path).and_then(|()| Sidecar::open(path)).and_then(|s| s.check(model.file()).map(|()| s));
-    match checked {
+    let opened = made.write_into(out).and_then(|()| Sidecar::open(path));
+    match opened.and_then(|s| s.check(model.file()).map(|()| s)) {
         Ok(sidecar) => Ok(Some(sidecar)),
         Err(e) => without(&e.to_string()),
     }

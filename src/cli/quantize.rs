@@ -6,12 +6,13 @@ use spts::gguf::{Gguf, OpenOptions};
 use spts::quantize::{self, QuantizeOptions, QuantizeReport, TensorPlan};
 use spts::runtime;
 
-use super::QuantizeArgs;
 use super::failure::Failure;
+use super::{QuantizeArgs, interrupt};
 use crate::report::{Progress, mib};
 
 /// The text that `quantize` prints.
 pub fn quantize(args: &QuantizeArgs) -> Result<String, Failure> {
+    interrupt::install()?;
     runtime::set_log_level(runtime::Level::Silent);
     if let Some(threads) = args.threads {
         rayon::ThreadPoolBuilder::new()

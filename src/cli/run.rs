@@ -1,7 +1,6 @@
 //! Answering a prompt: `spts-cli -m model.gguf -f long.txt -p question`.
 
 use std::cell::RefCell;
-use std::fs::File;
 use std::io::{self, Write};
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -11,6 +10,8 @@ use std::time::{Duration, Instant};
 
 use spts::ggml::backend;
 use spts::method::spts::schedule::Schedule;
+use spts::method::spts::sidecar::Sidecar;
+use spts::output_file::OutputFile;
 use spts::plan::{Plan, PlanOptions};
 use spts::proxies::Found;
 use spts::session::generate::{GenerateOptions, Generation, StopReason};
@@ -23,7 +24,7 @@ use super::failure::Failure;
 use super::options::method;
 use super::prompt::Prompt;
 use super::proxies::{self, Waiting};
-use super::{RunArgs, interrupt, note, prompt};
+use super::{RunArgs, interrupt, note, prompt, warn};
 use crate::report::{self, PrefillStep, Progress, RunReport, Stop};
 
 type SharedProgress = Rc<RefCell<Progress>>;
@@ -32,8 +33,8 @@ type SharedProgress = Rc<RefCell<Progress>>;
 pub fn run(args: &RunArgs) -> Result<(), Failure> {
     let message = Prompt::read(args.file.as_deref(), args.prompt.as_deref())?.message();
     // Files that cannot be written are found before the work, not after it.
-    let dump = args.dump_selection.as_deref().map(|path| create(path).map(|file| (path, file))).transpose()?;
     interrupt::install()?;
+    let dump = args.dump_selection.as_deref().map(|path| create_dump(path, args)).transpose()?;
     runtime::set_log_level(if args.verbose { runtime::Level::All } else { runtime::Level::Silent });
 
     let progress: SharedProgress = Rc::new(RefCell::new(Progress::new()));
@@ -41,6 +42,7 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
     let start = Instant::now();
     // What is wrong with the prompt, the schedule or the sidecar is found before any weight is placed.
     let file = ModelFile::open(args.model.as_deref().unwrap_or(Path::new("")), args.device.open_options())?;
+    warn(&file);
     let schedule = args.spts.schedule(file.shape())?;
     if args.file.as_deref() != Some(Path::new("-")) && prompt::standard_input_waits() {
         note("there is text on standard input, and nothing reads it; -f - takes it as the document");
@@ -68,10 +70,11 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
     if let Some(e) = answer.error {
         return Err(Failure::stdout(e));
     }
-    if let Some((path, file)) = dump {
+    if let Some(mut out) = dump {
         let json = serde_json::json!({ "n_tokens": tokens.len(), "layers": generation.prefill.selection });
-        serde_json::to_writer(io::BufWriter::new(file), &json)
-            .map_err(|e| Failure::Failed(format!("{}: cannot write: {e}", path.display())))?;
+        serde_json::to_writer(&mut out, &json)
+            .map_err(|e| Failure::Failed(format!("{}: cannot write: {e}", out.path().display())))?;
+        out.finish()?;
     }
     let device_bytes = backend::gpu_bytes_used().saturating_sub(device_bytes_before);
     let report = report(args, &session, &name, load, device_bytes, &generation, answer.text.clone());
@@ -118,8 +121,12 @@ fn used(session: &Session, prefill: &PrefillReport) {
     ));
 }
 
-fn create(path: &Path) -> Result<File, Failure> {
-    File::create(path).map_err(|e| Failure::Failed(format!("{}: cannot write: {e}", path.display())))
+/// The file of `--dump-selection`, which is none of the files that the run reads.
+fn create_dump(path: &Path, args: &RunArgs) -> Result<OutputFile, Failure> {
+    let beside = args.model.as_deref().map(Sidecar::path_beside);
+    let own = [args.model.as_deref(), beside.as_deref(), args.file.as_deref()];
+    let inputs: Vec<&Path> = own.into_iter().flatten().chain(args.spts.files()).collect();
+    Ok(OutputFile::create(path, &inputs)?)
 }
 
 fn place(args: &RunArgs, file: ModelFile, progress: &SharedProgress) -> Result<Arc<Model>, Failure> {
@@ -131,8 +138,8 @@ fn place(args: &RunArgs, file: ModelFile, progress: &SharedProgress) -> Result<A
     Ok(model?)
 }
 
-/// The prompt's tokens, and where its question stands. A model without a chat template is no chat model: it gets the text alone. Control tokens in it count
-/// only with `--no-cnv`, where the text is a template of its author's own.
+/// The prompt's tokens, and where its question stands. A model without a chat template is no chat model: it gets the text
+/// alone. Control tokens in it count only with `--no-cnv`, where the text is a template of its author's own.
 fn encode(args: &RunArgs, model: &ModelFile, message: Message) -> Result<ChatPrompt, Failure> {
     let tokenizer = model.tokenizer();
     let template = model.chat_template();

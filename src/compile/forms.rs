@@ -123,10 +123,10 @@ impl Chooser<'_> {
         if !self.is_our_product(node) {
             return Form::Ggml;
         }
-        let biased = matches!(node.op, Op::Linear { bias: Some(_), .. });
+        let is_whole = is_whole(node);
         match self.readers.get(&id).map(Vec::as_slice) {
             Some([reader])
-                if !biased
+                if is_whole
                     && self.is_transient(id)
                     && self.graph.node(*reader).op == Op::ScatterAdd
                     && self.memory.kernels().rows_of(node.n_feat) =>
@@ -187,7 +187,7 @@ impl Chooser<'_> {
     fn is_added(&self, id: NodeId) -> bool {
         let node = self.graph.node(id);
         let Some([sum]) = self.readers.get(&id).map(Vec::as_slice) else { return false };
-        !matches!(node.op, Op::Linear { bias: Some(_), .. })
+        is_whole(node)
             && self.graph.node(*sum).op == Op::Add
             && self.is_our_product(node)
             && self.is_transient(id)
@@ -216,4 +216,9 @@ impl Chooser<'_> {
         let readers = self.readers.get(&id)?;
         readers.iter().copied().find(|r| matches!(self.graph.node(*r).op, Op::NormalizeRows { .. }))
     }
+}
+
+/// Whether nothing is done to a product behind its kernel: no scale, no bias.
+fn is_whole(node: &Node) -> bool {
+    !matches!(node.op, Op::Linear { bias: Some(_), .. } | Op::Linear { scale: Some(_), .. })
 }

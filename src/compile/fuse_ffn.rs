@@ -4,7 +4,7 @@ use crate::graph::ir::*;
 use crate::graph::rewrite::Rewrite;
 
 /// Puts [`Op::GatedFfn`] in place of the products and the activation of every layer's FFN, and of the factors on its rows,
-/// where there are any. An FFN with biases is left as it is.
+/// where there are any. An FFN with biases or scales is left as it is.
 pub fn fuse_gated_ffn(graph: &Graph) -> Graph {
     let mut rw = Rewrite::new(graph);
     for (layer, a) in graph.layers.iter().enumerate() {
@@ -35,7 +35,7 @@ struct GatedFfn {
 /// The FFN of a layer, if it is `W_down (act(W_gate x) * (W_up x))` on the anchored `x` and nothing else lies in between.
 fn gated_ffn(graph: &Graph, a: &LayerAnchors) -> Option<GatedFfn> {
     let weight = |id: NodeId| match graph.node(id).op {
-        Op::Linear { weight, bias: None, norm: None } => Some(weight),
+        Op::Linear { weight, scale: None, bias: None, norm: None } => Some(weight),
         _ => None,
     };
     let source = |id: NodeId, k: usize| graph.node(id).src[k];

@@ -188,7 +188,7 @@ impl<'a> Lowerer<'a, '_> {
                 return self.written(id, self.ops.rms_norm_16(self.rows(node.src[0]), None, *eps, to), to);
             }
             Op::NormalizeRows { .. } => unreachable!("rows are normalised by the scatter-add that changes them"),
-            Op::Linear { weight, bias, norm } => self.linear(node, form, *weight, *bias, *norm),
+            Op::Linear { .. } => self.linear(node, form),
             Op::Rope { head_dim, rope } if matches!(form, Form::Ours | Form::OursInPlace) => {
                 let (x, to) = (self.rows(node.src[0]), self.destination(id, self.tile.clone()));
                 let to = to.filter(|to| matches!(to.ty(), GgmlType::F32 | GgmlType::F16));
@@ -400,14 +400,8 @@ impl<'a> Lowerer<'a, '_> {
         if group == node.n_feat { normed } else { self.flat(normed, node.n_feat) }
     }
 
-    fn linear(
-        &self,
-        node: &Node,
-        form: Form,
-        weight: WeightId,
-        bias: Option<WeightId>,
-        norm: Option<WeightId>,
-    ) -> Tensor<'a> {
+    fn linear(&self, node: &Node, form: Form) -> Tensor<'a> {
+        let Op::Linear { weight, scale, bias, norm } = node.op else { unreachable!("the caller has seen the node") };
         let x = self.rows(node.src[0]);
         let w = self.memory.matrix(weight, x.ne(1));
         let factors = norm.map(|n| self.memory.weight(n));
@@ -415,6 +409,7 @@ impl<'a> Lowerer<'a, '_> {
             Form::Ggml => self.product(w, self.by_norm(x, factors)),
             _ => self.ops.product(w, x, factors, target(form)),
         };
+        let y = scale.map_or(y, |scale| self.ops.mul(y, self.memory.weight(scale)));
         bias.map_or(y, |bias| self.ops.add(y, self.memory.weight(bias)))
     }
 

@@ -75,18 +75,30 @@ impl<'a> Cursor<'a> {
     }
 
     /// A count of things that take at least `min_bytes` each and of which there are never more than `limit`.
-    pub(super) fn count(&mut self, what: What<'_>, unit: &str, min_bytes: u64, limit: u64) -> Result<u64, GgufError> {
-        let found = self.u64(what)?;
-        let limit = limit.min(self.remaining() / min_bytes);
-        if found > limit {
+    pub(super) fn count(&mut self, what: What<'_>, things: &str, min_bytes: u64, limit: u64) -> Result<u64, GgufError> {
+        let count = self.u64(what)?;
+        self.check_count(count, &format!("{things} of {what}"), min_bytes, limit)?;
+        Ok(count)
+    }
+
+    /// Whether `count` things can be: no more than `limit` of them, for which there are bytes enough.
+    pub(super) fn check_count(&self, count: u64, things: &str, min_bytes: u64, limit: u64) -> Result<(), GgufError> {
+        let file = || self.file.to_owned();
+        if count > limit {
             return Err(GgufError::TooLarge {
-                file: self.file.into(),
-                what: format!("{unit} of {what}"),
-                found,
+                file: file(),
+                what: format!("the number of {things}"),
+                found: count,
                 limit,
             });
         }
-        Ok(found)
+        // No overflow: both factors are small.
+        let (need, have) = (count * min_bytes, self.remaining());
+        if need > have {
+            let offset = self.pos as u64;
+            return Err(GgufError::TruncatedList { file: file(), what: things.into(), count, offset, need, have });
+        }
+        Ok(())
     }
 
     /// A string of at most `limit` bytes.

@@ -40,7 +40,19 @@ pub enum GgufError {
     )]
     Truncated { file: String, what: String, offset: u64, need: u64, have: u64 },
 
-    /// A count or a length above what any real file has, or more than the rest of the file can hold.
+    /// The file ends before a list does whose length is known.
+    #[error(
+        "{file}: truncated: {count} {what} need at least {need} bytes at offset {offset}, {have} are left; download the file again"
+    )]
+    TruncatedList { file: String, what: String, count: u64, offset: u64, need: u64, have: u64 },
+
+    /// The file ends before its tensors do.
+    #[error(
+        "{file}: truncated: the file has {have} bytes, expected {expected}: the data of tensor {tensor} is cut off; download the file again"
+    )]
+    TruncatedData { file: String, tensor: String, have: u64, expected: u64 },
+
+    /// A count or a length above what any real file has.
     #[error("{file}: corrupt: {what} is {found}, at most {limit} is possible here")]
     TooLarge { file: String, what: String, found: u64, limit: u64 },
 
@@ -73,6 +85,10 @@ pub enum GgufError {
     /// `mlock` failed.
     #[error("{file}: cannot lock {bytes} bytes in memory: {source}; raise the limit (ulimit -l) or leave out --mlock")]
     Lock { file: String, bytes: u64, source: io::Error },
+
+    /// The place of a new file cannot be written.
+    #[error(transparent)]
+    Output(#[from] crate::output_file::OutputError),
 
     /// The writer was asked for something the format cannot hold.
     #[error("{file}: cannot write {what}: {problem}")]

@@ -31,7 +31,6 @@ mod cursor;
 mod error;
 mod map;
 mod reader;
-mod temporary;
 mod types;
 mod value;
 mod writer;
@@ -46,6 +45,7 @@ pub use error::GgufError;
 pub use map::Map;
 pub use types::{GgmlType, MAX_DIMS, MAX_TENSOR_NAME};
 pub use value::{Array, Value};
+pub(crate) use writer::no_source;
 pub use writer::{GgufWriter, TensorDecl};
 
 /// Alignment of tensor data where `general.alignment` is absent, in bytes.

@@ -35,9 +35,9 @@ pub(super) fn parse(path: PathBuf, label: String, map: Arc<Map>) -> Result<Gguf,
     let mut cursor = Cursor { bytes: &map, pos: 0, file: &label };
     let version = read_version(&mut cursor)?;
     let n_tensors = cursor.u64(What::Header("the number of tensors"))?;
-    let n_entries =
-        cursor.count(What::Header("the header"), "the number of metadata entries", MIN_ENTRY, MAX_ENTRIES)?;
-    check_tensor_count(&cursor, n_tensors)?;
+    let n_entries = cursor.u64(What::Header("the number of metadata entries"))?;
+    cursor.check_count(n_entries, "metadata entries", MIN_ENTRY, MAX_ENTRIES)?;
+    cursor.check_count(n_tensors, "tensors", MIN_TENSOR, MAX_TENSORS)?;
 
     let (metadata, key_index) = read_metadata(&mut cursor, n_entries)?;
     let find = |key: &str| key_index.get(key).map(|&i| &metadata[i].1);
@@ -45,7 +45,7 @@ pub(super) fn parse(path: PathBuf, label: String, map: Arc<Map>) -> Result<Gguf,
     // Before the tensors: of a part, most are elsewhere, and any other message would mislead.
     refuse_split(&label, &path, find(KEY_SPLIT_COUNT))?;
 
-    check_tensor_count(&cursor, n_tensors)?;
+    cursor.check_count(n_tensors, "tensors", MIN_TENSOR, MAX_TENSORS)?;
     let (tensors, tensor_index) = read_tensors(&mut cursor, n_tensors)?;
 
     let header_end = cursor.pos as u64;
@@ -74,19 +74,6 @@ fn read_version(cursor: &mut Cursor<'_>) -> Result<u32, GgufError> {
         version if matches!(version.swap_bytes(), 1..=3) => Err(GgufError::BigEndian { file: file.into() }),
         found => Err(GgufError::Version { file: file.into(), found }),
     }
-}
-
-fn check_tensor_count(cursor: &Cursor<'_>, found: u64) -> Result<(), GgufError> {
-    let limit = MAX_TENSORS.min(cursor.remaining() / MIN_TENSOR);
-    if found > limit {
-        return Err(GgufError::TooLarge {
-            file: cursor.file.into(),
-            what: "the number of tensors".into(),
-            found,
-            limit,
-        });
-    }
-    Ok(())
 }
 
 type Metadata = (Vec<(String, Value)>, HashMap<String, usize>);
@@ -137,7 +124,7 @@ fn read_array(cursor: &mut Cursor<'_>, key: &str) -> Result<Array, GgufError> {
     macro_rules! numbers {
         ($t:ty, $variant:ident) => {{
             const SIZE: usize = size_of::<$t>();
-            let n = cursor.count(What::Value(key), "the array length", SIZE as u64, MAX_ARRAY)?;
+            let n = cursor.count(What::Value(key), "elements", SIZE as u64, MAX_ARRAY)?;
             // No overflow: `count` has made sure that this many bytes are left.
             let bytes = cursor.take(n * SIZE as u64, What::Value(key))?;
             let read = |chunk: &[u8]| {
@@ -160,13 +147,13 @@ fn read_array(cursor: &mut Cursor<'_>, key: &str) -> Result<Array, GgufError> {
         type_id::I64 => numbers!(i64, I64),
         type_id::F64 => numbers!(f64, F64),
         type_id::BOOL => {
-            let n = cursor.count(What::Value(key), "the array length", 1, MAX_ARRAY)?;
+            let n = cursor.count(What::Value(key), "elements", 1, MAX_ARRAY)?;
             let bytes = cursor.take(n, What::Value(key))?;
             let bools = bytes.iter().map(|&b| read_bool(cursor, key, b));
             Array::Bool(bools.collect::<Result<_, _>>()?)
         }
         type_id::STRING => {
-            let n = cursor.count(What::Value(key), "the array length", MIN_STRING, MAX_ARRAY)?;
+            let n = cursor.count(What::Value(key), "elements", MIN_STRING, MAX_ARRAY)?;
             let strings = (0..n).map(|i| {
                 let s = cursor.string(What::Element(key, i), MAX_STRING)?;
                 Ok(s.to_owned())
@@ -304,6 +291,7 @@ fn check_places(
         tensor: shorten(&tensor.name),
         problem,
     };
+    let mut ends = Vec::with_capacity(tensors.len());
     for tensor in tensors {
         if !tensor.offset.is_multiple_of(alignment) {
             let problem = format!("offset {} is not a multiple of the alignment {alignment}", tensor.offset);
@@ -311,19 +299,22 @@ fn check_places(
         }
         let start = data_offset.checked_add(tensor.offset);
         let end = start.and_then(|start| start.checked_add(tensor.nbytes));
-        let (Some(start), Some(end)) = (start, end) else {
+        let Some(end) = end else {
             let problem = format!("offset {} overflows 64 bits", tensor.offset);
             return Err(bad(tensor, problem));
         };
-        if end > file_len {
-            return Err(GgufError::Truncated {
-                file: file.into(),
-                what: format!("the data of tensor {}", shorten(&tensor.name)),
-                offset: start,
-                need: tensor.nbytes,
-                have: file_len.saturating_sub(start),
-            });
-        }
+        ends.push((end, tensor));
+    }
+    // The one that ends last says how long the file was.
+    if let Some(&(expected, _)) = ends.iter().max_by_key(|(end, _)| end)
+        && let Some((_, first)) = ends.iter().find(|(end, _)| *end > file_len)
+    {
+        return Err(GgufError::TruncatedData {
+            file: file.into(),
+            tensor: shorten(&first.name),
+            have: file_len,
+            expected,
+        });
     }
     let mut by_offset: Vec<&TensorInfo> = tensors.iter().collect();
     by_offset.sort_by_key(|t| t.offset);

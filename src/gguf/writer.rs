@@ -5,17 +5,14 @@
 
 use std::borrow::Cow;
 use std::collections::HashSet;
-use std::io::{self, BufWriter, Write};
+use std::io::{self, Write};
 use std::path::Path;
 
 use super::reader::{MAX_ARRAY, MAX_KEY, MAX_STRING, alignment_problem};
-use super::temporary::Temporary;
 use super::types::{checked_nbytes, name_problem};
 use super::value::shorten;
 use super::{Array, DEFAULT_ALIGNMENT, GgmlType, GgufError, KEY_ALIGNMENT, Value};
-
-/// Bytes gathered before a write to the disk.
-const BUFFER: usize = 1 << 20;
+use crate::output_file::OutputFile;
 
 /// A tensor that will be written.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -205,20 +202,21 @@ impl<'a> GgufWriter<'a> {
         path: &Path,
         source: impl FnMut(&TensorDecl, &mut dyn Write) -> io::Result<()>,
     ) -> Result<(), GgufError> {
-        let label = path.display().to_string();
-        let io = |action| {
-            let file = label.clone();
-            move |source| GgufError::Io { file, action, source }
-        };
-        if path.is_dir() {
-            return Err(GgufError::NotAFile { file: label, found: "a directory" });
-        }
-        let (file, temporary) = Temporary::beside(path).map_err(io("create"))?;
-        let mut out = BufWriter::with_capacity(BUFFER, file);
+        self.write_into(OutputFile::create(path, &[])?, source)
+    }
+
+    /// [`write_with`](Self::write_with), where the file has been created already: before the work that makes its contents.
+    ///
+    /// # Errors
+    /// As [`write`](Self::write).
+    pub fn write_into(
+        self,
+        mut out: OutputFile,
+        source: impl FnMut(&TensorDecl, &mut dyn Write) -> io::Result<()>,
+    ) -> Result<(), GgufError> {
+        let label = out.path().display().to_string();
         self.write_to(&mut out, &label, source)?;
-        // The file must be closed before it is renamed (some systems insist).
-        drop(out);
-        temporary.rename_to(path).map_err(io("replace"))
+        Ok(out.finish()?)
     }
 
     /// Writes everything into `out`; `label` names it in messages. `out` is flushed.
@@ -316,7 +314,8 @@ fn write_error(file: &str, needed: u64, source: io::Error) -> GgufError {
     }
 }
 
-fn no_source(decl: &TensorDecl, _: &mut dyn Write) -> io::Result<()> {
+/// For files whose tensors all have a source of their own.
+pub(crate) fn no_source(decl: &TensorDecl, _: &mut dyn Write) -> io::Result<()> {
     Err(io::Error::other(format!("tensor {:?} was declared without a source", decl.name)))
 }
 

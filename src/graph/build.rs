@@ -77,7 +77,8 @@ impl Builder {
     /// Product with a weight `[n_in, n_out]`.
     pub fn linear(&mut self, w: Projection, x: NodeId, name: &'static str) -> NodeId {
         let n = self.node(x).n_rows;
-        self.push_sized(Op::Linear { weight: w.weight, bias: w.bias, norm: None }, &[x], w.n_out, n, name)
+        let Projection { weight, scale, bias, n_out } = w;
+        self.push_sized(Op::Linear { weight, scale, bias, norm: None }, &[x], n_out, n, name)
     }
 
     /// Normalisation of whole rows.
@@ -128,11 +129,13 @@ impl Builder {
     }
 }
 
-/// A weight `[n_in, n_out]` with its bias, as an architecture hands it to [`Builder::linear`].
+/// A weight `[n_in, n_out]` with its scale and bias, as an architecture hands it to [`Builder::linear`].
 #[derive(Clone, Copy, Debug)]
 pub struct Projection {
     /// `[n_in, n_out]`
     pub weight: WeightId,
+    /// `[1]`
+    pub scale: Option<WeightId>,
     /// `[n_out]`
     pub bias: Option<WeightId>,
     /// Rows of the product.

@@ -163,10 +163,12 @@ pub enum Op {
         /// Added to the mean square.
         eps: f32,
     },
-    /// `x -> [n_out, n]`: W x + b.
+    /// `x -> [n_out, n]`: scale * (W x) + b.
     Linear {
         /// `[n_in, n_out]`
         weight: WeightId,
+        /// `[1]`, a factor on the whole product (NVFP4 files have one for each matrix).
+        scale: Option<WeightId>,
         /// `[n_out]`
         bias: Option<WeightId>,
         /// `[n_in]`, if x is normalised rows: the norm's weight, by which they have to be multiplied.

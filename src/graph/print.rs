@@ -38,8 +38,9 @@ fn line(out: &mut String, i: usize, node: &Node, weight_name: &impl Fn(WeightId)
                 args.push(format!("group={group}"));
             }
         }
-        Op::Linear { weight, bias, norm } => {
+        Op::Linear { weight, scale, bias, norm } => {
             args.push(weight_name(*weight));
+            args.extend(scale.map(|scale| format!("scale={}", weight_name(scale))));
             args.extend(bias.map(&weight_name));
             args.extend(norm.map(by));
         }

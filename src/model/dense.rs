@@ -1,12 +1,14 @@
 //! What all dense transformers share: embedding and head, the gated FFN, the residual stream of a layer.
 
+use std::ops::Range;
+
 use crate::graph::Graph;
 use crate::graph::build::{Builder, Projection};
 use crate::graph::ir::*;
 
-use super::ModelError;
 use super::hparams::HParams;
 use super::table::{Role, WeightTable};
+use super::{Arch, ModelError};
 
 /// An architecture with its weights looked up: builds the dense graph, and knows nothing of SPTS.
 pub trait Architecture: Send + Sync {
@@ -15,11 +17,90 @@ pub trait Architecture: Send + Sync {
 }
 
 impl WeightTable<'_> {
-    /// A matrix `[n_in, n_out]` named `base.weight`, with its bias if the file has one.
+    /// A matrix `[n_in, n_out]` named `base.weight`, with its scale if the file has one.
     pub fn projection(&mut self, base: &str, n_in: usize, n_out: usize) -> Result<Projection, ModelError> {
         let weight = self.matrix(&format!("{base}.weight"), n_in, n_out, Role::Matrix)?;
+        Ok(Projection { weight, scale: self.scale(base)?, bias: None, n_out })
+    }
+
+    /// As [`WeightTable::projection`], with its bias if the file has one.
+    pub fn biased_projection(&mut self, base: &str, n_in: usize, n_out: usize) -> Result<Projection, ModelError> {
         let bias = self.optional_vector(&format!("{base}.bias"), n_out)?;
-        Ok(Projection { weight, bias, n_out })
+        Ok(Projection { bias, ..self.projection(base, n_in, n_out)? })
+    }
+
+    /// `base.scale`, the factor on products with `base.weight` that NVFP4 files have. The factor on their inputs is for kernels
+    /// that round those to 4 bits, too.
+    fn scale(&mut self, base: &str) -> Result<Option<WeightId>, ModelError> {
+        self.tolerate(&format!("{base}.input_scale"));
+        self.optional_vector(&format!("{base}.scale"), 1)
+    }
+}
+
+/// The projections to queries, keys and values, which a file has as three matrices or as one.
+pub struct Qkv {
+    /// `[n_embd, n_head * head_dim]`
+    pub q: Projection,
+    /// `[n_embd, n_head_kv * head_dim]`
+    pub k: Projection,
+    /// `[n_embd, n_head_kv * head_dim]`
+    pub v: Projection,
+}
+
+impl Qkv {
+    /// Looks up `attn_q`, `attn_k` and `attn_v`, or `attn_qkv`, whose bias may be one or three.
+    pub fn load(hp: &HParams, table: &mut WeightTable) -> Result<Self, ModelError> {
+        let (n_q, n_kv) = (hp.n_head * hp.head_dim, hp.n_embd_kv());
+        if !table.has("attn_qkv.weight") {
+            return Ok(Self {
+                q: table.biased_projection("attn_q", hp.n_embd, n_q)?,
+                k: table.biased_projection("attn_k", hp.n_embd, n_kv)?,
+                v: table.biased_projection("attn_v", hp.n_embd, n_kv)?,
+            });
+        }
+        let n_all = n_q + 2 * n_kv;
+        let scale = table.scale("attn_qkv")?;
+        let mut part = |rows: Range<usize>, base: &str| -> Result<Projection, ModelError> {
+            let (n_out, bias_name) = (rows.len(), format!("{base}.bias"));
+            let weight = table.part("attn_qkv.weight", hp.n_embd, n_all, rows.clone(), &format!("{base}.weight"))?;
+            let bias = match table.has("attn_qkv.bias") {
+                true => Some(table.vector_part("attn_qkv.bias", n_all, rows, &bias_name)?),
+                false => table.optional_vector(&bias_name, n_out)?,
+            };
+            Ok(Projection { weight, scale, bias, n_out })
+        };
+        Ok(Self {
+            q: part(0..n_q, "attn_q")?,
+            k: part(n_q..n_q + n_kv, "attn_k")?,
+            v: part(n_q + n_kv..n_all, "attn_v")?,
+        })
+    }
+}
+
+/// Per-pair divisors of the rotary frequencies `[n_rot / 2]`, where a file has them.
+pub struct RopeFactors {
+    long: Option<WeightId>,
+    short: Option<WeightId>,
+    n_ctx_orig: usize,
+}
+
+impl RopeFactors {
+    /// `rope_freqs.weight`, the same for every context (Llama 3.1).
+    pub fn load(hp: &HParams, table: &mut WeightTable) -> Result<Self, ModelError> {
+        let all = table.optional_vector("rope_freqs.weight", hp.rope.n_rot / 2)?;
+        Ok(Self { long: all, short: all, n_ctx_orig: hp.rope.n_ctx_orig })
+    }
+
+    /// `rope_factors_long.weight` and `rope_factors_short.weight` (LongRoPE: Phi-3).
+    pub fn load_long(hp: &HParams, table: &mut WeightTable) -> Result<Self, ModelError> {
+        let long = table.optional_vector("rope_factors_long.weight", hp.rope.n_rot / 2)?;
+        let short = table.optional_vector("rope_factors_short.weight", hp.rope.n_rot / 2)?;
+        Ok(Self { long, short, n_ctx_orig: hp.rope.n_ctx_orig })
+    }
+
+    /// The divisors in a context of `n_ctx` tokens: beyond the trained length the long ones hold.
+    pub fn in_context(&self, n_ctx: usize) -> Option<WeightId> {
+        if n_ctx > self.n_ctx_orig { self.long } else { self.short }
     }
 }
 
@@ -37,9 +118,12 @@ impl Embedding {
         let token_embd = table.matrix("token_embd.weight", hp.n_embd, hp.n_vocab, Role::Embedding)?;
         let output_norm = table.vector("output_norm.weight", hp.n_embd)?;
         let output = if table.has("output.weight") {
-            table.projection("output", hp.n_embd, hp.n_vocab)?
+            match hp.arch {
+                Arch::Qwen2 => table.biased_projection("output", hp.n_embd, hp.n_vocab)?,
+                _ => table.projection("output", hp.n_embd, hp.n_vocab)?,
+            }
         } else {
-            Projection { weight: token_embd, bias: None, n_out: hp.n_vocab }
+            Projection { weight: token_embd, scale: None, bias: None, n_out: hp.n_vocab }
         };
         Ok(Self { token_embd, output_norm, output })
     }
@@ -77,16 +161,21 @@ pub struct Ffn {
 }
 
 impl Ffn {
-    /// Looks up `ffn_norm`, `ffn_gate`, `ffn_up`, `ffn_down`, and `post_ffw_norm` where the architecture has it.
+    /// Looks up `ffn_norm`, `ffn_gate`, `ffn_up` and `ffn_down`; in Llama they may have biases, in Gemma 3 there is `post_ffw_norm`.
     pub fn load(hp: &HParams, table: &mut WeightTable, act: Activation) -> Result<Self, ModelError> {
-        Ok(Self {
-            norm: table.vector("ffn_norm.weight", hp.n_embd)?,
-            gate: table.projection("ffn_gate", hp.n_embd, hp.n_ff)?,
-            up: table.projection("ffn_up", hp.n_embd, hp.n_ff)?,
-            down: table.projection("ffn_down", hp.n_ff, hp.n_embd)?,
-            post_norm: table.optional_vector("post_ffw_norm.weight", hp.n_embd)?,
-            act,
-        })
+        let norm = table.vector("ffn_norm.weight", hp.n_embd)?;
+        let mut projection = |base: &str, n_in: usize, n_out: usize| match hp.arch {
+            Arch::Llama => table.biased_projection(base, n_in, n_out),
+            _ => table.projection(base, n_in, n_out),
+        };
+        let gate = projection("ffn_gate", hp.n_embd, hp.n_ff)?;
+        let up = projection("ffn_up", hp.n_embd, hp.n_ff)?;
+        let down = projection("ffn_down", hp.n_ff, hp.n_embd)?;
+        let post_norm = match hp.arch {
+            Arch::Gemma3 => Some(table.vector("post_ffw_norm.weight", hp.n_embd)?),
+            _ => None,
+        };
+        Ok(Self { norm, gate, up, down, post_norm, act })
     }
 
     /// As [`Ffn::load`], where gate and up are the two halves of `ffn_up` (Phi-3).
@@ -94,10 +183,11 @@ impl Ffn {
         let (d, f) = (hp.n_embd, hp.n_ff);
         let gate = table.part("ffn_up.weight", d, 2 * f, 0..f, "ffn_gate.weight")?;
         let up = table.part("ffn_up.weight", d, 2 * f, f..2 * f, "ffn_up.weight")?;
+        let scale = table.scale("ffn_up")?;
         Ok(Self {
             norm: table.vector("ffn_norm.weight", d)?,
-            gate: Projection { weight: gate, bias: None, n_out: f },
-            up: Projection { weight: up, bias: None, n_out: f },
+            gate: Projection { weight: gate, scale, bias: None, n_out: f },
+            up: Projection { weight: up, scale, bias: None, n_out: f },
             down: table.projection("ffn_down", f, d)?,
             post_norm: None,
             act,

@@ -47,9 +47,9 @@ impl ModelFile {
         let hparams = HParams::from_gguf(&gguf)?;
         let mut table = WeightTable::new(&gguf);
         let architecture = hparams.arch.load(&hparams, &mut table)?;
-        let (weights, unused) = table.finish();
+        let (weights, unused) = table.finish(hparams.arch)?;
         let tokenizer = Tokenizer::from_gguf(&gguf)?;
-        let chat_template = ChatTemplate::from_gguf(&gguf, &tokenizer)?;
+        let chat_template = ChatTemplate::from_gguf(&gguf, &tokenizer).map_err(|e| e.in_file(gguf.path()))?;
         let shape = Shape::of(&gguf, &hparams);
         let is_locked = false;
         Ok(ModelFile { gguf, hparams, shape, tokenizer, chat_template, architecture, weights, unused, is_locked })
@@ -80,9 +80,14 @@ impl ModelFile {
         &self.chat_template
     }
 
-    /// Tensors of the file that the architecture does not use.
+    /// Tensors of the file that the architecture knows and does not use.
     pub fn unused_tensors(&self) -> &[String] {
         &self.unused
+    }
+
+    /// What is odd about the file and does not keep it from running, one line each.
+    pub fn warnings(&self) -> &[String] {
+        self.tokenizer.warnings()
     }
 
     /// The dense graph of a prompt of `n_tokens` tokens in a context of `n_ctx`.
@@ -103,6 +108,14 @@ impl ModelFile {
     /// A weight's entry by name.
     pub fn weight_named(&self, name: &str) -> Option<&Weight> {
         self.weights.iter().find(|w| w.name == name)
+    }
+
+    /// The factor on products with a weight: `X.scale` beside `X.weight`, 1 where the file has none.
+    pub fn weight_scale(&self, weight: &Weight) -> f32 {
+        let name = weight.tensor.strip_suffix(".weight").map(|base| format!("{base}.scale"));
+        let scale = name.and_then(|name| self.weights.iter().find(|w| w.tensor == name));
+        let bytes = scale.and_then(|scale| self.weight_bytes(scale).first_chunk());
+        bytes.map_or(1.0, |bytes| f32::from_le_bytes(*bytes))
     }
 
     /// A weight's bytes in the file.

@@ -5,15 +5,13 @@ use crate::graph::build::{Builder, Projection};
 use crate::graph::ir::*;
 
 use super::ModelError;
-use super::dense::{Architecture, Attended, Embedding, Ffn};
+use super::dense::{Architecture, Attended, Embedding, Ffn, Qkv};
 use super::hparams::HParams;
 use super::table::WeightTable;
 
 struct Layer {
     attn_norm: WeightId,
-    q: Projection,
-    k: Projection,
-    v: Projection,
+    qkv: Qkv,
     o: Projection,
     q_norm: WeightId,
     k_norm: WeightId,
@@ -32,15 +30,16 @@ impl Gemma3 {
     /// Looks up every weight.
     pub fn load(hp: &HParams, table: &mut WeightTable) -> Result<Self, ModelError> {
         let embedding = Embedding::load(hp, table)?;
-        let (n_embd, n_q, n_kv) = (hp.n_embd, hp.n_head * hp.head_dim, hp.n_embd_kv());
+        // What its embedding models have behind the last layer.
+        table.tolerate("dense_2.weight");
+        table.tolerate("dense_3.weight");
+        let (n_embd, n_q) = (hp.n_embd, hp.n_head * hp.head_dim);
         let mut layers = Vec::with_capacity(hp.n_layer);
         for il in 0..hp.n_layer {
             table.set_layer(Some(il));
             layers.push(Layer {
                 attn_norm: table.vector("attn_norm.weight", n_embd)?,
-                q: table.projection("attn_q", n_embd, n_q)?,
-                k: table.projection("attn_k", n_embd, n_kv)?,
-                v: table.projection("attn_v", n_embd, n_kv)?,
+                qkv: Qkv::load(hp, table)?,
                 o: table.projection("attn_output", n_q, n_embd)?,
                 q_norm: table.vector("attn_q_norm.weight", hp.head_dim)?,
                 k_norm: table.vector("attn_k_norm.weight", hp.head_dim)?,
@@ -73,11 +72,11 @@ impl Architecture for Gemma3 {
             b.set_layer(Some(il));
             let (rope, window) = (hp.layer_rope(il), hp.window(il));
             let x = b.rms_norm(layer.attn_norm, hp.rms_eps, inp, "attn_norm");
-            let k = b.linear(layer.k, x, "Kcur");
+            let k = b.linear(layer.qkv.k, x, "Kcur");
             let k = b.head_norm(layer.k_norm, hp.rms_eps, hp.head_dim, k, "Kcur_normed");
             let k = b.push(Op::Rope { head_dim: hp.head_dim, rope }, &[k, pos], "Kcur_rope");
-            let v = b.linear(layer.v, x, "Vcur");
-            let q = b.linear(layer.q, x, "Qcur");
+            let v = b.linear(layer.qkv.v, x, "Vcur");
+            let q = b.linear(layer.qkv.q, x, "Qcur");
             let q = b.head_norm(layer.q_norm, hp.rms_eps, hp.head_dim, q, "Qcur_normed");
             let (rope, heads) = scale_queries(rope, hp.heads());
             let q = b.push(Op::Rope { head_dim: hp.head_dim, rope }, &[q, pos], "Qcur_rope");

@@ -1,6 +1,6 @@
 //! Hyperparameters, read from a GGUF's metadata and checked.
 
-use crate::gguf::Gguf;
+use crate::gguf::{Array, Gguf, Value};
 use crate::graph::ir::{Heads, Rope, RopeLayout};
 
 use super::{Arch, ModelError};
@@ -10,8 +10,6 @@ use super::{Arch, ModelError};
 pub struct SlidingWindow {
     /// Positions that a query sees, itself included.
     pub window: usize,
-    /// Every `pattern`-th layer has full attention, the others the window.
-    pub pattern: usize,
     /// Rope base of the windowed layers.
     pub freq_base: f32,
 }
@@ -45,12 +43,17 @@ pub struct HParams {
     pub attn_scale: f32,
     /// Rope of the layers with full attention, without per-pair factors.
     pub rope: Rope,
+    /// Long and short rope factors instead of one kind (`rope.scaling.type` = `longrope`).
+    pub long_rope: bool,
     /// Sliding window, if any layer has one.
     pub swa: Option<SlidingWindow>,
+    /// For each layer, whether its attention has the window.
+    pub windowed: Vec<bool>,
 }
 
 const MAX_LAYERS: usize = 1024;
 const MAX_WIDTH: usize = 1 << 20;
+const MAX_VOCAB: usize = 1 << 24;
 
 impl HParams {
     /// Reads and checks the metadata.
@@ -96,6 +99,7 @@ impl HParams {
             Arch::Gemma3 => keys.sliding_window()?,
             _ => None,
         };
+        let windowed = if swa.is_some() { keys.windowed_layers(n_layer)? } else { vec![false; n_layer] };
         // Gemma 3 27B scales by the width of a head in the residual stream, all others by the head's own.
         let scaled_dim = if arch == Arch::Gemma3 && n_layer == 62 { n_embd / n_head } else { head_dim };
         Ok(Self {
@@ -112,7 +116,9 @@ impl HParams {
             rms_eps,
             attn_scale: 1.0 / (scaled_dim as f32).sqrt(),
             rope,
+            long_rope: keys.rope_scaling()? == "longrope",
             swa,
+            windowed,
         })
     }
 
@@ -128,7 +134,7 @@ impl HParams {
 
     /// Sliding window of a layer, in positions.
     pub fn window(&self, layer: usize) -> Option<usize> {
-        self.swa.filter(|s| layer % s.pattern != s.pattern - 1).map(|s| s.window)
+        self.swa.filter(|_| self.windowed[layer]).map(|s| s.window)
     }
 
     /// Rope of a layer, without per-pair factors.
@@ -203,15 +209,20 @@ impl Keys<'_> {
         }
     }
 
+    /// The number of tokens; `vocab_size`, which some files have as something else, does not count.
     fn n_vocab(&self) -> Result<usize, ModelError> {
-        match self.optional("vocab_size")? {
-            Some(n) => self.in_range("vocab_size", n, 1, 1 << 24),
-            None => {
-                let key = "tokenizer.ggml.tokens";
-                let n = self.gguf.str_array(key)?.map(|t| t.len()).ok_or_else(|| self.missing(key))?;
-                self.in_range("vocab_size", n, 1, 1 << 24)
-            }
+        let key = "tokenizer.ggml.tokens";
+        let n = self.gguf.str_array(key)?.map(|t| t.len()).ok_or_else(|| self.missing(key))?;
+        if (1..=MAX_VOCAB).contains(&n) {
+            return Ok(n);
         }
+        let found = format!("a list of {n}");
+        let expected = format!("1 to {MAX_VOCAB} tokens");
+        Err(ModelError::InvalidValue { file: self.file.clone(), key: key.into(), found, expected })
+    }
+
+    fn rope_scaling(&self) -> Result<&str, ModelError> {
+        Ok(self.gguf.str(&self.key("rope.scaling.type"))?.unwrap_or("linear"))
     }
 
     fn rope(&self, arch: Arch, head_dim: usize, n_ctx_train: usize) -> Result<Rope, ModelError> {
@@ -219,8 +230,7 @@ impl Keys<'_> {
         if n_rot % 2 != 0 {
             return Err(self.invalid("rope.dimension_count", n_rot, "an even number".into()));
         }
-        let kind_key = self.key("rope.scaling.type");
-        let kind = self.gguf.str(&kind_key)?.unwrap_or("linear").to_string();
+        let kind = self.rope_scaling()?;
         let factor = match self.gguf.f32(&self.key("rope.scaling.factor"))? {
             Some(f) => f,
             None => self.float_or("rope.scale_linear", 0.0)?,
@@ -228,7 +238,7 @@ impl Keys<'_> {
         if !factor.is_finite() || factor < 0.0 {
             return Err(self.invalid("rope.scaling.factor", factor, "a positive number".into()));
         }
-        let (freq_scale, ext_factor) = match kind.as_str() {
+        let (freq_scale, ext_factor) = match kind {
             "none" => (1.0, 0.0),
             "linear" | "longrope" => (if factor == 0.0 { 1.0 } else { 1.0 / factor }, 0.0),
             "yarn" => (if factor == 0.0 { 1.0 } else { 1.0 / factor }, 1.0),
@@ -253,10 +263,29 @@ impl Keys<'_> {
         if window == 0 {
             return Ok(None);
         }
-        Ok(Some(SlidingWindow {
-            window,
-            pattern: self.size_or("attention.sliding_window_pattern", 6, 1, MAX_LAYERS)?,
-            freq_base: self.positive("rope.freq_base_swa", Some(10000.0))?,
-        }))
+        Ok(Some(SlidingWindow { window, freq_base: self.positive("rope.freq_base_swa", Some(10000.0))? }))
+    }
+
+    /// Which layers have the window: as a list says, one entry a layer (booleans, or integers of which 0 is full attention), or
+    /// all but every n-th (0: all).
+    fn windowed_layers(&self, n_layer: usize) -> Result<Vec<bool>, ModelError> {
+        const SUFFIX: &str = "attention.sliding_window_pattern";
+        const DEFAULT: usize = 6;
+        let layers: Vec<bool> = match self.gguf.get(&self.key(SUFFIX)) {
+            Some(Value::Array(Array::Bool(layers))) => layers.clone(),
+            Some(Value::Array(layers)) => {
+                let integers = layers.to_integers::<i64>();
+                let wrong = || self.invalid(SUFFIX, layers.element_type(), "booleans, or integers".into());
+                integers.ok_or_else(wrong)?.iter().map(|&x| x != 0).collect()
+            }
+            _ => {
+                let nth = self.size_or(SUFFIX, DEFAULT, 0, MAX_LAYERS)?;
+                (1..=n_layer).map(|l| nth == 0 || l % nth != 0).collect()
+            }
+        };
+        match layers.get(..n_layer) {
+            Some(layers) => Ok(layers.to_vec()),
+            None => Err(self.invalid(SUFFIX, format!("a list of {}", layers.len()), format!("{n_layer}, one a layer"))),
+        }
     }
 }

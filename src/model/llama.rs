@@ -1,19 +1,17 @@
-//! Llama 2 and 3.x, Mistral, SmolLM2: rope on neighbouring pairs, per-pair factors where the file has them (Llama 3.1).
+//! Llama 2 and 3.x, Mistral, SmolLM2: rope on neighbouring pairs, per-pair factors where the file has them (Llama 3.1, LongRoPE).
 
 use crate::graph::Graph;
 use crate::graph::build::{Builder, Projection};
 use crate::graph::ir::*;
 
 use super::ModelError;
-use super::dense::{Architecture, Attended, Embedding, Ffn};
+use super::dense::{Architecture, Attended, Embedding, Ffn, Qkv, RopeFactors};
 use super::hparams::HParams;
 use super::table::WeightTable;
 
 struct Layer {
     attn_norm: WeightId,
-    q: Projection,
-    k: Projection,
-    v: Projection,
+    qkv: Qkv,
     o: Projection,
     ffn: Ffn,
 }
@@ -22,7 +20,7 @@ struct Layer {
 pub struct Llama {
     hp: HParams,
     embedding: Embedding,
-    rope_factors: Option<WeightId>,
+    rope_factors: RopeFactors,
     layers: Vec<Layer>,
 }
 
@@ -30,17 +28,16 @@ impl Llama {
     /// Looks up every weight.
     pub fn load(hp: &HParams, table: &mut WeightTable) -> Result<Self, ModelError> {
         let embedding = Embedding::load(hp, table)?;
-        let rope_factors = table.optional_vector("rope_freqs.weight", hp.rope.n_rot / 2)?;
-        let (n_embd, n_q, n_kv) = (hp.n_embd, hp.n_head * hp.head_dim, hp.n_embd_kv());
+        let rope_factors =
+            if hp.long_rope { RopeFactors::load_long(hp, table)? } else { RopeFactors::load(hp, table)? };
+        let (n_embd, n_q) = (hp.n_embd, hp.n_head * hp.head_dim);
         let mut layers = Vec::with_capacity(hp.n_layer);
         for il in 0..hp.n_layer {
             table.set_layer(Some(il));
             layers.push(Layer {
                 attn_norm: table.vector("attn_norm.weight", n_embd)?,
-                q: table.projection("attn_q", n_embd, n_q)?,
-                k: table.projection("attn_k", n_embd, n_kv)?,
-                v: table.projection("attn_v", n_embd, n_kv)?,
-                o: table.projection("attn_output", n_q, n_embd)?,
+                qkv: Qkv::load(hp, table)?,
+                o: table.biased_projection("attn_output", n_q, n_embd)?,
                 ffn: Ffn::load(hp, table, Activation::Silu)?,
             });
         }
@@ -49,9 +46,9 @@ impl Llama {
 }
 
 impl Architecture for Llama {
-    fn graph(&self, n_tokens: usize, _n_ctx: usize) -> Graph {
+    fn graph(&self, n_tokens: usize, n_ctx: usize) -> Graph {
         let hp = &self.hp;
-        let rope = Rope { factors: self.rope_factors, ..hp.rope };
+        let rope = Rope { factors: self.rope_factors.in_context(n_ctx), ..hp.rope };
         let mut b = Builder::new();
         let (tokens, pos) = b.inputs(n_tokens);
         let mut anchors: Vec<LayerAnchors> = Vec::with_capacity(hp.n_layer);
@@ -59,10 +56,10 @@ impl Architecture for Llama {
         for (il, layer) in self.layers.iter().enumerate() {
             b.set_layer(Some(il));
             let x = b.rms_norm(layer.attn_norm, hp.rms_eps, inp, "attn_norm");
-            let k = b.linear(layer.k, x, "Kcur");
+            let k = b.linear(layer.qkv.k, x, "Kcur");
             let k = b.push(Op::Rope { head_dim: hp.head_dim, rope }, &[k, pos], "Kcur_rope");
-            let v = b.linear(layer.v, x, "Vcur");
-            let q = b.linear(layer.q, x, "Qcur");
+            let v = b.linear(layer.qkv.v, x, "Vcur");
+            let q = b.linear(layer.qkv.q, x, "Qcur");
             let q = b.push(Op::Rope { head_dim: hp.head_dim, rope }, &[q, pos], "Qcur_rope");
             let attn =
                 b.push(Op::Attention { layer: il, heads: hp.heads(), window: None }, &[q, k, v, pos, pos], "kqv_out");

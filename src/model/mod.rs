@@ -107,6 +107,21 @@ pub enum ModelError {
         /// Tensor.
         tensor: String,
     },
+    /// A tensor that the architecture does not have.
+    #[error(
+        "{file}: architecture '{arch}' has no tensor '{tensor}'{}; without it the model would answer something else",
+        and_more(*.n_more)
+    )]
+    UnknownTensor {
+        /// File.
+        file: String,
+        /// GGUF's name of the architecture.
+        arch: &'static str,
+        /// The first such tensor.
+        tensor: String,
+        /// How many more there are.
+        n_more: usize,
+    },
     /// A tensor of another shape than the hyperparameters imply.
     #[error("{file}: tensor '{tensor}' has shape {found:?}, expected {expected:?}")]
     WrongShape {
@@ -131,4 +146,8 @@ pub enum ModelError {
         /// What would do.
         expected: String,
     },
+}
+
+fn and_more(n: usize) -> String {
+    if n == 0 { String::new() } else { format!(" (nor {n} more of the file's)") }
 }

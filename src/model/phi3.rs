@@ -5,15 +5,13 @@ use crate::graph::build::{Builder, Projection};
 use crate::graph::ir::*;
 
 use super::ModelError;
-use super::dense::{Architecture, Attended, Embedding, Ffn};
+use super::dense::{Architecture, Attended, Embedding, Ffn, Qkv, RopeFactors};
 use super::hparams::HParams;
 use super::table::WeightTable;
 
 struct Layer {
     attn_norm: WeightId,
-    q: Projection,
-    k: Projection,
-    v: Projection,
+    qkv: Qkv,
     o: Projection,
     ffn: Ffn,
 }
@@ -22,8 +20,7 @@ struct Layer {
 pub struct Phi3 {
     hp: HParams,
     embedding: Embedding,
-    factors_long: Option<WeightId>,
-    factors_short: Option<WeightId>,
+    rope_factors: RopeFactors,
     layers: Vec<Layer>,
 }
 
@@ -31,38 +28,26 @@ impl Phi3 {
     /// Looks up every weight.
     pub fn load(hp: &HParams, table: &mut WeightTable) -> Result<Self, ModelError> {
         let embedding = Embedding::load(hp, table)?;
-        let factors_long = table.optional_vector("rope_factors_long.weight", hp.rope.n_rot / 2)?;
-        let factors_short = table.optional_vector("rope_factors_short.weight", hp.rope.n_rot / 2)?;
-        let (n_embd, n_q, n_kv) = (hp.n_embd, hp.n_head * hp.head_dim, hp.n_embd_kv());
+        let rope_factors = RopeFactors::load_long(hp, table)?;
+        let (n_embd, n_q) = (hp.n_embd, hp.n_head * hp.head_dim);
         let mut layers = Vec::with_capacity(hp.n_layer);
         for il in 0..hp.n_layer {
             table.set_layer(Some(il));
-            let n_all = n_q + 2 * n_kv;
-            let part =
-                |table: &mut WeightTable, rows: std::ops::Range<usize>, name: &str| -> Result<Projection, ModelError> {
-                    let n_out = rows.len();
-                    let weight = table.part("attn_qkv.weight", n_embd, n_all, rows, name)?;
-                    Ok(Projection { weight, bias: None, n_out })
-                };
             layers.push(Layer {
                 attn_norm: table.vector("attn_norm.weight", n_embd)?,
-                q: part(table, 0..n_q, "attn_q.weight")?,
-                k: part(table, n_q..n_q + n_kv, "attn_k.weight")?,
-                v: part(table, n_q + n_kv..n_all, "attn_v.weight")?,
+                qkv: Qkv::load(hp, table)?,
                 o: table.projection("attn_output", n_q, n_embd)?,
                 ffn: Ffn::load_fused(hp, table, Activation::Silu)?,
             });
         }
-        Ok(Self { hp: hp.clone(), embedding, factors_long, factors_short, layers })
+        Ok(Self { hp: hp.clone(), embedding, rope_factors, layers })
     }
 }
 
 impl Architecture for Phi3 {
     fn graph(&self, n_tokens: usize, n_ctx: usize) -> Graph {
         let hp = &self.hp;
-        // Beyond the trained length the long factors hold.
-        let factors = if n_ctx > hp.rope.n_ctx_orig { self.factors_long } else { self.factors_short };
-        let rope = Rope { factors, ..hp.rope };
+        let rope = Rope { factors: self.rope_factors.in_context(n_ctx), ..hp.rope };
         let mut b = Builder::new();
         let (tokens, pos) = b.inputs(n_tokens);
         let mut anchors: Vec<LayerAnchors> = Vec::with_capacity(hp.n_layer);
@@ -70,10 +55,10 @@ impl Architecture for Phi3 {
         for (il, layer) in self.layers.iter().enumerate() {
             b.set_layer(Some(il));
             let x = b.rms_norm(layer.attn_norm, hp.rms_eps, inp, "attn_norm");
-            let k = b.linear(layer.k, x, "Kcur");
+            let k = b.linear(layer.qkv.k, x, "Kcur");
             let k = b.push(Op::Rope { head_dim: hp.head_dim, rope }, &[k, pos], "Kcur_rope");
-            let v = b.linear(layer.v, x, "Vcur");
-            let q = b.linear(layer.q, x, "Qcur");
+            let v = b.linear(layer.qkv.v, x, "Vcur");
+            let q = b.linear(layer.qkv.q, x, "Qcur");
             let q = b.push(Op::Rope { head_dim: hp.head_dim, rope }, &[q, pos], "Qcur_rope");
             let attn =
                 b.push(Op::Attention { layer: il, heads: hp.heads(), window: None }, &[q, k, v, pos, pos], "kqv_out");

@@ -5,15 +5,13 @@ use crate::graph::build::{Builder, Projection};
 use crate::graph::ir::*;
 
 use super::ModelError;
-use super::dense::{Architecture, Attended, Embedding, Ffn};
+use super::dense::{Architecture, Attended, Embedding, Ffn, Qkv};
 use super::hparams::HParams;
 use super::table::WeightTable;
 
 struct Layer {
     attn_norm: WeightId,
-    q: Projection,
-    k: Projection,
-    v: Projection,
+    qkv: Qkv,
     o: Projection,
     ffn: Ffn,
 }
@@ -29,15 +27,13 @@ impl Qwen2 {
     /// Looks up every weight.
     pub fn load(hp: &HParams, table: &mut WeightTable) -> Result<Self, ModelError> {
         let embedding = Embedding::load(hp, table)?;
-        let (n_embd, n_q, n_kv) = (hp.n_embd, hp.n_head * hp.head_dim, hp.n_embd_kv());
+        let (n_embd, n_q) = (hp.n_embd, hp.n_head * hp.head_dim);
         let mut layers = Vec::with_capacity(hp.n_layer);
         for il in 0..hp.n_layer {
             table.set_layer(Some(il));
             layers.push(Layer {
                 attn_norm: table.vector("attn_norm.weight", n_embd)?,
-                q: table.projection("attn_q", n_embd, n_q)?,
-                k: table.projection("attn_k", n_embd, n_kv)?,
-                v: table.projection("attn_v", n_embd, n_kv)?,
+                qkv: Qkv::load(hp, table)?,
                 o: table.projection("attn_output", n_q, n_embd)?,
                 ffn: Ffn::load(hp, table, Activation::Silu)?,
             });
@@ -57,10 +53,10 @@ impl Architecture for Qwen2 {
         for (il, layer) in self.layers.iter().enumerate() {
             b.set_layer(Some(il));
             let x = b.rms_norm(layer.attn_norm, hp.rms_eps, inp, "attn_norm");
-            let k = b.linear(layer.k, x, "Kcur");
+            let k = b.linear(layer.qkv.k, x, "Kcur");
             let k = b.push(Op::Rope { head_dim: hp.head_dim, rope }, &[k, pos], "Kcur_rope");
-            let v = b.linear(layer.v, x, "Vcur");
-            let q = b.linear(layer.q, x, "Qcur");
+            let v = b.linear(layer.qkv.v, x, "Vcur");
+            let q = b.linear(layer.qkv.q, x, "Qcur");
             let q = b.push(Op::Rope { head_dim: hp.head_dim, rope }, &[q, pos], "Qcur_rope");
             let attn =
                 b.push(Op::Attention { layer: il, heads: hp.heads(), window: None }, &[q, k, v, pos, pos], "kqv_out");

@@ -5,15 +5,13 @@ use crate::graph::build::{Builder, Projection};
 use crate::graph::ir::*;
 
 use super::ModelError;
-use super::dense::{Architecture, Attended, Embedding, Ffn};
+use super::dense::{Architecture, Attended, Embedding, Ffn, Qkv};
 use super::hparams::HParams;
 use super::table::WeightTable;
 
 struct Layer {
     attn_norm: WeightId,
-    q: Projection,
-    k: Projection,
-    v: Projection,
+    qkv: Qkv,
     o: Projection,
     q_norm: WeightId,
     k_norm: WeightId,
@@ -31,15 +29,15 @@ impl Qwen3 {
     /// Looks up every weight.
     pub fn load(hp: &HParams, table: &mut WeightTable) -> Result<Self, ModelError> {
         let embedding = Embedding::load(hp, table)?;
-        let (n_embd, n_q, n_kv) = (hp.n_embd, hp.n_head * hp.head_dim, hp.n_embd_kv());
+        // The head of its rerankers.
+        table.tolerate("cls.output.weight");
+        let (n_embd, n_q) = (hp.n_embd, hp.n_head * hp.head_dim);
         let mut layers = Vec::with_capacity(hp.n_layer);
         for il in 0..hp.n_layer {
             table.set_layer(Some(il));
             layers.push(Layer {
                 attn_norm: table.vector("attn_norm.weight", n_embd)?,
-                q: table.projection("attn_q", n_embd, n_q)?,
-                k: table.projection("attn_k", n_embd, n_kv)?,
-                v: table.projection("attn_v", n_embd, n_kv)?,
+                qkv: Qkv::load(hp, table)?,
                 o: table.projection("attn_output", n_q, n_embd)?,
                 q_norm: table.vector("attn_q_norm.weight", hp.head_dim)?,
                 k_norm: table.vector("attn_k_norm.weight", hp.head_dim)?,
@@ -61,11 +59,11 @@ impl Architecture for Qwen3 {
         for (il, layer) in self.layers.iter().enumerate() {
             b.set_layer(Some(il));
             let x = b.rms_norm(layer.attn_norm, hp.rms_eps, inp, "attn_norm");
-            let k = b.linear(layer.k, x, "Kcur");
+            let k = b.linear(layer.qkv.k, x, "Kcur");
             let k = b.head_norm(layer.k_norm, hp.rms_eps, hp.head_dim, k, "Kcur_normed");
             let k = b.push(Op::Rope { head_dim: hp.head_dim, rope }, &[k, pos], "Kcur_rope");
-            let v = b.linear(layer.v, x, "Vcur");
-            let q = b.linear(layer.q, x, "Qcur");
+            let v = b.linear(layer.qkv.v, x, "Vcur");
+            let q = b.linear(layer.qkv.q, x, "Qcur");
             let q = b.head_norm(layer.q_norm, hp.rms_eps, hp.head_dim, q, "Qcur_normed");
             let q = b.push(Op::Rope { head_dim: hp.head_dim, rope }, &[q, pos], "Qcur_rope");
             let attn =

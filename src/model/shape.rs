@@ -90,7 +90,10 @@ impl Shape {
 
     /// The shape of a model's file.
     pub fn of(gguf: &Gguf, hp: &HParams) -> Shape {
-        let stem = || gguf.path().file_stem().map_or_else(String::new, |s| s.to_string_lossy().into_owned());
+        let stem = || {
+            let name = gguf.path().file_name().unwrap_or_default().to_string_lossy().into_owned();
+            name.strip_suffix(".gguf").map_or(name.clone(), str::to_owned)
+        };
         Shape {
             name: printable(&if hp.name.is_empty() { stem() } else { hp.name.clone() }),
             arch: hp.arch.name().into(),

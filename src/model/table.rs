@@ -6,7 +6,7 @@ use std::ops::Range;
 use crate::gguf::{GgmlType, Gguf, TensorInfo};
 use crate::graph::ir::WeightId;
 
-use super::ModelError;
+use super::{Arch, ModelError};
 
 /// How a weight is used, which decides where it may be placed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,13 +44,21 @@ pub struct WeightTable<'g> {
     file: String,
     weights: Vec<Weight>,
     used: HashSet<String>,
+    unused: Vec<String>,
     layer: Option<usize>,
 }
 
 impl<'g> WeightTable<'g> {
     /// An empty table over a file.
     pub fn new(gguf: &'g Gguf) -> Self {
-        Self { gguf, file: gguf.path().display().to_string(), weights: Vec::new(), used: HashSet::new(), layer: None }
+        Self {
+            gguf,
+            file: gguf.path().display().to_string(),
+            weights: Vec::new(),
+            used: HashSet::new(),
+            unused: Vec::new(),
+            layer: None,
+        }
     }
 
     /// Weights looked up from now on belong to this layer.
@@ -131,7 +139,18 @@ impl<'g> WeightTable<'g> {
 
     /// An F32 vector `[n]`: norm, bias, factors.
     pub fn vector(&mut self, base: &str, n: usize) -> Result<WeightId, ModelError> {
-        let info = self.find(base, &[n])?;
+        self.vector_part(base, n, 0..n, base)
+    }
+
+    /// Elements `part` of a fused F32 vector `[n_total]`, under the name of the unfused one.
+    pub fn vector_part(
+        &mut self,
+        base: &str,
+        n_total: usize,
+        part: Range<usize>,
+        name: &str,
+    ) -> Result<WeightId, ModelError> {
+        let info = self.find(base, &[n_total])?;
         if info.ty != GgmlType::F32 {
             return Err(ModelError::WrongType {
                 file: self.file.clone(),
@@ -140,13 +159,12 @@ impl<'g> WeightTable<'g> {
                 expected: "F32".into(),
             });
         }
-        let name = info.name.clone();
         let weight = Weight {
-            tensor: name.clone(),
-            name,
+            tensor: info.name.clone(),
+            name: self.name(name),
             ty: info.ty,
-            ne: vec![n],
-            bytes: 0..info.nbytes as usize,
+            ne: vec![part.len()],
+            bytes: part.start * size_of::<f32>()..part.end * size_of::<f32>(),
             role: Role::Vector,
             layer: self.layer,
         };
@@ -170,9 +188,29 @@ impl<'g> WeightTable<'g> {
         })
     }
 
-    /// The finished list, and the tensors of the file that the architecture does not know.
-    pub fn finish(self) -> (Vec<Weight>, Vec<String>) {
-        let unused = self.gguf.tensors().filter(|t| !self.used.contains(&t.name)).map(|t| t.name.clone()).collect();
-        (self.weights, unused)
+    /// Notes that a file may have a tensor that nothing is computed with.
+    pub fn tolerate(&mut self, base: &str) {
+        let name = self.name(base);
+        if self.gguf.tensor(&name).is_some() {
+            self.unused.push(name);
+        }
+    }
+
+    /// The finished list, and the tensors of the file that are known and not used.
+    ///
+    /// # Errors
+    /// A tensor that the architecture does not know: what it is for would be missing from every answer.
+    pub fn finish(self, arch: Arch) -> Result<(Vec<Weight>, Vec<String>), ModelError> {
+        let is_known = |name: &String| self.used.contains(name) || self.unused.contains(name);
+        let mut unknown = self.gguf.tensors().filter(|t| !is_known(&t.name));
+        match unknown.next() {
+            None => Ok((self.weights, self.unused)),
+            Some(first) => Err(ModelError::UnknownTensor {
+                file: self.file.clone(),
+                arch: arch.name(),
+                tensor: first.name.escape_debug().to_string(),
+                n_more: unknown.count(),
+            }),
+        }
     }
 }

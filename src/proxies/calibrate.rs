@@ -266,11 +266,17 @@ fn layer_proxy(
         .map_err(|source| CalibrationError::Proxy { layer, source })
 }
 
-/// Row `i` of a weight `[n_in, n_out]`.
+/// Row `i` of a weight `[n_in, n_out]`, times its scale.
 fn dequantized_row(model: &Model, weight: &Weight, i: usize) -> Vec<f32> {
     let n_in = weight.ne[0];
     let n_bytes = row_size(weight.ty, n_in);
-    dequantize(weight.ty, &model.file().weight_bytes(weight)[i * n_bytes..][..n_bytes], n_in)
+    let file = model.file();
+    let mut row = dequantize(weight.ty, &file.weight_bytes(weight)[i * n_bytes..][..n_bytes], n_in);
+    let scale = file.weight_scale(weight);
+    if scale != 1.0 {
+        row.iter_mut().for_each(|x| *x *= scale);
+    }
+    row
 }
 
 #[cfg(test)]

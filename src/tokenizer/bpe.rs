@@ -27,20 +27,15 @@ impl Bpe {
     /// Reads `tokenizer.ggml.merges`.
     ///
     /// # Errors
-    /// No merges; a merge that is not two tokens that make a third.
+    /// No merges. Those that are not two tokens that make a third are left out.
     pub(super) fn from_gguf(gguf: &Gguf, pre: PreTokenizer, vocab: &Vocab) -> Result<Bpe, TokenizerError> {
         let rules = gguf.str_array(KEY_MERGES)?.ok_or(TokenizerError::MissingKey { key: KEY_MERGES })?;
         let mut merges = Merges::with_capacity(rules.len());
         for (rank, rule) in (0u32..).zip(rules.iter()) {
-            let parts = parse_merge(rule.as_bytes(), vocab);
-            let Some((left, right, id)) = parts else {
-                return Err(TokenizerError::bad(
-                    KEY_MERGES,
-                    format!("merge {rank} {rule:?}"),
-                    "two tokens, separated by a space, that make a third",
-                ));
-            };
-            merges.insert(left, right, Merge { rank, id });
+            // A rule that makes no token could only lead to text without one.
+            if let Some((left, right, id)) = parse_merge(rule.as_bytes(), vocab) {
+                merges.insert(left, right, Merge { rank, id });
+            }
         }
         let mut buffer = [0; 4];
         let bytes = std::array::from_fn(|b| {

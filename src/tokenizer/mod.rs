@@ -29,6 +29,8 @@ pub use chat::{ChatPrompt, ChatTemplate, Message, TEMPLATE_THREAD};
 pub use stream::StreamDecoder;
 pub use vocab::VocabKind;
 
+use std::path::Path;
+
 use crate::error::printable;
 use crate::gguf::{Gguf, GgufError};
 use bpe::Bpe;
@@ -44,13 +46,13 @@ pub enum TokenizerError {
     #[error(transparent)]
     Gguf(#[from] GgufError),
     /// A key that the tokenizer needs is missing.
-    #[error("GGUF metadata: key `{key}` is missing; convert the model again with its tokenizer")]
+    #[error("metadata key `{key}` is missing; convert the model again with its tokenizer")]
     MissingKey {
         /// the key
         key: &'static str,
     },
     /// A key's value makes no sense.
-    #[error("GGUF metadata: key `{key}`: found {found}, expected {expected}")]
+    #[error("metadata key `{key}`: found {found}, expected {expected}")]
     BadValue {
         /// the key
         key: String,
@@ -61,7 +63,7 @@ pub enum TokenizerError {
     },
     /// A kind of tokenizer that is not implemented.
     #[error(
-        "GGUF metadata: key `tokenizer.ggml.model`: tokenizer `{model}` is not supported; \
+        "metadata key `tokenizer.ggml.model`: tokenizer `{model}` is not supported; \
          supported are `gpt2` (byte-level BPE), `gemma4` (raw BPE) and `llama` (SentencePiece BPE)"
     )]
     UnsupportedTokenizer {
@@ -70,7 +72,7 @@ pub enum TokenizerError {
     },
     /// A pre-tokenizer that is not implemented.
     #[error(
-        "GGUF metadata: key `tokenizer.ggml.pre`: pre-tokenizer `{name}` is not supported; \
+        "metadata key `tokenizer.ggml.pre`: pre-tokenizer `{name}` is not supported; \
          supported are default, gpt-2, llama-bpe, qwen2, qwen35, smollm, tekken, gpt-4o, falcon, \
          bloom, deepseek-llm, deepseek-coder, deepseek-v3 and those that split alike"
     )]
@@ -92,6 +94,14 @@ pub enum TokenizerError {
         /// whose message
         role: String,
     },
+    /// Any of these, in a file.
+    #[error("{file}: {source}")]
+    InFile {
+        /// the file
+        file: String,
+        /// what is wrong with it
+        source: Box<TokenizerError>,
+    },
     /// The chat template refuses the conversation (`raise_exception`).
     #[error("the model's chat template refuses this conversation: {reason}")]
     Refused {
@@ -101,6 +111,14 @@ pub enum TokenizerError {
 }
 
 impl TokenizerError {
+    /// The same error, naming the file that it is about.
+    pub(crate) fn in_file(self, path: &Path) -> TokenizerError {
+        match self {
+            named @ (TokenizerError::Gguf(_) | TokenizerError::InFile { .. }) => named,
+            source => TokenizerError::InFile { file: path.display().to_string(), source: Box::new(source) },
+        }
+    }
+
     fn bad(key: &str, found: impl Into<String>, expected: impl Into<String>) -> TokenizerError {
         TokenizerError::BadValue { key: key.to_owned(), found: printable(&found.into()), expected: expected.into() }
     }
@@ -124,8 +142,12 @@ impl Tokenizer {
     ///
     /// # Errors
     /// Missing keys, an unsupported tokenizer or pre-tokenizer, or a vocabulary that contradicts
-    /// itself; the message names the key.
+    /// itself; the message names the file and the key.
     pub fn from_gguf(gguf: &Gguf) -> Result<Tokenizer, TokenizerError> {
+        Self::read(gguf).map_err(|e| e.in_file(gguf.path()))
+    }
+
+    fn read(gguf: &Gguf) -> Result<Tokenizer, TokenizerError> {
         let model = gguf.str(KEY_MODEL)?.ok_or(TokenizerError::MissingKey { key: KEY_MODEL })?;
         let kind = match model {
             "llama" => VocabKind::Spm,
@@ -282,6 +304,11 @@ impl Tokenizer {
     /// Number of tokens in the vocabulary.
     pub fn n_vocab(&self) -> usize {
         self.vocab.len()
+    }
+
+    /// What is odd about the vocabulary and does no harm, one line each.
+    pub fn warnings(&self) -> &[String] {
+        &self.vocab.warnings
     }
 
     /// The algorithm.

@@ -3,7 +3,9 @@
 
 use super::TokenizerError;
 use super::unicode::char_to_byte;
-use crate::gguf::Gguf;
+use std::borrow::Cow;
+
+use crate::gguf::{Array, Gguf, Value};
 
 pub(super) const KEY_MODEL: &str = "tokenizer.ggml.model";
 pub(super) const KEY_PRE: &str = "tokenizer.ggml.pre";
@@ -102,6 +104,8 @@ pub(super) struct Vocab {
     pub(super) add_bos: bool,
     pub(super) add_eos: bool,
     pub(super) add_space_prefix: bool,
+    /// What was ignored, one line each.
+    pub(super) warnings: Vec<String>,
 }
 
 const EMPTY: u32 = u32::MAX;
@@ -152,7 +156,7 @@ impl Vocab {
         }
         let attrs = match gguf.i32_array(KEY_TYPES)? {
             None => vec![Attr::NORMAL; n],
-            Some(types) if types.len() == n => types
+            Some(types) if types.len() >= n => types[..n]
                 .iter()
                 .map(|t| match t {
                     1 => Attr::NORMAL,
@@ -179,25 +183,28 @@ impl Vocab {
             VocabKind::Bpe => (Some(11), Some(11), None),
             VocabKind::RawBpe => (None, None, None),
         };
-        let strict = |key, default| special_id(gguf, key, n, default);
+        let mut warnings = Vec::new();
+        let mut special = |key, default| special_id(gguf, key, n, default, &mut warnings);
         let mut vocab = Vocab {
             kind,
-            bos: strict("tokenizer.ggml.bos_token_id", bos_default)?,
-            eos: strict("tokenizer.ggml.eos_token_id", eos_default)?,
-            eot: strict("tokenizer.ggml.eot_token_id", None)?,
-            eom: strict("tokenizer.ggml.eom_token_id", None)?,
-            unk: strict("tokenizer.ggml.unknown_token_id", unk_default)?,
-            pad: strict("tokenizer.ggml.padding_token_id", None)?,
+            bos: special("tokenizer.ggml.bos_token_id", bos_default)?,
+            eos: special("tokenizer.ggml.eos_token_id", eos_default)?,
+            eot: special("tokenizer.ggml.eot_token_id", None)?,
+            eom: special("tokenizer.ggml.eom_token_id", None)?,
+            unk: special("tokenizer.ggml.unknown_token_id", unk_default)?,
+            pad: special("tokenizer.ggml.padding_token_id", None)?,
             add_bos: gguf.bool("tokenizer.ggml.add_bos_token")?.unwrap_or(add_bos),
             add_eos: gguf.bool("tokenizer.ggml.add_eos_token")?.unwrap_or(false),
             add_space_prefix: gguf.bool("tokenizer.ggml.add_space_prefix")?.unwrap_or(kind == VocabKind::Spm),
             eog: Vec::new(),
             pieces: Strings::default(),
+            warnings: Vec::new(),
             texts,
             index,
             scores,
             attrs,
         };
+        vocab.warnings = warnings;
         // Every GGUF of Gemma 4 needs it, also those that say otherwise.
         vocab.add_bos |= kind == VocabKind::RawBpe;
         if vocab.add_bos && vocab.bos.is_none() {
@@ -339,13 +346,13 @@ impl Vocab {
             self.eom = self.first_of(&["<|eom_id|>"]);
         }
         for (key, texts) in INFILL_MARKS {
-            if special_id(gguf, key, n, None)?.is_none() {
+            if special_id(gguf, key, n, None, &mut self.warnings)?.is_none() {
                 self.first_of(texts);
             }
         }
         let mut eog = Vec::new();
         for (keys, texts) in INFILL {
-            let id = match special_id(gguf, keys[0], n, None)? {
+            let id = match special_id(gguf, keys[0], n, None, &mut self.warnings)? {
                 Some(id) => Some(id),
                 None => self.first_of(texts),
             };
@@ -445,14 +452,18 @@ impl Vocab {
 }
 
 fn read_scores(gguf: &Gguf, n: usize) -> Result<Vec<f32>, TokenizerError> {
-    let scores = gguf.f32_array(KEY_SCORES)?.ok_or(TokenizerError::MissingKey { key: KEY_SCORES })?;
-    if scores.len() != n {
+    let scores: Cow<[f32]> = match gguf.get(KEY_SCORES) {
+        None => vec![0.0; n].into(),
+        Some(Value::Array(Array::I32(v))) => v.iter().map(|&s| s as f32).collect(),
+        Some(_) => gguf.f32_array(KEY_SCORES)?.unwrap_or_default().into(),
+    };
+    let Some(scores) = scores.get(..n) else {
         return Err(TokenizerError::bad(
             KEY_SCORES,
             format!("{} entries", scores.len()),
             format!("{n}, one per token"),
         ));
-    }
+    };
     if let Some(id) = scores.iter().position(|s| s.is_nan()) {
         return Err(TokenizerError::bad(KEY_SCORES, format!("NaN for token {id}"), "numbers"));
     }
@@ -480,13 +491,26 @@ fn build_index(texts: &Strings) -> Result<Vec<u32>, TokenizerError> {
     Ok(index)
 }
 
-/// The id under `key`, which must be a token; `default` counts only if it is one.
-fn special_id(gguf: &Gguf, key: &'static str, n: usize, default: Option<u32>) -> Result<Option<u32>, TokenizerError> {
-    match gguf.u32(key)? {
-        Some(id) if (id as usize) < n => Ok(Some(id)),
-        Some(id) => Err(TokenizerError::bad(key, format!("{id}"), format!("a token id below {n}"))),
-        None => Ok(default.filter(|&id| (id as usize) < n)),
+/// The id under `key`. One that is no token is ignored, with a warning, as is a negative one, which stands for none (-1);
+/// `default` counts if it is a token.
+fn special_id(
+    gguf: &Gguf,
+    key: &'static str,
+    n: usize,
+    default: Option<u32>,
+    warnings: &mut Vec<String>,
+) -> Result<Option<u32>, TokenizerError> {
+    let found: Option<i64> = match gguf.get(key) {
+        Some(value) => value.to_integer().or(gguf.u32(key)?.map(i64::from)),
+        None => None,
+    };
+    let is_token = |id: &u32| (*id as usize) < n;
+    let id = found.and_then(|id| u32::try_from(id).ok()).filter(is_token);
+    if let (Some(found), None) = (found, id) {
+        let file = gguf.path().display();
+        warnings.push(format!("{file}: metadata key `{key}`: {found} is no token of the {n}; it is ignored"));
     }
+    Ok(id.or(default.filter(is_token)))
 }
 
 fn parse_byte_token(text: &[u8]) -> Option<u8> {

@@ -13,8 +13,12 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::gguf::{GgmlType, Gguf, GgufError, GgufWriter, OpenOptions};
+use half::f16;
+use rayon::prelude::*;
+
+use crate::gguf::{GgmlType, Gguf, GgufError, GgufWriter, OpenOptions, no_source};
 use crate::model::file::ModelFile;
+use crate::output_file::OutputFile;
 use spts_quant::{LayerProxyF16, ProxySize};
 
 /// Version of the format that is written and read.
@@ -78,6 +82,22 @@ pub enum SidecarError {
         /// What should be.
         expected: String,
     },
+    /// A proxy that would compute no number.
+    #[error(
+        "{file}: tensor '{tensor}', a proxy of layer {layer}: element {element} is {value}, expected a finite number: make it again with `spts-cli calibrate`"
+    )]
+    NotFinite {
+        /// File.
+        file: String,
+        /// Layer.
+        layer: usize,
+        /// Tensor.
+        tensor: String,
+        /// Its first such element.
+        element: usize,
+        /// Infinity, or no number.
+        value: f32,
+    },
     /// A layer that skips has no proxy.
     #[error("{file}: no proxy for layer {layer}, where the schedule skips: calibrate again with this schedule")]
     MissingLayer {
@@ -111,6 +131,14 @@ impl NewSidecar {
     /// # Errors
     /// The file cannot be written.
     pub fn write(&self, path: &Path) -> Result<(), SidecarError> {
+        self.write_into(OutputFile::create(path, &[]).map_err(GgufError::from)?)
+    }
+
+    /// As [`NewSidecar::write`], where the file has been created already: before the calibration.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn write_into(&self, out: OutputFile) -> Result<(), SidecarError> {
         let mut w = GgufWriter::new();
         w.set_str("general.architecture", ARCHITECTURE)?;
         w.set_u32("spts.version", VERSION)?;
@@ -128,7 +156,7 @@ impl NewSidecar {
                 })?;
             }
         }
-        Ok(w.write(path)?)
+        Ok(w.write_into(out, no_source)?)
     }
 }
 
@@ -148,15 +176,21 @@ pub struct Sidecar {
 }
 
 impl Sidecar {
-    /// Where the sidecar of a model lies by default: `model.gguf` -> `model.spts.gguf`.
+    /// Where the sidecar of a model lies by default: `model.gguf` -> `model.spts.gguf`. Of other names nothing is taken away,
+    /// so that no two models share one: `model-1.5b` -> `model-1.5b.spts.gguf`.
     pub fn path_beside(model: &Path) -> PathBuf {
-        model.with_extension("spts.gguf")
+        if model.extension().is_some_and(|extension| extension == "gguf") {
+            return model.with_extension("spts.gguf");
+        }
+        let mut name = model.file_name().unwrap_or_default().to_owned();
+        name.push(".spts.gguf");
+        model.with_file_name(name)
     }
 
     /// Opens and checks a sidecar.
     ///
     /// # Errors
-    /// Not a sidecar, another version, tensors missing or of the wrong shape.
+    /// Not a sidecar, another version, tensors missing, of the wrong shape, or with infinite values or none.
     pub fn open(path: &Path) -> Result<Self, SidecarError> {
         Self::from_gguf(Gguf::open(path, OpenOptions { mmap: true, mlock: false })?)
     }
@@ -191,7 +225,21 @@ impl Sidecar {
                 sidecar.check_tensor(&file, &tensor_name(layer, tensor), shape)?;
             }
         }
+        sidecar.layers.par_iter().try_for_each(|&layer| sidecar.check_values(&file, layer))?;
         Ok(sidecar)
+    }
+
+    /// Scores that are no numbers would choose the first tokens, whatever they are.
+    fn check_values(&self, file: &str, layer: usize) -> Result<(), SidecarError> {
+        for tensor in TENSORS.map(|tensor| tensor_name(layer, tensor)) {
+            let Some(info) = self.gguf.tensor(&tensor) else { continue };
+            let values = self.gguf.tensor_data(info).chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]]));
+            if let Some((element, value)) = values.enumerate().find(|(_, x)| !x.is_finite()) {
+                let value = value.to_f32();
+                return Err(SidecarError::NotFinite { file: file.into(), layer, tensor, element, value });
+            }
+        }
+        Ok(())
     }
 
     fn check_tensor(&self, file: &str, name: &str, shape: [usize; 2]) -> Result<(), SidecarError> {
