@@ -1,11 +1,19 @@
 //! Measures of quality: what skipping costs, and how good the proxies are.
 //!
 //! [`needle`] asks for numbers hidden in a long text, [`divergence`] compares next-token distributions with dense ones,
-//! [`proxies`] compares proxy norms with the true ones. All work on sessions; none knows the command line.
+//! [`proxies`] compares proxy norms with the true ones; all three work on sessions. [`tasks`] asks prompts whose answers are known,
+//! [`score`]s what comes, [`results`] keeps it in a file, and [`summary`] says with [`statistics`] what it means.
+//! [`plot`] draws it. None knows the command line.
 
 pub mod divergence;
 pub mod needle;
+pub mod plot;
 pub mod proxies;
+pub mod results;
+pub mod score;
+pub mod statistics;
+pub mod summary;
+pub mod tasks;
 
 /// Why something cannot be measured.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -36,4 +44,10 @@ pub enum EvalError {
         /// Names there are.
         most: usize,
     },
+    /// Tasks that cannot be read.
+    #[error(transparent)]
+    TaskData(#[from] tasks::TaskDataError),
+    /// Results that cannot be read or kept.
+    #[error(transparent)]
+    Results(#[from] results::ResultsError),
 }

@@ -202,6 +202,22 @@ impl Session {
         all
     }
 
+    /// Changes what the prompts to come skip; `None`: nothing. Caches and proxies stay where they are, so that one session
+    /// measures several schedules in the memory of one.
+    ///
+    /// # Errors
+    /// The schedule does not fit the model.
+    pub fn set_schedule(&mut self, schedule: Option<Schedule>) -> Result<()> {
+        if let Some(schedule) = &schedule {
+            schedule.validate_for(self.model.hparams().n_layer)?;
+        }
+        if schedule != self.options.schedule {
+            self.prepared = None;
+            self.options.schedule = schedule;
+        }
+        Ok(())
+    }
+
     /// Forgets everything read; memory stays allocated.
     pub fn clear(&mut self) {
         self.caches.iter_mut().for_each(LayerCache::clear);
