@@ -41,7 +41,7 @@ enum What {
     /// Compare FFN proxies with the FFNs, layer by layer
     Proxies(proxies::ProxiesArgs),
     /// Divergence from dense over the tokens that follow a prompt
-    #[command(after_help = CONFIGURATIONS)]
+    #[command(after_help = CONFIGURATIONS, visible_alias = "text")]
     Kl(kl::KlArgs),
 }
 
@@ -76,7 +76,17 @@ pub fn eval(args: &EvalArgs) -> Result<String, Failure> {
 
 /// Writes an SVG file.
 fn write_plot(path: &Path, svg: &str) -> Result<(), Failure> {
-    std::fs::write(path, svg).map_err(|e| Failure::Failed(format!("{}: cannot write: {e}", path.display())))
+    std::fs::write(path, svg).map_err(|e| unwritable(path, &e))
+}
+
+/// Whether a file can be written; one that is there stays as it is.
+fn check_writable(path: &Path) -> Result<(), Failure> {
+    let opened = std::fs::File::options().append(true).create(true).open(path);
+    opened.map(drop).map_err(|e| unwritable(path, &e))
+}
+
+fn unwritable(path: &Path, e: &std::io::Error) -> Failure {
+    Failure::Failed(format!("{}: cannot write: {e}", path.display()))
 }
 
 /// The model and the text's tokens.

@@ -1,10 +1,11 @@
 //! Measures of quality: what skipping costs, and how good the proxies are.
 //!
-//! [`needle`] asks for numbers hidden in a long text, [`divergence`] compares next-token distributions with dense ones,
-//! [`proxies`] compares proxy norms with the true ones; all three work on sessions. [`tasks`] asks prompts whose answers are known,
-//! [`score`]s what comes, [`results`] keeps it in a file, and [`summary`] says with [`statistics`] what it means.
-//! [`plot`] draws it. None knows the command line.
+//! [`needle`] asks for numbers hidden in a long text; [`divergence`] compares next-token distributions with dense ones, and
+//! [`by_position`] says where they part; [`proxies`] compares proxy norms with the true ones. [`tasks`] asks prompts whose answers
+//! are known, [`score`] rates what comes, [`results`] keeps it in a file, and [`summary`] says with [`statistics`] what it means.
+//! [`plot`] draws. None knows the command line.
 
+pub mod by_position;
 pub mod divergence;
 pub mod needle;
 pub mod plot;
@@ -43,6 +44,14 @@ pub enum EvalError {
         found: usize,
         /// Names there are.
         most: usize,
+    },
+    /// Probabilities that are none.
+    #[error("evaluation: {what}: token {position} behind the prompt has a probability that is no finite number")]
+    NotFinite {
+        /// Configuration and sample.
+        what: String,
+        /// From 1.
+        position: usize,
     },
     /// Tasks that cannot be read.
     #[error(transparent)]

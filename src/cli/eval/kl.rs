@@ -4,9 +4,11 @@ use std::fmt::Write;
 
 use clap::Args;
 use serde_json::{Value as Json, json};
+use spts::eval::by_position::{self, Bucket};
 use spts::eval::{EvalError, divergence};
 
 use super::configuration::{Configuration, configuration, or_default};
+use super::tables::spread;
 use super::{Subject, TextArgs, shown};
 use crate::cli::failure::Failure;
 use crate::report::grouped;
@@ -56,28 +58,45 @@ pub(super) fn run(args: &KlArgs) -> Result<(Json, String), Failure> {
 
     let width = configs.iter().map(|c| c.name.len()).max().unwrap_or(0).max(13);
     let mut table = format!(
-        "{}, {} tokens, the next {next}, {samples} samples\n\n{:width$} {:>10} {:>9}\n",
+        "{}, {} tokens, the next {next}, {samples} samples; in brackets 95 % intervals over the samples\n\n\
+         {:width$}  {:>9}  {:>24}  {:>21}  {:>20}\n",
         subject.name(),
         grouped(n),
         "configuration",
+        "token",
         "KL (nats)",
-        "same top"
+        "same top, %",
+        "perplexity ratio"
     );
     let mut results = Vec::new();
     for config in &configs {
         let mut session = subject.session(config, &places[0][..n])?;
-        let (mut sum, mut same) = (0.0, 0);
+        let mut prompts = Vec::new();
         for (i, p) in places.iter().enumerate() {
             let title = format!("{}, sample {}/{samples}", config.name, i + 1);
             let found =
                 divergence::log_probs(&mut session, &p[..n], &p[n..], &mut shown(&mut subject.progress, &title))?;
-            sum += reference[i].iter().zip(&found).map(|(p, q)| divergence::kl(p, q)).sum::<f64>();
-            same += reference[i].iter().zip(&found).filter(|(p, q)| divergence::same_top(p, q)).count();
+            prompts.push(by_position::compare(&reference[i], &found, &p[n..], &title).map_err(spts::Error::from)?);
         }
-        let compared = (samples * next) as f64;
-        let (mean, same) = (sum / compared, same as f64 / compared);
-        let _ = writeln!(table, "{:width$} {mean:>10.4} {:>7.1} %", config.name, 100.0 * same);
-        results.push(json!({ "config": config.name, "kl": mean, "same_top": same }));
+        let all = by_position::bucket(&prompts, 1, next);
+        let buckets: Vec<Bucket> = by_position::ranges(next)
+            .into_iter()
+            .map(|(first, last)| by_position::bucket(&prompts, first, last))
+            .collect();
+        for (i, b) in std::iter::once(&all).chain(buckets.iter().filter(|_| buckets.len() > 1)).enumerate() {
+            let name = if i == 0 { config.name.as_str() } else { "" };
+            let range = if b.first == b.last { b.first.to_string() } else { format!("{} to {}", b.first, b.last) };
+            let _ = writeln!(
+                table,
+                "{name:width$}  {range:>9}  {:>24}  {:>21}  {:>20}",
+                spread(&b.kl, 1.0, 4),
+                spread(&b.same_top, 100.0, 1),
+                spread(&b.perplexity_ratio, 1.0, 3)
+            );
+        }
+        results.push(json!({
+            "config": config.name, "kl": all.kl.value, "same_top": all.same_top.value, "all": all, "by_position": buckets,
+        }));
     }
     subject.progress.clear();
     Ok((json!({ "model": subject.name(), "n_tokens": n, "next": next, "samples": samples, "results": results }), table))

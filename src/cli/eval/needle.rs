@@ -38,7 +38,8 @@ pub(super) struct NeedleArgs {
 /// Asks, and returns the result as JSON and as a table.
 pub(super) fn run(args: &NeedleArgs) -> Result<(Json, String), Failure> {
     if let Some(path) = &args.svg {
-        super::write_plot(path, "")?;
+        // Better known before the work.
+        super::check_writable(path)?;
     }
     let mut subject = Subject::open(&args.text)?;
     let configs = or_default(&args.configs, &["dense", "paper", "default"]);

@@ -108,7 +108,7 @@ fn by_task(title: String, s: &Summary, of: &dyn Fn(&ConfigSummary) -> &Vec<Cell>
 }
 
 /// `64.6 [60.1, 68.8]`.
-fn spread(e: &Estimate, unit: f64, digits: usize) -> String {
+pub(super) fn spread(e: &Estimate, unit: f64, digits: usize) -> String {
     let number = |x: f64| format!("{:.digits$}", unit * x);
     match e.interval {
         Some([low, high]) => format!("{} [{}, {}]", number(e.value), number(low), number(high)),

@@ -14,6 +14,7 @@ use spts::eval::plot::{self, Point};
 use spts::eval::results::{self, Header, ResultLine, Results, ResultsWriter};
 use spts::eval::summary::Summary;
 use spts::eval::tasks::{self, Task, TaskData};
+use spts::ggml::backend;
 use spts::spts::schedule::Schedule;
 use spts::spts::sidecar::{Sidecar, fingerprint};
 use spts::{Model, Session, SessionOptions};
@@ -138,7 +139,7 @@ fn measure(args: &TasksArgs) -> Result<(Results, Vec<String>), Failure> {
     }
     // A plot that cannot be written is better known before the work.
     if let Some(path) = &args.svg {
-        super::write_plot(path, "")?;
+        super::check_writable(path)?;
     }
     let path = args.data.clone().unwrap_or_default();
     let origin = path.display().to_string();
@@ -154,7 +155,7 @@ fn measure(args: &TasksArgs) -> Result<(Results, Vec<String>), Failure> {
         shapes::shape(model.gguf(), model.hparams()).name,
         fingerprint(model.gguf()),
         data.hash,
-        model.placement().devices.join(", "),
+        device_names(&model),
         crate::cli::version().to_owned(),
     );
     let named: Vec<(&str, &str)> = ready.iter().map(|r| (r.name.as_str(), r.settings.as_str())).collect();
@@ -222,6 +223,14 @@ fn measure(args: &TasksArgs) -> Result<(Results, Vec<String>), Failure> {
         progress.clear();
     }
     Ok((Results { header, lines }, ready.into_iter().map(|r| r.name).collect()))
+}
+
+/// The devices of a model, as their makers call them: two of ggml's CUDA0 need not be alike.
+fn device_names(model: &Model) -> String {
+    let all = backend::devices();
+    let described =
+        |name: &String| all.iter().find(|d| d.name == *name).map_or(name.clone(), |d| d.description.clone());
+    model.placement().devices.iter().map(described).collect::<Vec<_>>().join(", ")
 }
 
 /// The prompts' tokens, without the prompts that the context cannot hold.
