@@ -81,12 +81,13 @@ fn from_data_to_tables() {
     std::fs::remove_file(scene.path("tiny.gguf")).unwrap();
     let report = scene.good(&["eval", "tasks", "--report", "r.jsonl"]);
     assert!(report.contains("6 prompts of 2 tasks") && report.contains("cache kept"), "{report}");
-    let report = scene.good(&["eval", "tasks", "--report", "r.jsonl", "--format", "markdown", "--config", "half"]);
+    let report = scene.good(&["eval", "tasks", "--report", "r.jsonl", "--format", "markdown", "--only", "half"]);
+    assert!(report.contains("Speed-up by task") && report.contains("Cache kept by task"), "{report}");
     assert!(report.contains("| half | 6 |") && !report.contains("dense"), "{report}");
     let svg = ["eval", "tasks", "--report", "r.jsonl", "--svg", "plot.svg"];
     scene.good(&svg);
     assert!(std::fs::read_to_string(scene.path("plot.svg")).unwrap().contains(">half</text>"));
-    assert!(scene.bad(1, &["eval", "tasks", "--report", "r.jsonl", "--config", "paper"]).contains("`paper`"));
+    assert!(scene.bad(1, &["eval", "tasks", "--report", "r.jsonl", "--only", "dense,paper"]).contains("`paper`"));
     assert!(scene.bad(1, &["eval", "tasks", "--report", "data.jsonl"]).contains("data.jsonl: line 1: no results"));
     assert!(scene.bad(1, &["eval", "tasks", "--report", "r.jsonl", "--svg", "no/such/x.svg"]).contains("cannot write"));
 }

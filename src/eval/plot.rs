@@ -10,8 +10,9 @@ use super::statistics::Estimate;
 const STYLE: &str = "<style>\
 text{font:12px system-ui,sans-serif;fill:#1f2328}.t{font-size:14px;font-weight:600}.s{fill:#59636e}\
 .b{fill:#ffffff}.g{stroke:#d1d9e0}.a{stroke:#59636e}.m{fill:#0969da}.e{stroke:#0969da}.c{fill:#ffffff}\
+.l{stroke:#ffffff;stroke-width:3px;paint-order:stroke}\
 @media(prefers-color-scheme:dark){text{fill:#e6edf3}.s{fill:#9198a1}.b{fill:#0d1117}.g{stroke:#3d444d}.a{stroke:#9198a1}\
-.m{fill:#4493f8}.e{stroke:#4493f8}.c{fill:#ffffff}}</style>";
+.m{fill:#4493f8}.e{stroke:#4493f8}.l{stroke:#0d1117}}</style>";
 
 /// Width of a character of the labels, about.
 const CHARACTER: f64 = 6.6;
@@ -74,7 +75,7 @@ impl Axis {
 
 /// Score in % against measured speed-up: a point for each configuration, with the intervals of both.
 pub fn score_against_speed_up(title: &str, points: &[Point]) -> String {
-    let (width, height) = (760.0, 480.0);
+    let (width, height) = (title_width(title).max(760.0), 480.0);
     let (left, right, top, bottom) = (64.0, width - 150.0, 48.0, height - 56.0);
     let ends = |e: &Estimate, unit: f64| e.interval.unwrap_or([e.value; 2]).map(|v| unit * v);
     let x = Axis::new(points.iter().flat_map(|p| ends(&p.speed_up, 1.0)), left, right);
@@ -128,7 +129,7 @@ pub fn score_against_speed_up(title: &str, points: &[Point]) -> String {
         if (ty - py).abs() > 12.0 {
             let _ = write!(out, "<path class=\"a\" opacity=\"0.5\" d=\"M{px:.1} {py:.1}L{tx:.1} {ty:.1}\"/>");
         }
-        let _ = write!(out, "<text x=\"{tx:.1}\" y=\"{:.1}\">{}</text>", ty + 4.0, escaped(&p.label));
+        let _ = write!(out, "<text class=\"l\" x=\"{tx:.1}\" y=\"{:.1}\">{}</text>", ty + 4.0, escaped(&p.label));
     }
     out + "</svg>\n"
 }
@@ -168,7 +169,7 @@ pub fn heat_maps(title: &str, x: &str, y: &str, maps: &[HeatMap]) -> String {
     let panel = ((columns * cell.0).max(label) + 64.0, rows * cell.1 + 74.0);
     let across = maps.len().clamp(1, ACROSS);
     let down = maps.len().div_ceil(across);
-    let width = (across as f64 * panel.0 + 40.0).max(360.0).max(8.0 * title.chars().count() as f64 + 32.0);
+    let width = (across as f64 * panel.0 + 40.0).max(title_width(title));
     let mut out = open(width, down as f64 * panel.1 + 48.0, title);
     for (i, map) in maps.iter().enumerate() {
         let (left, top) = ((i % across) as f64 * panel.0 + 76.0, (i / across) as f64 * panel.1 + 72.0);
@@ -230,6 +231,11 @@ fn colour(share: f64) -> String {
     format!("#{:02x}{:02x}{:02x}", mix(0), mix(1), mix(2))
 }
 
+/// Width of an image whose title is not cut off.
+fn title_width(title: &str) -> f64 {
+    9.5 * title.chars().count() as f64 + 32.0
+}
+
 fn open(width: f64, height: f64, title: &str) -> String {
     let title = escaped(title);
     format!(
@@ -267,7 +273,8 @@ mod tests {
     fn ticks_are_round_and_span_the_values() {
         let texts = |values: &[f64]| {
             let axis = Axis::new(values.iter().copied(), 0.0, 100.0);
-            assert!(values.iter().all(|v| (-1e-9..=100.0 + 1e-9).contains(&axis.at(*v))), "{values:?}");
+            let finite = || values.iter().filter(|v| v.is_finite());
+            assert!(finite().all(|v| (-1e-9..=100.0 + 1e-9).contains(&axis.at(*v))), "{values:?}");
             axis.ticks().into_iter().map(|(_, text)| text).collect::<Vec<_>>()
         };
         assert_eq!(texts(&[0.95, 2.6]), ["0.5", "1.0", "1.5", "2.0", "2.5", "3.0"]);

@@ -13,6 +13,9 @@ use serde::{Deserialize, Serialize};
 /// What the first line calls this kind of file.
 const FORMAT: &str = "spts-eval-tasks-1";
 
+/// How the first line begins.
+const START: &str = "{\"format\":";
+
 /// Why results cannot be read or kept.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ResultsError {
@@ -194,7 +197,7 @@ impl ResultsWriter {
                 found.lines
             }
             // One line that never ended: our own header, or the user's text.
-            None if content.is_empty() || content.starts_with("{\"format\":") => Vec::new(),
+            None if content.bytes().zip(START.bytes()).all(|(found, ours)| found == ours) => Vec::new(),
             None => {
                 let what = "expected a file that eval tasks has written".into();
                 return Err(ResultsError::Line { path: path.to_owned(), line: 1, what });

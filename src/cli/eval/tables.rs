@@ -67,12 +67,18 @@ pub(super) fn report(s: &Summary, format: Format) -> String {
     }
     overview("Score: mean of the tasks, in %. In brackets 95 % intervals.".into(), s, &|c| &c.all)
         .write(format, &mut out);
-    by_task("Scores by task, in %".into(), s, &|c| &c.by_task).write(format, &mut out);
+    let score = |cell: &Cell| format!("{:.1}", 100.0 * cell.score.value);
+    let speed_up = |cell: &Cell| format!("{:.2}", cell.speed_up.value);
+    let kept = |cell: &Cell| format!("{:.1}", 100.0 * cell.cache_kept);
+    by_task("Scores by task, in %".into(), s, &|c| &c.by_task, &score).write(format, &mut out);
+    by_task("Speed-up by task".into(), s, &|c| &c.by_task, &speed_up).write(format, &mut out);
+    by_task("Cache kept by task, in %".into(), s, &|c| &c.by_task, &kept).write(format, &mut out);
     if s.lengths.len() > 1 {
         for (i, length) in s.lengths.iter().enumerate() {
             let name = length.map_or("no length given".into(), |n| format!("{} tokens", grouped(n)));
             overview(format!("Prompts of {name}"), s, &|c| &c.by_length[i]).write(format, &mut out);
-            by_task(format!("By task, {name}"), s, &|c| &c.by_length_and_task[i]).write(format, &mut out);
+            by_task(format!("Scores by task, {name}"), s, &|c| &c.by_length_and_task[i], &score)
+                .write(format, &mut out);
         }
     }
     out
@@ -98,11 +104,17 @@ fn overview(title: String, s: &Summary, of: &dyn Fn(&ConfigSummary) -> &Cell) ->
     Table { title, header: header.map(str::to_owned).to_vec(), rows: rows.collect() }
 }
 
-fn by_task(title: String, s: &Summary, of: &dyn Fn(&ConfigSummary) -> &Vec<Cell>) -> Table {
+/// One value of every task's prompts.
+fn by_task(
+    title: String,
+    s: &Summary,
+    of: &dyn Fn(&ConfigSummary) -> &Vec<Cell>,
+    value: &dyn Fn(&Cell) -> String,
+) -> Table {
     let header = std::iter::once("configuration".to_owned()).chain(s.tasks.iter().cloned()).collect();
     let rows = s.configs.iter().map(|c| {
-        let score = |cell: &Cell| if cell.n == 0 { "-".into() } else { format!("{:.1}", 100.0 * cell.score.value) };
-        std::iter::once(c.name.clone()).chain(of(c).iter().map(score)).collect()
+        let values = of(c).iter().map(|cell| if cell.n == 0 { "-".into() } else { value(cell) });
+        std::iter::once(c.name.clone()).chain(values).collect()
     });
     Table { title, header, rows: rows.collect() }
 }

@@ -64,8 +64,11 @@ pub(super) struct TasksArgs {
     #[arg(long)]
     keep_text: bool,
     /// Print what a file of --out says, without a model
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["model", "data", "out", "tasks", "samples", "keep_text"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["model", "data", "out", "configs", "tasks", "samples", "keep_text"])]
     report: Option<PathBuf>,
+    /// Of a report, only these configurations, separated by commas; the first is what the others are compared with
+    #[arg(long, value_name = "NAME,...", value_delimiter = ',', requires = "report")]
+    only: Vec<String>,
     /// How results are printed
     #[arg(long, value_name = "FORMAT", default_value = "text")]
     format: Format,
@@ -86,11 +89,10 @@ pub(super) fn run(args: &TasksArgs) -> Result<String, Failure> {
     let (results, only) = match &args.report {
         Some(path) => {
             let results = results::read(path).map_err(failed)?;
-            let only: Vec<String> = args.configs.iter().map(|c| c.name.clone()).collect();
-            if let Some(name) = only.iter().find(|name| !results.lines.iter().any(|l| l.config == **name)) {
+            if let Some(name) = args.only.iter().find(|name| !results.lines.iter().any(|l| l.config == **name)) {
                 return Err(Failure::Failed(format!("{}: no results of a configuration `{name}`", path.display())));
             }
-            (results, only)
+            (results, args.only.clone())
         }
         None => measure(args)?,
     };
