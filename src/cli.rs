@@ -16,6 +16,7 @@ pub mod prompt;
 pub mod proxies;
 pub mod quantize;
 pub mod run;
+pub mod tokenize;
 
 use std::ffi::OsString;
 use std::io::Write;
@@ -73,6 +74,9 @@ enum Sub {
     Bench(Box<BenchArgs>),
     /// Write a model in other types: smaller, or back to floats
     Quantize(QuantizeArgs),
+    /// Show or count the tokens of a text
+    #[command(after_help = tokenize::HELP)]
+    Tokenize(tokenize::TokenizeArgs),
 }
 
 /// What to do.
@@ -94,6 +98,8 @@ pub enum Command {
     Bench(Box<BenchArgs>),
     /// Write a model in other types.
     Quantize(QuantizeArgs),
+    /// Count tokens.
+    Tokenize(tokenize::TokenizeArgs),
 }
 
 /// Answering a prompt.
@@ -334,6 +340,7 @@ pub fn parse(argv: impl IntoIterator<Item = OsString>) -> Parsed {
         Ok(Cli { command: Some(Sub::Calibrate(args)), .. }) => Parsed::Command(Command::Calibrate(Box::new(args))),
         Ok(Cli { command: Some(Sub::Eval(args)), .. }) => Parsed::Command(Command::Eval(Box::new(args))),
         Ok(Cli { command: Some(Sub::Quantize(args)), .. }) => Parsed::Command(Command::Quantize(args)),
+        Ok(Cli { command: Some(Sub::Tokenize(args)), .. }) => Parsed::Command(Command::Tokenize(args)),
         Ok(Cli { command: Some(Sub::Bench(args)), .. }) => Parsed::Command(Command::Bench(args)),
         Ok(Cli { run, .. }) if run.list_devices => Parsed::Command(Command::ListDevices),
         Ok(Cli { run, .. }) => Parsed::Command(Command::Run(Box::new(run))),

@@ -84,6 +84,10 @@ fn needle_configurations() {
     assert!(results.iter().all(|r| r["answered"] == 0 && r["samples"] == 2));
     let table = scene.good(&args);
     assert!(table.contains("0 of 2") && table.contains("half"), "{table}");
+    scene.good(&[args.as_slice(), &["--svg", "map.svg"]].concat());
+    let svg = std::fs::read_to_string(scene.path("map.svg")).unwrap();
+    assert_eq!(svg.matches("fill=\"#").count(), 2 * 2 * 2, "configurations, lengths, samples");
+    assert!(scene.bad(1, &[args.as_slice(), &["--svg", "no/such/map.svg"]].concat()).contains("cannot write"));
     assert!(scene.bad(2, &[NEEDLE.as_slice(), &["--config", "paper --no-such"]].concat()).contains("--no-such"));
     assert!(scene.bad(1, &[NEEDLE.as_slice(), &["--config", "nothing-known"]].concat()).contains("nothing-known"));
     assert!(scene.bad(1, &["eval", "needle", "-m", "tiny.gguf", "-f", "text.txt", "-n", "9"]).contains("no room"));
@@ -102,6 +106,22 @@ fn divergence_from_dense() {
     assert_eq!(of(0), (0.0, 1.0), "dense is dense");
     assert!(of(1).0 > 1e-4 && of(1).0.is_finite(), "{:?}", of(1));
     assert_eq!(of(2), (0.0, 1.0), "600 tokens are below the default's first budget");
+    // By position, with intervals over the two samples.
+    let skipping = &json["results"][1];
+    let ranges: Vec<(u64, u64)> = skipping["by_position"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|b| (b["first"].as_u64().unwrap(), b["last"].as_u64().unwrap()))
+        .collect();
+    assert_eq!(ranges, [(1, 1), (2, 5)]);
+    let kl = |b: &serde_json::Value| b["kl"]["value"].as_f64().unwrap();
+    let (first, rest) = (kl(&skipping["by_position"][0]), kl(&skipping["by_position"][1]));
+    assert!(((first + 4.0 * rest) / 5.0 - of(1).0).abs() < 1e-9, "{skipping}");
+    assert!(skipping["all"]["kl"]["interval"].is_array(), "{skipping}");
+    assert_eq!(json["results"][0]["all"]["perplexity_ratio"]["value"], 1.0);
+    let table = scene.good(&["eval", "text", "-m", "tiny.gguf", "-f", "text.txt", "-n", "300", "--next", "9"]);
+    assert!(table.contains("2 to 8") && table.contains("perplexity ratio"), "{table}");
 }
 
 #[test]

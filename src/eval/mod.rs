@@ -1,11 +1,20 @@
 //! Measures of quality: what skipping costs, and how good the proxies are.
 //!
-//! [`needle`] asks for numbers hidden in a long text, [`divergence`] compares next-token distributions with dense ones,
-//! [`proxies`] compares proxy norms with the true ones. All work on sessions; none knows the command line.
+//! [`needle`] asks for numbers hidden in a long text; [`divergence`] compares next-token distributions with dense ones, and
+//! [`by_position`] says where they part; [`proxies`] compares proxy norms with the true ones. [`tasks`] asks prompts whose answers
+//! are known, [`score`] rates what comes, [`results`] keeps it in a file, and [`summary`] says with [`statistics`] what it means.
+//! [`plot`] draws. None knows the command line.
 
+pub mod by_position;
 pub mod divergence;
 pub mod needle;
+pub mod plot;
 pub mod proxies;
+pub mod results;
+pub mod score;
+pub mod statistics;
+pub mod summary;
+pub mod tasks;
 
 /// Why something cannot be measured.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -36,4 +45,18 @@ pub enum EvalError {
         /// Names there are.
         most: usize,
     },
+    /// Probabilities that are none.
+    #[error("evaluation: {what}: token {position} behind the prompt has a probability that is no finite number")]
+    NotFinite {
+        /// Configuration and sample.
+        what: String,
+        /// From 1.
+        position: usize,
+    },
+    /// Tasks that cannot be read.
+    #[error(transparent)]
+    TaskData(#[from] tasks::TaskDataError),
+    /// Results that cannot be read or kept.
+    #[error(transparent)]
+    Results(#[from] results::ResultsError),
 }

@@ -205,6 +205,18 @@ impl Session {
         all
     }
 
+    /// Changes what is left out of the prompts to come. Caches and proxies stay where they are, so that one session measures
+    /// several methods in the memory of one.
+    ///
+    /// # Errors
+    /// The method does not fit the model.
+    pub fn set_method(&mut self, method: Arc<dyn Method>) -> Result<()> {
+        method.budgets(self.model.shape(), Prompt::of(1))?;
+        self.prepared = None;
+        self.options.method = method;
+        Ok(())
+    }
+
     /// Forgets everything read; memory stays allocated.
     pub fn clear(&mut self) {
         self.sequence.clear();

@@ -12,12 +12,14 @@
 //! | `merge`, `bpe`, `spm` | words to tokens |
 //! | `stream` | tokens to text as they come |
 //! | `chat` | chat templates: messages to a prompt's tokens |
+//! | `prompt_text` | prompts as JSON writes them down |
 
 mod bpe;
 mod chat;
 mod deepseek;
 mod merge;
 mod pretokenize;
+mod prompt_text;
 mod scan;
 mod special;
 mod spm;
@@ -26,6 +28,7 @@ pub(crate) mod unicode;
 mod vocab;
 
 pub use chat::{ChatPrompt, ChatTemplate, Message, TEMPLATE_THREAD};
+pub use prompt_text::{PromptKeys, PromptText};
 pub use stream::StreamDecoder;
 pub use vocab::VocabKind;
 

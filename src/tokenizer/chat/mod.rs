@@ -78,6 +78,13 @@ impl Message {
         Message { role: "user".into(), question: Some(content.len() - question.len()), content }
     }
 
+    /// A turn whose content ends with a question about what stands before it; `None` if it does not end so.
+    pub fn asking(role: impl Into<String>, content: impl Into<String>, question: &str) -> Option<Message> {
+        let (role, content) = (role.into(), content.into());
+        let start = content.strip_suffix(question).filter(|_| !question.is_empty())?.len();
+        Some(Message { role, content, question: Some(start) })
+    }
+
     /// Who speaks.
     pub fn role(&self) -> &str {
         &self.role

@@ -1,0 +1,346 @@
+//! `eval tasks`: prompts whose answers are known, under several configurations in turns.
+
+use std::collections::HashSet;
+use std::io::IsTerminal;
+use std::ops::ControlFlow;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use clap::Args;
+use rayon::prelude::*;
+use spts::eval::EvalError;
+use spts::eval::plot::{self, Point};
+use spts::eval::results::{self, Header, ResultLine, Results, ResultsWriter};
+use spts::eval::summary::Summary;
+use spts::eval::tasks::{self, Task, TaskData};
+use spts::ggml::backend;
+use spts::method::spts::schedule::Schedule;
+use spts::method::spts::sidecar::{Sidecar, fingerprint};
+use spts::tokenizer::ChatPrompt;
+use spts::{Model, Session, SessionOptions};
+
+use super::configuration::{Configuration, configuration, or_default};
+use super::tables::{self, Format};
+use crate::cli::failure::Failure;
+use crate::cli::options::{DeviceArgs, MemoryArgs, method};
+use crate::cli::proxies::{self as sidecars, Waiting};
+use crate::cli::{note, prompt};
+use crate::report::{Progress, grouped, seconds};
+
+/// For help texts.
+pub(super) const HELP: &str = "A line of the data is a JSON object:
+  task, answers (list), metric (all, any, exact, prefix), n_predict; prompt (text as it is), or messages (role and content of
+  each) with the assistant's first words as prefix; and if you like length and id. scripts/ruler.py makes RULER's tasks.
+
+A configuration is dense, or what --schedule takes, then more flags of token skipping; NAME= before it names it:
+  --config dense --config paper --config 'mild=0.5,0.4,0.3,0.2 --probe-queries 16 --pool max:7'
+The first one is what the others are compared with.";
+
+/// Time between two notes where standard error is no terminal.
+const NOTE_EVERY: Duration = Duration::from_secs(30);
+
+/// Prompts with answers.
+#[derive(Args, Clone, Debug)]
+pub(super) struct TasksArgs {
+    /// Model, a GGUF file
+    #[arg(short, long, value_name = "FILE", required_unless_present = "report")]
+    model: Option<PathBuf>,
+    /// Prompts with answers, JSON lines; - is standard input
+    #[arg(long, value_name = "FILE", required_unless_present = "report")]
+    data: Option<PathBuf>,
+    /// Configuration, once for each [default: dense, default]
+    #[arg(long = "config", value_name = "WHAT", value_parser = configuration)]
+    configs: Vec<Configuration>,
+    /// Only these tasks, separated by commas
+    #[arg(long, value_name = "NAME,...", value_delimiter = ',')]
+    tasks: Vec<String>,
+    /// Only the first N prompts of each task and length
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    samples: Option<u32>,
+    /// Keep each result in a file, line by line; answers that are there already are not asked for again
+    #[arg(short, long, value_name = "FILE")]
+    out: Option<PathBuf>,
+    /// Keep the text of each answer, too
+    #[arg(long)]
+    keep_text: bool,
+    /// Print what a file of --out says, without a model
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["model", "data", "out", "configs", "tasks", "samples", "keep_text"])]
+    report: Option<PathBuf>,
+    /// Of a report, only these configurations, separated by commas; the first is what the others are compared with
+    #[arg(long, value_name = "NAME,...", value_delimiter = ',', requires = "report")]
+    only: Vec<String>,
+    /// How results are printed
+    #[arg(long, value_name = "FORMAT", default_value = "text")]
+    format: Format,
+    /// Also draw score against speed-up, as an SVG file
+    #[arg(long, value_name = "FILE")]
+    svg: Option<PathBuf>,
+    /// Tokens of prompt and answer together; 0 is what the model was trained with [default: 0]
+    #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=1 << 30))]
+    ctx_size: Option<u32>,
+    #[command(flatten)]
+    memory: MemoryArgs,
+    #[command(flatten)]
+    device: DeviceArgs,
+}
+
+/// The text to print.
+pub(super) fn run(args: &TasksArgs) -> Result<String, Failure> {
+    let (results, only) = match &args.report {
+        Some(path) => {
+            let results = results::read(path).map_err(failed)?;
+            if let Some(name) = args.only.iter().find(|name| !results.lines.iter().any(|l| l.config == **name)) {
+                return Err(Failure::Failed(format!("{}: no results of a configuration `{name}`", path.display())));
+            }
+            (results, args.only.clone())
+        }
+        None => measure(args)?,
+    };
+    let summary = Summary::new(&results, &only);
+    if let Some(path) = &args.svg {
+        super::write_plot(path, &plot(&summary))?;
+    }
+    if args.format == Format::Json {
+        let json = serde_json::to_string(&summary).map_err(|e| Failure::Failed(format!("JSON: {e}")))?;
+        return Ok(json + "\n");
+    }
+    Ok(tables::report(&summary, args.format))
+}
+
+fn failed(e: impl Into<EvalError>) -> Failure {
+    spts::Error::from(e.into()).into()
+}
+
+/// A point for each configuration.
+fn plot(s: &Summary) -> String {
+    let points: Vec<Point> = s
+        .configs
+        .iter()
+        .map(|c| Point { label: c.name.clone(), speed_up: c.all.speed_up, score: c.all.score })
+        .collect();
+    let title = format!("{}: {} prompts of {} tasks, {}", s.model, grouped(s.n_prompts), s.tasks.len(), s.device);
+    plot::score_against_speed_up(&title, &points)
+}
+
+/// A configuration, ready to run.
+struct Ready {
+    name: String,
+    schedule: Option<Schedule>,
+    settings: String,
+}
+
+/// Asks every prompt under every configuration, save what has been answered before. Returns the results of these prompts, and
+/// the names of the configurations.
+fn measure(args: &TasksArgs) -> Result<(Results, Vec<String>), Failure> {
+    let configs = or_default(&args.configs, &["dense", "default"]);
+    if let Some(i) = (1..configs.len()).find(|&i| configs[..i].iter().any(|c| c.name == configs[i].name)) {
+        let name = &configs[i].name;
+        return Err(Failure::Failed(format!(
+            "--config: two are called `{name}`; name one of them, as in other={name}"
+        )));
+    }
+    // A plot that cannot be written is better known before the work.
+    if let Some(path) = &args.svg {
+        super::check_writable(path)?;
+    }
+    let path = args.data.clone().unwrap_or_default();
+    let origin = path.display().to_string();
+    let data = TaskData::parse(&prompt::read_document(&path)?, &origin).map_err(failed)?;
+    let chosen = data.choose(&args.tasks, args.samples.map(|n| n as usize), &origin).map_err(failed)?;
+    let model = Model::open(args.model.as_deref().unwrap_or("".as_ref()), args.device.model_options(None))?;
+    let n_ctx = args.ctx_size.filter(|&n| n > 0).map(|n| n as usize);
+    let prompts = encode(&model, &chosen, n_ctx.unwrap_or(model.hparams().n_ctx_train))?;
+    let mut progress = Progress::new();
+    let (ready, sidecar) = prepare(args, &model, &configs, &prompts, &mut progress)?;
+
+    let header = Header::new(
+        model.shape().name.clone(),
+        fingerprint(model.gguf()),
+        data.hash,
+        device_names(&model),
+        crate::cli::version().to_owned(),
+    );
+    let named: Vec<(&str, &str)> = ready.iter().map(|r| (r.name.as_str(), r.settings.as_str())).collect();
+    let (mut writer, mut lines) = match &args.out {
+        Some(path) => {
+            let (writer, lines) = ResultsWriter::open(path, &header, &named).map_err(failed)?;
+            (Some(writer), lines)
+        }
+        None => (None, Vec::new()),
+    };
+    let asked: HashSet<usize> = prompts.iter().map(|(task, _)| task.line).collect();
+    lines.retain(|l| asked.contains(&l.line));
+    let there: HashSet<(usize, String)> = lines.iter().map(|l| (l.line, l.config.clone())).collect();
+    let is_there = |task: &Task, config: &Ready| there.contains(&(task.line, config.name.clone()));
+    let todo: usize = prompts.iter().map(|(task, _)| ready.iter().filter(|r| !is_there(task, r)).count()).sum();
+    if todo > 0 {
+        let mut session = Session::new(
+            model.clone(),
+            SessionOptions {
+                n_ctx,
+                n_ubatch: args.memory.n_ubatch(),
+                n_threads: args.device.threads.map(usize::from),
+                cache_type_k: args.memory.cache_type_k.library(),
+                cache_type_v: args.memory.cache_type_v.library(),
+                sidecar,
+                ..SessionOptions::default()
+            },
+        )?;
+        let mut pace = Pace { start: Instant::now(), noted: Instant::now(), done: 0, todo };
+        for (i, (task, text)) in prompts.iter().enumerate() {
+            // Whatever the first of several runs has to bear (a processor that is cold, or hot) falls upon each in turn.
+            for c in 0..ready.len() {
+                let config = &ready[(i + c) % ready.len()];
+                if is_there(task, config) {
+                    continue;
+                }
+                let at = format!("prompt {}/{}, {}, {}", i + 1, prompts.len(), task.task, config.name);
+                session.set_method(method(config.schedule.clone()))?;
+                let answer = tasks::ask(&mut session, task, text, &mut |p| {
+                    progress.note(&format!("{at}, layer {}/{}, {}", p.layer + 1, p.n_layer, pace.left()));
+                    ControlFlow::Continue(())
+                })?;
+                let line = ResultLine {
+                    line: task.line,
+                    id: task.id.clone(),
+                    hash: format!("{:016x}", task.hash),
+                    task: task.task.clone(),
+                    length: task.length,
+                    n_tokens: text.tokens.len(),
+                    config: config.name.clone(),
+                    settings: config.settings.clone(),
+                    score: answer.score,
+                    ttft_s: answer.ttft_s,
+                    cache_kept: answer.cache_kept,
+                    n_generated: answer.n_generated,
+                    text: args.keep_text.then_some(answer.text),
+                };
+                if let Some(writer) = &mut writer {
+                    writer.add(&line).map_err(failed)?;
+                }
+                lines.push(line);
+                pace.step(&at);
+            }
+        }
+        progress.clear();
+    }
+    Ok((Results { header, lines }, ready.into_iter().map(|r| r.name).collect()))
+}
+
+/// The devices of a model, as their makers call them: two of ggml's CUDA0 need not be alike.
+fn device_names(model: &Model) -> String {
+    let all = backend::devices();
+    let described =
+        |name: &String| all.iter().find(|d| d.name == *name).map_or(name.clone(), |d| d.description.clone());
+    model.placement().devices.iter().map(described).collect::<Vec<_>>().join(", ")
+}
+
+/// The prompts' tokens, without the prompts that the context cannot hold.
+fn encode<'t>(model: &Arc<Model>, chosen: &[&'t Task], n_ctx: usize) -> Result<Vec<(&'t Task, ChatPrompt)>, Failure> {
+    let (tokenizer, template) = (model.tokenizer(), model.chat_template());
+    let encoded: Vec<_> = chosen.par_iter().map(|task| (*task, task.text.encode(tokenizer, template))).collect();
+    let mut prompts = Vec::new();
+    let mut too_long = Vec::new();
+    for (task, text) in encoded {
+        let text = text.map_err(|e| Failure::Failed(format!("--data: line {}: {e}", task.line)))?;
+        let n_tokens = text.tokens.len() + task.n_predict;
+        if n_tokens > n_ctx {
+            too_long.push((task.line, n_tokens));
+        } else {
+            prompts.push((task, text));
+        }
+    }
+    if let Some((line, n)) = too_long.first() {
+        let (all, n, n_ctx) = (grouped(too_long.len()), grouped(*n), grouped(n_ctx));
+        let text = format!(
+            "{all} of {} prompts are skipped: with their answers they exceed the context of {n_ctx} tokens (line {line}: {n})",
+            grouped(chosen.len())
+        );
+        if prompts.is_empty() {
+            return Err(Failure::Failed(format!("{text}; nothing is left to ask")));
+        }
+        note(&text);
+    }
+    Ok(prompts)
+}
+
+/// The schedules, and the proxies that they share.
+fn prepare(
+    args: &TasksArgs,
+    model: &Arc<Model>,
+    configs: &[Configuration],
+    prompts: &[(&Task, ChatPrompt)],
+    progress: &mut Progress,
+) -> Result<(Vec<Ready>, Option<Arc<Sidecar>>), Failure> {
+    // The longest prompt skips if any does.
+    let longest = prompts.iter().map(|(_, text)| text.tokens.as_slice()).max_by_key(|t| t.len()).unwrap_or(&[]);
+    let mut shared: Option<(Option<PathBuf>, Arc<Sidecar>)> = None;
+    let mut ready = Vec::new();
+    for config in configs {
+        let mut schedule = config.spts.schedule(model.shape())?;
+        let given = config.spts.sidecar.clone();
+        let found = sidecars::find(model.file(), given.as_deref(), schedule.as_ref(), longest.len())?;
+        let n_threads = args.device.threads.map(usize::from);
+        let waiting = Waiting { model, prompt: longest, n_ctx: None, n_threads };
+        if let Some(found) = sidecars::settle(found, &waiting, schedule.as_mut(), progress)? {
+            match &shared {
+                Some((other, _)) if *other != given => {
+                    return Err(Failure::Failed(
+                        "--sidecar: configurations that are measured together share one; measure the others in a second run, with the same --out".into(),
+                    ));
+                }
+                Some(_) => {}
+                None => shared = Some((given, found)),
+            }
+        }
+        let settings = settings(args, config, schedule.as_ref());
+        ready.push(Ready { name: config.name.clone(), schedule, settings });
+    }
+    Ok((ready, shared.map(|(_, sidecar)| sidecar)))
+}
+
+/// Everything that an answer and its time depend on, besides model, prompt and device.
+fn settings(args: &TasksArgs, config: &Configuration, schedule: Option<&Schedule>) -> String {
+    let schedule = match schedule {
+        Some(schedule) => format!("{schedule:?}"),
+        None => "dense".into(),
+    };
+    let memory = &args.memory;
+    let or_default = |n: Option<usize>| n.map_or("default".into(), |n| n.to_string());
+    let sidecar = config.spts.sidecar.as_ref().map_or(String::new(), |path| format!("; sidecar {}", path.display()));
+    format!(
+        "{schedule}{sidecar}; tile {}, cache {:?}/{:?}, threads {}",
+        or_default(memory.n_ubatch()),
+        memory.cache_type_k,
+        memory.cache_type_v,
+        or_default(args.device.threads.map(usize::from))
+    )
+}
+
+/// How fast it goes.
+struct Pace {
+    start: Instant,
+    noted: Instant,
+    done: usize,
+    todo: usize,
+}
+
+impl Pace {
+    fn left(&self) -> String {
+        if self.done == 0 {
+            return "time left unknown".into();
+        }
+        let each = self.start.elapsed().as_secs_f64() / self.done as f64;
+        format!("{} left", seconds(each * (self.todo - self.done) as f64))
+    }
+
+    /// One more is done; now and then that is said where there is no progress line.
+    fn step(&mut self, what: &str) {
+        self.done += 1;
+        if !std::io::stderr().is_terminal() && self.noted.elapsed() >= NOTE_EVERY {
+            self.noted = Instant::now();
+            note(&format!("{} of {} answers ({what}), {}", self.done, self.todo, self.left()));
+        }
+    }
+}
