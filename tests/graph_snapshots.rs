@@ -19,7 +19,7 @@ use spts::graph::print::print;
 use spts::graph::verify::check as verify;
 use spts::method::spts::capture::{Capture, insert_captures};
 use spts::method::spts::passes::skip_and_prune;
-use spts::method::spts::schedule::{Pool, Probe, Reach, Schedule};
+use spts::method::spts::schedule::{Join, Pool, Probe, Reach, Schedule};
 use support::tiny::Tiny;
 
 const N: usize = 40;
@@ -101,6 +101,20 @@ fn llama() {
 fn qwen2_scored_without_proxies_or_pool() {
     let paper = Schedule { use_proxy: false, probe: Probe::PAPER, ..schedule(4) };
     snapshots("qwen2", &paper);
+}
+
+/// Whatever the paper does without: carried and joined scores, chunks, tokens that stay, a stage that prunes nothing.
+#[test]
+fn llama_with_every_option() {
+    let pair = Pair::new(Tiny::named("llama"));
+    let probe = Probe { join: Join::Max, pool: Pool::Chunks(6), carry: 0.7, ..PROBE };
+    let mut schedule =
+        Schedule { sinks: 2, recent: 6, probe, ..runtime::schedule(&[(1, 24, 0), (2, 20, 4), (3, 12, 2)], probe) };
+    schedule.stages[0].cut = None;
+    let budgets = schedule.resolve(5, N, &|_| false).expect("a schedule that fits");
+    let dense = pair.model.graph(N, pair.n_ctx);
+    let skipping = skip_and_prune(&dense, &budgets, &schedule).expect("passes that keep the invariants");
+    check(&pair, &skipping, "llama-options-spts");
 }
 
 /// Only the sixth layer is global: there the stage skips and prunes; the last one has a window over what is left.
