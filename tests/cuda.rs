@@ -15,7 +15,7 @@ use std::sync::Arc;
 use spts::ggml::kernels::Kernels;
 use spts::gguf::{GgmlType, Gguf, GgufWriter, OpenOptions};
 use spts::graph::ir::Heads;
-use spts::method::spts::schedule::{Pool, ProxySize, Schedule};
+use spts::method::spts::schedule::{Join, Pool, Probe, ProxySize, Schedule};
 use spts::method::spts::sidecar::Sidecar;
 use spts::method::{Dense, Method};
 use spts::proxies::calibrate::{CalibrateOptions, calibrate};
@@ -150,6 +150,35 @@ fn skipping_and_pruning() {
         let method = schedule(&open(&path, "CPU")).into();
         let options = SessionOptions { method, record_selection: true, ..SessionOptions::default() };
         compare(&format!("{} skipping", tiny.name), &path, &tiny.prompt(N), &options, SKIPPING);
+    }
+}
+
+/// Carried and joined scores, chunks, tokens that stay, a stage that prunes nothing; with keys in F32 ggml's operations score.
+#[test]
+fn every_option_of_a_schedule() {
+    for tiny in models() {
+        let (_dir, path) = in_scratch(&tiny);
+        let base = schedule(&open(&path, "CPU"));
+        let probe = Probe { carry: 0.7, ..base.probe };
+        let mut late = Schedule { probe, sinks: 4, recent: 20, ..base.clone() };
+        late.stages[0].cut = None;
+        let best = Probe { join: Join::Max, ..probe };
+        let chunks = Probe { pool: Pool::Chunks(4), ..probe };
+        for (what, schedule, cache) in [
+            ("carried", late, CacheType::F16),
+            ("best of the queries", Schedule { probe: best, ..base.clone() }, CacheType::F16),
+            ("best of the queries, F32", Schedule { probe: best, ..base.clone() }, CacheType::F32),
+            ("chunks", Schedule { probe: chunks, ..base.clone() }, CacheType::F16),
+        ] {
+            let options = SessionOptions {
+                schedule: Some(schedule),
+                record_selection: true,
+                cache_type_k: cache,
+                cache_type_v: cache,
+                ..SessionOptions::default()
+            };
+            compare(&format!("{} {what}", tiny.name), &path, &tiny.prompt(N), &options, SKIPPING);
+        }
     }
 }
 
