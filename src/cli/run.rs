@@ -39,9 +39,7 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
     let start = Instant::now();
     let model = open(args, &progress)?;
     let load = start.elapsed();
-    if args.file.as_deref() != Some(Path::new("-")) && prompt::standard_input_waits() {
-        note("there is text on standard input, and nothing reads it; -f - takes it as the document");
-    }
+    let noted = note_unread_input(args);
     let tokens = encode(args, &model, message)?;
     check_context(args, &model, tokens.len())?;
     let schedule = schedule(args, &model)?;
@@ -77,6 +75,10 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
         if let Some(e) = answer.error {
             return Err(Failure::stdout(e));
         }
+    }
+    if !noted {
+        // What comes late is still not read.
+        note_unread_input(args);
     }
     match generation.stop {
         StopReason::Interrupted => return Err(Failure::Interrupted),
@@ -121,6 +123,15 @@ fn open(args: &RunArgs, progress: &SharedProgress) -> Result<Arc<Model>, Failure
     let model = Model::open(args.model.as_deref().unwrap_or(Path::new("")), options);
     progress.borrow_mut().clear();
     Ok(model?)
+}
+
+/// Says that nothing reads the text on standard input, if there is some.
+fn note_unread_input(args: &RunArgs) -> bool {
+    let unread = args.file.as_deref() != Some(Path::new("-")) && prompt::standard_input_waits();
+    if unread {
+        note("there is text on standard input, and nothing reads it; -f - takes it as the document");
+    }
+    unread
 }
 
 /// The prompt's tokens. A model without a chat template is no chat model: it gets the text alone. Control tokens in it count
