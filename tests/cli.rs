@@ -171,15 +171,13 @@ fn documents_that_cannot_be_read() {
     assert!(scene.bad(1, &["-m", "tiny.gguf", "-p", " \n"]).contains("the prompt is empty"));
 }
 
-/// The standard error of a run that has to succeed, with `input` on standard input.
+/// The notes of a run that has to succeed, with `input` on a standard input whose other end stays open, as that of a program
+/// that has more to say later.
 fn notes_with_input(scene: &Scene, args: &[&str], input: &[u8]) -> String {
-    let mut child =
-        scene.command(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    std::io::Write::write_all(child.stdin.as_mut().unwrap(), input).unwrap();
-    // The other end stays open, as that of a program that has more to say later.
-    let open = child.stdin.take();
-    let output = child.wait_with_output().unwrap();
-    drop(open);
+    let (reader, mut writer) = std::io::pipe().unwrap();
+    std::io::Write::write_all(&mut writer, input).unwrap();
+    let output = scene.command(args).stdin(reader).output().unwrap();
+    drop(writer);
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     notes(&stderr(&output))
 }
@@ -248,6 +246,7 @@ fn templates_of_all_kinds() {
     assert_eq!(prompt_tokens(&scene, &["-p", "qqqq"]), 1 + 1 + 4);
     for (template, expected) in [
         ("<|im_start|>user", "the text that it writes lacks the user message"),
+        ("{{ messages[0].role }}", "the text that it writes lacks the user message; use --no-cnv"),
         ("{%}", "line 1: "),
         ("{% for i in [1] %}{{ loop.cycle(*[]) }}{% endfor %}", "key `tokenizer.chat_template`: "),
         ("{{ '{:1000000000000}'.format(1) }}", "a width or precision beyond reason"),

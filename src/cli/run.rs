@@ -44,9 +44,7 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
     let file = ModelFile::open(args.model.as_deref().unwrap_or(Path::new("")), args.device.open_options())?;
     warn(&file);
     let schedule = args.spts.schedule(file.shape())?;
-    if args.file.as_deref() != Some(Path::new("-")) && prompt::standard_input_waits() {
-        note("there is text on standard input, and nothing reads it; -f - takes it as the document");
-    }
+    let noted = note_unread_input(args);
     let ChatPrompt { tokens, question, .. } = encode(args, &file, message)?;
     check_context(args, &file, tokens.len())?;
     let found = proxies::find(&file, args.spts.sidecar.as_deref(), schedule.as_ref(), tokens.len())?;
@@ -86,6 +84,10 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
         if let Some(e) = answer.error {
             return Err(Failure::stdout(e));
         }
+    }
+    if !noted {
+        // What comes late is still not read.
+        note_unread_input(args);
     }
     match generation.stop {
         StopReason::Interrupted => return Err(Failure::Interrupted),
@@ -136,6 +138,15 @@ fn place(args: &RunArgs, file: ModelFile, progress: &SharedProgress) -> Result<A
     let model = Model::place(file, options);
     progress.borrow_mut().clear();
     Ok(model?)
+}
+
+/// Says that nothing reads the text on standard input, if there is some.
+fn note_unread_input(args: &RunArgs) -> bool {
+    let unread = args.file.as_deref() != Some(Path::new("-")) && prompt::standard_input_waits();
+    if unread {
+        note("there is text on standard input, and nothing reads it; -f - takes it as the document");
+    }
+    unread
 }
 
 /// The prompt's tokens, and where its question stands. A model without a chat template is no chat model: it gets the text

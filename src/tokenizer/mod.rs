@@ -91,7 +91,8 @@ pub enum TokenizerError {
     },
     /// A message is missing in what the chat template writes.
     #[error(
-        "key `tokenizer.chat_template`: the text that it writes lacks the {role} message; use --no-cnv to run without it"
+        "key `tokenizer.chat_template`: the text that it writes lacks the {role} message; {}",
+        if role == "system" { "put that text into the first user message, without -sys" } else { "use --no-cnv to run without it" }
     )]
     MessageLost {
         /// whose message
