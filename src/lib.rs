@@ -19,7 +19,7 @@
 //!
 //! Data flows one way: a file ([`gguf`]) becomes a [`model`] (hyperparameters, weights, [`tokenizer`]); an architecture builds the
 //! dense [`graph`] of a prompt; the passes of [`spts`] rewrite it to skip and prune tokens; a [`session`] cuts it into phases, lowers
-//! each tile of a phase to [`ggml`], and runs it. [`eval`] measures what comes out.
+//! each tile of a phase to [`ggml`], and runs it. [`eval`] measures what comes out. Files are written by [`output_file`] alone.
 #![deny(unsafe_code)]
 #![warn(missing_docs)]
 

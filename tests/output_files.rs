@@ -143,17 +143,22 @@ fn links_are_followed_and_devices_are_not_replaced() {
     assert!(fs::metadata("/dev/null").unwrap().file_type().is_char_device());
 }
 
+/// Waits until a command has begun to write a file.
+#[cfg(unix)]
+fn wait_for_unfinished(scene: &Scene, child: &mut Child) {
+    let start = Instant::now();
+    while !names(scene).into_iter().any(|n| n.ends_with(".tmp")) {
+        assert_eq!(child.try_wait().unwrap(), None, "it ended before its file was seen");
+        assert!(start.elapsed() < Duration::from_secs(120), "it has made no file");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
 /// Starts a command, waits for its unfinished file, and sends it a signal.
 #[cfg(unix)]
 fn interrupted(scene: &Scene, args: &[&str], signal: &str) -> (Option<i32>, String) {
-    let unfinished = || names(scene).into_iter().any(|n| n.ends_with(".tmp"));
-    let mut child: Child = scene.command(args).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
-    let start = Instant::now();
-    while !unfinished() {
-        assert_eq!(child.try_wait().unwrap(), None, "{args:?} ended before its file was seen");
-        assert!(start.elapsed() < Duration::from_secs(120), "{args:?} has made no file");
-        std::thread::sleep(Duration::from_millis(1));
-    }
+    let mut child = scene.command(args).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    wait_for_unfinished(scene, &mut child);
     assert!(Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap().success());
     let output = child.wait_with_output().unwrap();
     (output.status.code(), stderr(&output))
@@ -197,6 +202,35 @@ fn an_interrupted_command_leaves_nothing_behind() {
             assert_eq!(fs::read(scene.path("out.gguf")).unwrap(), b"what was there", "{args:?} {signal}");
         }
     }
+}
+
+/// `nohup` starts a program with SIGHUP ignored, and it goes on when the terminal is closed.
+#[cfg(unix)]
+#[test]
+fn a_hangup_ends_a_command_unless_it_is_ignored() {
+    let scene = Scene::new();
+    let args = ["bench", "--synthetic", "llama-3.1-8b", "--type", "q8_0", "-r", "0", "--write", "out.gguf"];
+    let (code, said) = interrupted(&scene, &args, "-HUP");
+    assert_eq!((code, names(&scene)), (Some(130), vec!["tiny.gguf".to_owned()]), "{said}");
+
+    let shell = format!("trap '' HUP; exec '{}' \"$@\"", env!("CARGO_BIN_EXE_spts-cli"));
+    let mut child = Command::new("sh")
+        .args(["-c", &shell, "sh"])
+        .args(args)
+        .current_dir(scene.path("."))
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    wait_for_unfinished(&scene, &mut child);
+    let send = |signal: &str| Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap().success();
+    assert!(send("-HUP"));
+    // Had it been heard, the file would be gone by then.
+    std::thread::sleep(Duration::from_millis(300));
+    assert_eq!(names(&scene).len(), 2, "ended by a hangup that was to be ignored");
+    assert!(send("-TERM"));
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    assert_eq!(names(&scene), ["tiny.gguf"]);
 }
 
 #[test]
