@@ -21,7 +21,7 @@
 //! dense [`graph`] of a prompt; a [`method`] says what of it is left out and rewrites it; [`compile`] makes the result a program of
 //! phases for the devices at hand; a [`session`] runs it, tile by tile, on [`ggml`]'s kernels. [`proxies`] finds and makes what a
 //! method has to know of a model beforehand, [`plan`] counts what a prompt will cost, [`bench`] and [`eval`] measure what comes out.
-//! What holds for the whole process is in [`runtime`].
+//! What holds for the whole process is in [`runtime`]; files are written by [`output_file`] alone.
 #![deny(unsafe_code)]
 #![warn(missing_docs)]
 

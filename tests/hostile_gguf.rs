@@ -125,9 +125,9 @@ fn big_endian() {
 #[test]
 fn wild_counts() {
     for n in [1, 1 << 20, 1 << 62, u64::MAX] {
-        assert_rejects(header(3, n, 0), "the number of tensors");
-        assert_rejects(header(3, 0, n), "the number of metadata entries");
-        assert_rejects(header(3, n, n), "the number of");
+        assert_rejects(header(3, n, 0), "tensors");
+        assert_rejects(header(3, 0, n), "metadata entries");
+        assert_rejects(header(3, n, n), "metadata entries");
     }
     // Enough bytes, but no model has that many.
     let mut bytes = header(3, 0, 100_000);
@@ -135,7 +135,7 @@ fn wild_counts() {
     assert_rejects(bytes, "at most 65536");
     // The bytes that were left for the tensors are used up by metadata.
     let e = entry("k", T_STRING, &length_prefixed(&[b'x'; 100]));
-    assert_rejects([header(3, 2, 1), e].concat(), "the number of tensors is 2, at most 0");
+    assert_rejects([header(3, 2, 1), e].concat(), "truncated: 2 tensors need at least 66 bytes");
 }
 
 // ---- Metadata --------------------------------------------------------------------------------------------
@@ -200,7 +200,7 @@ fn wild_array_lengths() {
     for n in [1 << 16, 1 << 30, 1 << 61, u64::MAX / 8 + 1, u64::MAX] {
         for ty in (0..=T_F64).filter(|&t| t != T_ARRAY) {
             let a = array(ty, n, &[0; 64]);
-            assert_rejects(with_entry(entry("k", T_ARRAY, &a)), "the array length");
+            assert_rejects(with_entry(entry("k", T_ARRAY, &a)), "elements of the value of \"k\"");
         }
     }
     // The count fits the bytes that are left, its strings do not.
@@ -356,9 +356,9 @@ fn bad_offsets() {
         assert_rejects(bytes, "not a multiple of the alignment 32");
     }
     let beyond = with_tensor(tensor("w", &[1], 0, 4096));
-    assert_rejects(beyond, "truncated: the data of tensor \"w\"");
+    assert_rejects(beyond, "the data of tensor \"w\" is cut off");
     accept(with_tensor(tensor("w", &[8], 0, 4064)));
-    assert_rejects(with_tensor(tensor("w", &[9], 0, 4064)), "32 are left");
+    assert_rejects(with_tensor(tensor("w", &[9], 0, 4064)), "the file has 4160 bytes, expected 4164");
     for offset in [u64::MAX - 31, u64::MAX - 95] {
         assert_rejects(with_tensor(tensor("w", &[64], 0, offset)), "overflows");
     }
@@ -454,7 +454,10 @@ fn truncated_at_every_byte() {
     };
     for len in 1..end {
         let error = Gguf::from_bytes(bytes[..len].to_vec(), LABEL).unwrap_err();
-        let kind = matches!(error, GgufError::Truncated { .. } | GgufError::TooLarge { .. });
+        let kind = matches!(
+            error,
+            GgufError::Truncated { .. } | GgufError::TruncatedList { .. } | GgufError::TruncatedData { .. }
+        );
         assert!(kind, "{len} of {end} bytes: {error}");
         assert_message(&error, LABEL, "");
     }

@@ -12,7 +12,7 @@ use super::failure::Failure;
 /// The flags of the sessions that were opened, the oldest first.
 static COMPUTATIONS: Mutex<Vec<Weak<AtomicBool>>> = Mutex::new(Vec::new());
 
-/// Catches Ctrl-C from now on. Until there is a computation to stop it ends the process.
+/// Catches Ctrl-C, SIGTERM and SIGHUP from now on. Until there is a computation to stop it ends the process.
 pub fn install() -> Result<(), Failure> {
     let handler = || {
         let flags = COMPUTATIONS.lock().unwrap_or_else(PoisonError::into_inner);
@@ -24,7 +24,39 @@ pub fn install() -> Result<(), Failure> {
             std::process::exit(crate::INTERRUPTED.into())
         }
     };
-    ctrlc::set_handler(handler).map_err(|e| Failure::Failed(format!("cannot catch Ctrl-C: {e}")))
+    let hangups_ignored = hangup::is_ignored();
+    ctrlc::set_handler(handler).map_err(|e| Failure::Failed(format!("cannot catch Ctrl-C: {e}")))?;
+    if hangups_ignored {
+        hangup::ignore();
+    }
+    Ok(())
+}
+
+/// SIGHUP, which `nohup` has ignored for its child: that has to stay so.
+#[cfg(unix)]
+mod hangup {
+    pub fn is_ignored() -> bool {
+        // SAFETY: without a new action the call only writes the present one to `action`, a plain structure for which all zeros
+        // are valid.
+        unsafe {
+            let mut action: libc::sigaction = std::mem::zeroed();
+            libc::sigaction(libc::SIGHUP, std::ptr::null(), &mut action) == 0 && action.sa_sigaction == libc::SIG_IGN
+        }
+    }
+
+    pub fn ignore() {
+        // SAFETY: ignoring a signal runs no code of ours.
+        unsafe { libc::signal(libc::SIGHUP, libc::SIG_IGN) };
+    }
+}
+
+#[cfg(not(unix))]
+mod hangup {
+    pub fn is_ignored() -> bool {
+        false
+    }
+
+    pub fn ignore() {}
 }
 
 /// The flag that stops a computation, for as long as its session lives.

@@ -134,7 +134,7 @@ impl HParams {
 
     /// Sliding window of a layer, in positions.
     pub fn window(&self, layer: usize) -> Option<usize> {
-        self.swa.filter(|_| self.windowed[layer]).map(|s| s.window)
+        self.swa.filter(|_| self.windowed.get(layer) == Some(&true)).map(|s| s.window)
     }
 
     /// Rope of a layer, without per-pair factors.
