@@ -112,7 +112,7 @@ pub fn score_against_speed_up(title: &str, points: &[Point]) -> String {
     );
     let place = |p: &Point| (x.at(p.speed_up.value), y.at(100.0 * p.score.value));
     let mut taken: Vec<Rectangle> =
-        points.iter().map(|p| place(p)).map(|(x, y)| [x - 5.0, y - 5.0, x + 5.0, y + 5.0]).collect();
+        points.iter().map(place).map(|(x, y)| [x - 5.0, y - 5.0, x + 5.0, y + 5.0]).collect();
     for p in points {
         let (px, py) = place(p);
         let [y1, y2] = ends(&p.score, 100.0).map(|v| y.at(v));
