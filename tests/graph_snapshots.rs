@@ -111,7 +111,7 @@ fn llama_with_every_option() {
     let mut schedule =
         Schedule { sinks: 2, recent: 6, probe, ..runtime::schedule(&[(1, 24, 0), (2, 20, 4), (3, 12, 2)], probe) };
     schedule.stages[0].cut = None;
-    let budgets = schedule.resolve(5, N, &|_| false).expect("a schedule that fits");
+    let budgets = schedule.resolve(5, N, &|_| false, Reach::AboveFirstBudget).expect("a schedule that fits");
     let dense = pair.model.graph(N, pair.n_ctx);
     let skipping = skip_and_prune(&dense, &budgets, &schedule).expect("passes that keep the invariants");
     check(&pair, &skipping, "llama-options-spts");

@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use spts::gguf::Gguf;
-use spts::method::spts::schedule::{Budget, Pool, Probe, ProxySize, Schedule, Selection, Stage};
+use spts::method::spts::schedule::{Budget, Pool, Probe, Schedule, Stage};
 use spts::{Error, Model, ModelOptions, Session, SessionOptions};
 
 /// How far a file came.
@@ -43,8 +43,8 @@ fn check(error: &Error) {
 
 fn open(bytes: Vec<u8>) -> Result<Arc<Model>, Error> {
     let gguf = Gguf::from_bytes(bytes, "hostile.gguf")?;
-    let mut options = ModelOptions { device: Some("CPU".into()), ..ModelOptions::default() };
-    Model::from_gguf(Arc::new(gguf), &mut options)
+    let options = ModelOptions { device: Some("CPU".into()), ..ModelOptions::default() };
+    Model::from_gguf(Arc::new(gguf), options)
 }
 
 fn run(model: &Arc<Model>, skips: bool) -> Result<(), Error> {
@@ -52,25 +52,19 @@ fn run(model: &Arc<Model>, skips: bool) -> Result<(), Error> {
     let n_vocab = model.hparams().n_vocab as u32;
     let prompt: Vec<u32> = (0..40u32).map(|i| i * 7 % n_vocab).collect();
     let stage =
-        |last_layer, budget, cut| Stage { last_layer, budget: Budget::Tokens(budget), cut: Budget::Tokens(cut) };
-    let schedule = Schedule {
-        name: "hostile".into(),
-        skip_from: 1,
-        stages: vec![stage(1, 30, 25), stage(2, 20, 15)],
-        probe: Probe { queries: 4, pool: Pool::Avg(3) },
-        proxy: ProxySize { d_low: 8, rank: 4 },
-        skip_attn: true,
-        skip_ffn: true,
-        use_proxy: false,
-        prune: true,
-        selection: Selection::Probe,
-    };
-    let options = SessionOptions {
-        n_ctx: Some(64),
-        n_threads: Some(1),
-        schedule: skips.then_some(schedule),
-        ..SessionOptions::default()
-    };
+        |last_layer, budget, cut| Stage { last_layer, budget: Budget::Tokens(budget), cut: Some(Budget::Tokens(cut)) };
+    let mut options = SessionOptions { n_ctx: Some(64), n_threads: Some(1), ..SessionOptions::default() };
+    if skips {
+        let paper = Schedule::paper_for(model.shape())?;
+        let schedule = Schedule {
+            skip_from: 1,
+            stages: vec![stage(1, 30, 25), stage(2, 20, 15)],
+            probe: Probe { queries: 4, pool: Pool::Avg(3), ..paper.probe },
+            use_proxy: false,
+            ..paper
+        };
+        options.method = schedule.into();
+    }
     let mut session = Session::new(model.clone(), options)?;
     session.prefill(&prompt, &mut |_| ControlFlow::Continue(()))?;
     assert_eq!(session.logits().len(), model.hparams().n_vocab);
