@@ -40,3 +40,8 @@ pub mod tokenizer;
 pub use error::{Error, Result};
 pub use model::loaded::{Model, ModelOptions};
 pub use session::{Session, SessionOptions};
+
+/// The Rust in the README compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
