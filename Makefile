@@ -1,19 +1,20 @@
 # The commands of the README. Nothing is hidden in them: each is a few lines that can be typed.
 
 CARGO ?= cargo
+LINTS = -D warnings -D clippy::incompatible_msrv
 QUESTION ?= Who appears to the guards at midnight?
 # The toolkit that `make cuda` sets up, unless there is another one.
 CUDA_PATH ?= $(CURDIR)/.cuda
 DIST = dist/spts-$(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -1)-$(shell uname -s | tr A-Z a-z)-$(shell uname -m)
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test lint fetch cuda test-cuda dist dist-cuda clean
+.PHONY: help build demo test lint deny fetch cuda test-cuda dist dist-cuda clean
 
 help:
 	@echo "make demo       build, fetch a small model and a long text, ask a question about it"
 	@echo "make test       all tests (fetches the small model)"
 	@echo "make build      target/release/spts-cli"
-	@echo "make lint       formatting and Clippy"
+	@echo "make lint       formatting, Clippy and documentation, of all features; licences and sources of crates"
 	@echo "make fetch      all models and texts of the tests and benchmarks (2 GiB)"
 	@echo "make cuda       NVIDIA's compiler into .cuda, and the program with CUDA"
 	@echo "make test-cuda  the tests that need a GPU"
@@ -31,14 +32,25 @@ demo:
 	$(CARGO) run --release --quiet -- -m models/smollm2-135m.gguf -f models/hamlet-1.md -p "$(QUESTION)" -n 64 --temp 0 --no-spts
 	$(CARGO) run --release --quiet -- -m models/smollm2-135m.gguf -f models/hamlet-1.md -p "$(QUESTION)" -n 64 --temp 0 --schedule 0.5,0.4,0.3,0.2 --no-proxy
 
-# Several tests run at once: threads that wait must not spin. Tests of other models run if `make fetch` got them, and say so if not.
+# Tests of other models run if `make fetch` got them, and say so if not.
 test:
 	scripts/fetch.sh smollm2-135m
-	OMP_WAIT_POLICY=passive $(CARGO) test --workspace
+	$(CARGO) test --workspace
 
+# For the features that have kernels of their own the Rust alone is read: that takes no nvcc and no hour.
 lint:
 	$(CARGO) fmt --all --check
-	$(CARGO) clippy --workspace --all-targets -- -D warnings
+	$(CARGO) clippy --workspace --all-targets -- $(LINTS)
+	GGML_CHECK_ONLY=1 $(CARGO) clippy --workspace --all-targets --features cuda -- $(LINTS)
+	GGML_CHECK_ONLY=1 $(CARGO) clippy --workspace --all-targets --features portable -- $(LINTS)
+	$(CARGO) check --no-default-features --lib
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps
+	GGML_CHECK_ONLY=1 RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --features cuda,portable
+	scripts/deny.sh
+
+# `scripts/deny.sh advisories` also asks for known vulnerabilities, where their database can be fetched.
+deny:
+	scripts/deny.sh
 
 fetch:
 	scripts/fetch.sh smollm2-135m gemma-3-270m qwen2.5-coder-0.5b qwen2.5-coder-1.5b vocabs hamlet bible essays

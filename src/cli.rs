@@ -1,7 +1,8 @@
 //! The command line: argv in, a [`Command`] out, and no side effects on the way.
 //!
-//! `cli/flags.rs` turns llama.cpp's `-ngl` and the like into long flags, `cli/options.rs` holds the groups of flags that
-//! subcommands share, and each subcommand is carried out by the file of its name.
+//! `cli/flags.rs` turns llama.cpp's `-ngl` and the like into long flags (`cli/llama_cpp.rs` knows those that are not here),
+//! `cli/options.rs` holds the groups of flags that subcommands share, `cli/usage.rs` says what is wrong with a command line, and
+//! each subcommand is carried out by the file of its name.
 
 pub mod bench;
 pub mod calibrate;
@@ -10,6 +11,7 @@ pub mod failure;
 pub mod flags;
 pub mod info;
 pub mod interrupt;
+mod llama_cpp;
 pub mod options;
 pub mod plan;
 pub mod prompt;
@@ -17,6 +19,7 @@ pub mod proxies;
 pub mod quantize;
 pub mod run;
 pub mod tokenize;
+pub mod usage;
 
 use std::ffi::OsString;
 use std::io::Write;
@@ -133,7 +136,7 @@ pub struct RunArgs {
     #[arg(long, alias = "no-conversation", help_heading = "Prompt and answer")]
     pub no_cnv: bool,
     /// Most tokens of the answer; 0 computes the prompt only, -1 goes on to the answer's end
-    #[arg(short = 'n', long, alias = "n-predict", value_name = "N", default_value_t = -1, value_parser = clap::value_parser!(i32).range(-1..), allow_negative_numbers = true, help_heading = "Prompt and answer")]
+    #[arg(short = 'n', long, alias = "n-predict", value_name = "N", default_value_t = -1, value_parser = clap::value_parser!(i32).range(-1..), help_heading = "Prompt and answer")]
     pub predict: i32,
     /// Forbid the tokens with which the model would end its answer
     #[arg(long, help_heading = "Prompt and answer")]
@@ -330,10 +333,15 @@ pub enum Parsed {
 
 /// Parses argv, the program's name included.
 pub fn parse(argv: impl IntoIterator<Item = OsString>) -> Parsed {
-    let mut command = Cli::command();
-    command.build();
-    let (argv, typed) = flags::expand(argv, &command);
-    let parsed = Cli::command().try_get_matches_from(argv).and_then(|m| Cli::from_arg_matches(&m));
+    let command = with_negative_numbers(Cli::command());
+    let mut built = command.clone();
+    built.build();
+    let (argv, typed) = match flags::expand(argv, &built) {
+        Ok(expanded) => expanded,
+        Err(message) => return Parsed::Usage(format!("{message}; see --help")),
+    };
+    let words: Vec<String> = argv.iter().skip(1).map(|word| word.to_string_lossy().into_owned()).collect();
+    let parsed = command.try_get_matches_from(argv).and_then(|m| Cli::from_arg_matches(&m));
     match parsed {
         Ok(Cli { command: Some(Sub::Info(args)), .. }) => Parsed::Command(Command::Info(args)),
         Ok(Cli { command: Some(Sub::Plan(args)), .. }) => Parsed::Command(Command::Plan(Box::new(args))),
@@ -347,7 +355,7 @@ pub fn parse(argv: impl IntoIterator<Item = OsString>) -> Parsed {
         Err(e) => match e.kind() {
             ErrorKind::DisplayHelp => Parsed::Text(flags::show(&e.render().to_string())),
             ErrorKind::DisplayVersion => Parsed::Text(e.render().to_string()),
-            _ => Parsed::Usage(typed.restore(&one_line(&e.render().to_string()))),
+            _ => Parsed::Usage(typed.restore(&usage::message(&e, &built, &words))),
         },
     }
 }
@@ -367,15 +375,14 @@ pub fn warn(model: &spts::ModelFile) {
     model.warnings().iter().for_each(|warning| note(warning));
 }
 
-/// Clap's message without its usage text, in one line.
-fn one_line(rendered: &str) -> String {
-    let lines = rendered
-        .lines()
-        .map(str::trim)
-        .take_while(|l| !l.starts_with("Usage:") && !l.starts_with("For more information"));
-    let text = lines.filter(|l| !l.is_empty()).collect::<Vec<_>>().join(" ");
-    let text = text.strip_prefix("error: ").unwrap_or(&text).replace(" tip: ", "; tip: ");
-    format!("{text}; see --help")
+/// Clap takes `-1` for a flag unless an argument says that it is a number. A message about the number is the better one.
+fn with_negative_numbers(command: clap::Command) -> clap::Command {
+    command
+        .mut_args(|arg| match arg.get_action().takes_values() && !arg.is_positional() {
+            true => arg.allow_negative_numbers(true),
+            false => arg,
+        })
+        .mut_subcommands(with_negative_numbers)
 }
 
 /// Version, commit and ggml's version, as the build script stamped them.
@@ -468,20 +475,20 @@ mod tests {
             ("-m m -p x --no-spts --keep 2", "'--no-spts' cannot be used with '--keep <X>'"),
             ("-m m -p x -sys y -no-cnv", "-sys"),
             ("-m m -p x --no-mmap --mlock", "cannot be used with"),
-            ("-m m -p x --no-map", "tip: a similar argument exists: '--no-mmap'"),
+            ("-m m -p x --no-map", "unknown flag --no-map (did you mean --no-mmap?)"),
             ("-m m -p x -ngl", "a value is required for '-ngl <N>'"),
-            ("-p x", "--model <FILE>"),
-            ("-m m", "--prompt <TEXT>"),
-            ("", "--model <FILE>"),
-            ("-m m -p x y", "'y'"),
-            ("plan -n 5", "--model <FILE>"),
+            ("-p x", "missing: -m FILE (a model)"),
+            ("-m m", "missing: -p TEXT (a prompt) or -f FILE (a document)"),
+            ("", "missing: -m FILE (a model); -p TEXT (a prompt) or -f FILE"),
+            ("-m m -p x y", "'y' has no flag before it: a prompt goes behind -p"),
+            ("plan -n 5", "missing: -m FILE (a model) or --shape NAME; see plan --help"),
             ("plan --shape gpt-9 -n 5", "llama-3.1-8b"),
             ("plan --shape llama-3.1-8b -n 0", "'-n <N>'"),
             ("plan --shape llama-3.1-8b -n 5 --graph", "--graph"),
-            ("info", "<FILE>"),
+            ("info", "missing: FILE"),
             ("quantize -m m -o x --type q9", "'q9'"),
-            ("quantize -m m --type q8_0", "--output <FILE>"),
-            ("bench", "--model <FILE>"),
+            ("quantize -m m --type q8_0", "missing: -o FILE"),
+            ("bench", "missing: -m FILE (a model) or --synthetic SHAPE"),
             ("bench -m m --synthetic llama-3.1-8b", "cannot be used with"),
             ("bench --synthetic llama-3.1-8b --type q3_k", "expected one of q4_0, "),
             ("bench -m m -p 512,0", "'-p <N,...>'"),
@@ -491,6 +498,91 @@ mod tests {
             let message = usage(args);
             assert!(message.contains(expected) && !message.contains('\n'), "{args}: {message}");
         }
+    }
+
+    #[test]
+    fn what_newcomers_get_wrong() {
+        for (args, expected) in [
+            ("m.gguf", "'m.gguf' has no flag before it: a model goes behind -m"),
+            ("-m m -p hello world", "'world' has no flag before it: a prompt goes behind -p, in quotes"),
+            ("-m m hello", "'hello' has no flag before it"),
+            ("benhc -m m", "there is no command benhc (did you mean bench?)"),
+            ("help", "there is no command help (did you mean --help?)"),
+            ("chat -m m", "there is no command chat: expected info, plan, "),
+            ("-m m plan -n 5", "plan is a command: it comes first"),
+            ("-m m -p x --foo", "unknown flag --foo; see --help"),
+            ("-m m -p x --ctx 9", "unknown flag --ctx (did you mean --ctx-size?)"),
+            ("-m m -p x --temprature 0", "did you mean --temperature?"),
+            ("-m m -p x -temp 0", "unknown flag -temp (did you mean --temp?)"),
+            ("-model m -p x", "unknown flag -model (did you mean --model?)"),
+            ("-m m -p x -nglx 3", "unknown flag -nglx"),
+            ("-m m -p x -gpu 3", "unknown flag -gpu"),
+            ("-m m -p x --n-tokens 3", "--n-tokens is no flag of a run, only of plan, eval needle"),
+            ("plan -m m -n 5 -ngl 9", "-ngl is no flag of plan, only of a run, "),
+            ("bench -m m --temp 0", "--temp is no flag of bench, only of a run; see bench --help"),
+            ("bench m.gguf", "a model goes behind -m"),
+            ("calibrate -m m text.txt", "'text.txt' has no flag before it: a text goes behind -f"),
+            ("quantize a.gguf b.gguf q8_0", "a model goes behind -m, a file to write behind -o"),
+            ("quantize -m a -o b q8_0", "'q8_0' has no flag before it: a type goes behind --type"),
+            ("eval", "eval needs a command behind it: needle, proxies or kl; see eval --help"),
+            ("eval -m m -f x", "eval needs a command behind it"),
+            ("eval ppl -m m", "eval needs a command behind it"),
+            ("eval needle", "missing: -m FILE (a model); -f FILE; see eval needle --help"),
+            ("-m m -p x -n five", "expected a whole number"),
+            ("-m m -p x -t 0", "'-t <N>': expected a number from 1 to 512"),
+            ("-m m -p x -t -1", "'-t <N>': expected a number from 1 to 512"),
+            ("-m m -p x -c -1", "'-c <N>': expected a number from 0 to "),
+            ("-m m -p x -ngl -1", "'-ngl <N>'"),
+            ("-m m -p x -n -2", "'-n <N>': expected -1 or more"),
+            ("-m m -m n -p x", "'-m <FILE>' is there more than once"),
+            ("-m m -p x --logprobs 5", "missing: --json, which --logprobs needs"),
+        ] {
+            let message = usage(args);
+            assert!(message.contains(expected) && !message.contains('\n'), "{args}: {message}");
+            assert!(!message.contains("tip:") && message.contains("; see "), "{args}: {message}");
+        }
+    }
+
+    #[test]
+    fn flags_of_llama_cpp_that_are_not_here() {
+        for (args, expected) in [
+            (
+                "-m m -p x -fa",
+                "-fa is a flag of llama.cpp that is not here: flash attention is always on; leave it out",
+            ),
+            ("-m m -p x -fa on", "flash attention is always on"),
+            ("-m m -p x --flash-attn=on", "--flash-attn is a flag of llama.cpp"),
+            ("-m m -p x -np 4", "one prompt is computed at a time"),
+            ("-m m -p x -ncmoe 3", "no mixtures of experts"),
+            ("-m m -p x -nkvo", "-ngl N moves layers"),
+            ("-hf user/model -p x", "nothing is downloaded; -m takes a GGUF file"),
+            ("-m m -p x --rope-scaling yarn", "rope is what the model file says"),
+            ("-m m -p x --grammar x", "cannot be held to a grammar"),
+            ("-m m -p x -r User:", "-n N tokens"),
+            ("bench -m m -fa 1", "flash attention is always on"),
+            ("bench -m m -pg 512,128", "`bench` decodes after every prompt"),
+        ] {
+            let message = usage(args);
+            assert!(message.contains(expected) && !message.contains('\n'), "{args}: {message}");
+        }
+        // Every name, wherever it stands; but a value is a value.
+        let mut n = 0;
+        for name in llama_cpp::names() {
+            let flag = name.replace('*', "x");
+            for args in [format!("{flag} -m m -p x"), format!("-m m -p x {flag} 1")] {
+                assert!(
+                    usage(&args).starts_with(&format!("{flag} is a flag of llama.cpp that is not here: ")),
+                    "{args}"
+                );
+            }
+            assert_eq!(run(&format!("-m m -p {flag}")).prompt.as_deref(), Some(flag.as_str()));
+            n += 1;
+        }
+        assert!(n > 300, "{n}");
+        // Those of ours that are meant here go through.
+        assert!(matches!(line("bench -m m -r 3"), Parsed::Command(Command::Bench(a)) if a.repetitions == 3));
+        assert!(matches!(line("quantize -m a -o b --type q8_0"), Parsed::Command(Command::Quantize(_))));
+        assert_eq!(run("-m m -p x --ctx_size 5 -n5").ctx_size, Some(5));
     }
 
     #[test]

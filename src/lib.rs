@@ -48,3 +48,8 @@ pub use error::{Error, Result};
 pub use model::file::ModelFile;
 pub use model::weights::{Model, ModelOptions};
 pub use session::{Session, SessionOptions};
+
+/// The Rust in the README compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -1,4 +1,5 @@
 //! Calibration: the proxies against the FFNs they stand for, and `spts-cli calibrate` with all that finds its file.
+#![cfg(feature = "cli")]
 
 mod support;
 
@@ -250,7 +251,7 @@ fn texts_that_will_not_do() {
     assert!(message.contains("found 100"), "{message}");
     assert!(scene.bad(1, &["calibrate", "-m", "tiny.gguf", "-f", "none.txt"]).contains("none.txt: cannot read"));
     assert!(scene.bad(1, &["calibrate", "-m", "none.gguf", "-f", "text.txt"]).contains("none.gguf"));
-    assert!(scene.bad(2, &["calibrate", "-m", "tiny.gguf"]).contains("--file <FILE>"));
+    assert!(scene.bad(2, &["calibrate", "-m", "tiny.gguf"]).contains("missing: -f FILE"));
     assert!(
         scene
             .bad(1, &with(&CALIBRATE, &["-o", "no/proxies.gguf"]))

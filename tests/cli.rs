@@ -1,4 +1,5 @@
 //! The binary as its users meet it: exit codes, messages, what goes to which stream. Every test has a folder of its own.
+#![cfg(feature = "cli")]
 
 mod support;
 
@@ -23,17 +24,19 @@ fn run_with<'a>(more: &[&'a str]) -> Vec<&'a str> {
 fn wrong_usage() {
     let scene = Scene::new();
     for (args, expected) in [
-        (vec![], "--model <FILE>"),
-        (vec!["-m", "tiny.gguf"], "--prompt <TEXT>"),
+        (vec![], "-m FILE (a model)"),
+        (vec!["-m", "tiny.gguf"], "-p TEXT (a prompt) or -f FILE (a document)"),
+        (run_with(&["-fa"]), "flash attention is always on"),
+        (vec!["eval"], "needle, proxies or kl"),
         (run_with(&["-ngl", "many"]), "'-ngl <N>'"),
         (run_with(&["--no-such-flag"]), "--no-such-flag"),
         (run_with(&["--top-p", "2"]), "from 0 to 1"),
         (run_with(&["extra"]), "extra"),
         (vec!["plan", "--shape", "llama-3.1-8b"], "-n"),
-        (vec!["bench"], "--model <FILE>"),
+        (vec!["bench"], "-m FILE (a model) or --synthetic SHAPE"),
         (vec!["bench", "--synthetic", "llama-9"], "llama-3.1-8b"),
         (vec!["bench", "-m", "tiny.gguf", "-p", "64,none"], "'-p <N,...>'"),
-        (vec!["quantize", "-m", "tiny.gguf", "-o", "out.gguf"], "--type <TYPE>"),
+        (vec!["quantize", "-m", "tiny.gguf", "-o", "out.gguf"], "missing: --type TYPE"),
         (vec!["quantize", "-m", "tiny.gguf", "-o", "out.gguf", "--type", "q3_k_m"], "expected one of q4_0, "),
     ] {
         let message = scene.bad(2, &args);

@@ -1,4 +1,5 @@
 //! `spts-cli eval`: the prompts it makes, the numbers it prints, and what it refuses.
+#![cfg(feature = "cli")]
 
 mod support;
 

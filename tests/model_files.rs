@@ -24,7 +24,7 @@ fn gguf(file: &File) -> Gguf {
 }
 
 fn open(file: &File) -> Result<Arc<Model>, Error> {
-    Model::from_gguf(Arc::new(gguf(file)), &mut runtime::on_cpu())
+    Model::from_gguf(Arc::new(gguf(file)), runtime::on_cpu())
 }
 
 /// Logits after a prompt, dense.
@@ -94,7 +94,7 @@ fn tensors_that_are_known_and_not_used_do_no_harm() {
         let tiny = Tiny::named(model);
         let (plain, mut file) = (tiny.build(), tiny.build());
         file.add(tensor, &shape, vec![1.0; shape[0] * shape[1]]);
-        assert_eq!(open(&file).expect("a model").unused_tensors(), [tensor]);
+        assert_eq!(open(&file).expect("a model").file().unused_tensors(), [tensor]);
         assert_eq!(logits(&file, &tiny.prompt(20)), logits(&plain, &tiny.prompt(20)));
     }
 }
@@ -130,22 +130,22 @@ fn scales_multiply_the_products() {
 #[test]
 fn scales_hold_where_tokens_are_skipped() {
     let tiny = Tiny::named("llama");
-    let probe = Probe { queries: 2, pool: Pool::None };
+    let probe = Probe { queries: 2, ..Probe::PAPER };
     let run = |file: &File| {
         let mut options = runtime::exact(512);
         let mut s = schedule(&[(2, 20, 2), (3, 12, 2)], probe);
         s.use_proxy = false;
-        options.schedule = Some(s);
+        options.method = s.into();
         runtime::logits(Session::new(open(file).expect("a model"), options).expect("a session"), &tiny.prompt(40))
     };
     assert_eq!(run(&scaled(&tiny)), run(&tiny.build()));
     // Calibration sees the weights as products have them.
     let model = open(&scaled(&tiny)).expect("a model");
     for base in ["ffn_gate", "ffn_up", "ffn_down"] {
-        let weight = model.weight_named(&format!("blk.1.{base}.weight")).expect("an FFN");
+        let weight = model.file().weight_named(&format!("blk.1.{base}.weight")).expect("an FFN");
         let scale = model.gguf().tensor(&format!("blk.1.{base}.scale")).expect("a scale");
         let bytes = model.gguf().tensor_data(scale).try_into().expect("one number");
-        assert_eq!(model.weight_scale(weight), f32::from_le_bytes(bytes), "{base}");
+        assert_eq!(model.file().weight_scale(weight), f32::from_le_bytes(bytes), "{base}");
     }
     let graph = model.graph(4, 512);
     let text = spts::graph::print::print(&graph, |w| model.weight(w).name.clone());
@@ -191,7 +191,7 @@ fn nvfp4_weights_take_their_scale() {
     let mut bytes = Vec::new();
     w.write_to(&mut bytes, "model.gguf", |_, _| Ok(())).unwrap();
     let model =
-        Model::from_gguf(Arc::new(Gguf::from_bytes(bytes, "model.gguf").unwrap()), &mut runtime::on_cpu()).unwrap();
+        Model::from_gguf(Arc::new(Gguf::from_bytes(bytes, "model.gguf").unwrap()), runtime::on_cpu()).unwrap();
     let prompt = tiny.prompt(20);
     let got = runtime::logits(Session::new(model, runtime::exact(512)).unwrap(), &prompt);
     // Inputs are rounded to 8 bits for the product with 4-bit weights.

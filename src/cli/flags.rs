@@ -1,11 +1,14 @@
 //! Flags of several letters behind a single dash (`-ngl`), which llama.cpp has and clap does not.
 //!
 //! [`expand`] turns them into their long forms before clap sees them and remembers what was typed, so that messages
-//! ([`Typed::restore`]) speak of the flag in the user's hand. [`show`] puts them into help texts.
+//! ([`Typed::restore`]) speak of the flag in the user's hand. It stops at flags of llama.cpp that are not here
+//! (`cli/llama_cpp.rs`), which clap would take for others. [`show`] puts the short forms into help texts.
 
 use std::ffi::OsString;
 
 use clap::Command;
+
+use super::llama_cpp;
 
 /// Flags of more than one letter, and the long flag that each stands for.
 const SHORT_FORMS: [(&str, &str); 8] = [
@@ -44,7 +47,10 @@ impl Typed {
 }
 
 /// Replaces the flags of [`SHORT_FORMS`] by long flags; values of flags and everything after `--` stay as they are.
-pub fn expand(argv: impl IntoIterator<Item = OsString>, command: &Command) -> (Vec<OsString>, Typed) {
+///
+/// # Errors
+/// The message about a flag of llama.cpp that is not here.
+pub fn expand(argv: impl IntoIterator<Item = OsString>, command: &Command) -> Result<(Vec<OsString>, Typed), String> {
     let mut argv = argv.into_iter();
     let mut command = command;
     let mut out: Vec<OsString> = argv.next().into_iter().collect();
@@ -61,12 +67,24 @@ pub fn expand(argv: impl IntoIterator<Item = OsString>, command: &Command) -> (V
             continue;
         };
         let (flag, value) = text.split_once('=').map_or((text, None), |(f, v)| (f, Some(v)));
-        let known = SHORT_FORMS.iter().find(|(short, _)| *short == flag);
-        let flag = known.map_or(flag, |(_, long)| long);
-        let option = find(command, flag);
-        if let Some((short, long)) = known {
-            typed.0.push(((*long).to_owned(), (*short).to_owned()));
-            out.push(value.map_or_else(|| OsString::from(*long), |v| format!("{long}={v}").into()));
+        let known = SHORT_FORMS.iter().find(|(short, _)| *short == flag).map(|(_, long)| (*long).to_owned());
+        // llama.cpp takes underscores for dashes in long flags.
+        let dashed =
+            || Some(flag.replace('_', "-")).filter(|d| d != flag && d.starts_with("--") && find(command, d).is_some());
+        let replaced = known.or_else(dashed);
+        let several_letters = !flag.starts_with("--") && flag.chars().count() > 2;
+        let option = find(command, replaced.as_deref().unwrap_or(flag));
+        if replaced.is_none() && (several_letters || option.is_none()) {
+            if let Some(advice) = llama_cpp::advice(flag) {
+                return Err(format!("{flag} is a flag of llama.cpp that is not here: {advice}"));
+            }
+            if several_letters && find(command, &format!("-{flag}")).is_some() {
+                return Err(format!("unknown flag {flag} (did you mean -{flag}?)"));
+            }
+        }
+        if let Some(long) = &replaced {
+            typed.0.push((long.clone(), flag.to_owned()));
+            out.push(value.map_or_else(|| OsString::from(long), |v| format!("{long}={v}").into()));
         } else {
             if let Some(long) = option.as_ref().and_then(|o| o.long.clone()).filter(|l| l != flag) {
                 let shown = if flag.starts_with("--") { flag } else { flag.get(..2).unwrap_or(flag) };
@@ -74,13 +92,13 @@ pub fn expand(argv: impl IntoIterator<Item = OsString>, command: &Command) -> (V
             }
             out.push(arg.clone());
         }
-        let attached = value.is_some() || (known.is_none() && !flag.starts_with("--") && flag.len() > 2);
+        let attached = value.is_some() || (replaced.is_none() && several_letters);
         if option.is_some_and(|o| o.takes_value) && !attached {
             out.extend(argv.next());
         }
     }
     out.extend(argv);
-    (out, typed)
+    Ok((out, typed))
 }
 
 struct Found {
@@ -135,7 +153,7 @@ mod tests {
     }
 
     fn run(args: &[&str]) -> (Vec<String>, Typed) {
-        let (out, typed) = expand(args.iter().map(OsString::from), &command());
+        let (out, typed) = expand(args.iter().map(OsString::from), &command()).unwrap();
         (out.into_iter().map(|a| a.into_string().unwrap()).collect(), typed)
     }
 

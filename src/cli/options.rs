@@ -144,25 +144,25 @@ impl MemoryArgs {
 #[command(next_help_heading = "Sampling")]
 pub struct SamplingArgs {
     /// Temperature; 0 takes the most likely token
-    #[arg(long, alias = "temperature", value_name = "T", default_value_t = 0.8, value_parser = at_least_zero, allow_negative_numbers = true)]
+    #[arg(long, alias = "temperature", value_name = "T", default_value_t = 0.8, value_parser = at_least_zero)]
     pub temp: f32,
     /// Only the K most likely tokens; 0 is all
-    #[arg(long, value_name = "K", default_value_t = 40, allow_negative_numbers = true)]
+    #[arg(long, value_name = "K", default_value_t = 40)]
     pub top_k: u32,
     /// The most likely tokens that together reach this probability; 1 is off
-    #[arg(long, value_name = "P", default_value_t = 0.95, value_parser = probability, allow_negative_numbers = true)]
+    #[arg(long, value_name = "P", default_value_t = 0.95, value_parser = probability)]
     pub top_p: f32,
     /// Only tokens this likely relative to the most likely one; 0 is off
-    #[arg(long, value_name = "P", default_value_t = 0.05, value_parser = probability, allow_negative_numbers = true)]
+    #[arg(long, value_name = "P", default_value_t = 0.05, value_parser = probability)]
     pub min_p: f32,
     /// Penalty on tokens that were there before; 1 is off
-    #[arg(long, value_name = "X", default_value_t = 1.0, value_parser = above_zero_f32, allow_negative_numbers = true)]
+    #[arg(long, value_name = "X", default_value_t = 1.0, value_parser = above_zero_f32)]
     pub repeat_penalty: f32,
     /// Tokens back that the penalty looks; 0 is off, -1 all
-    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(i64).range(-1..), allow_negative_numbers = true)]
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(i64).range(-1..))]
     pub repeat_last_n: i64,
     /// Seed of the random numbers; -1 takes another one each time
-    #[arg(short, long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(i64).range(-1..), allow_negative_numbers = true)]
+    #[arg(short, long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(i64).range(-1..))]
     pub seed: i64,
 }
 
@@ -210,7 +210,7 @@ pub struct SptsArgs {
     #[arg(long, value_name = "WHAT")]
     pub schedule: Option<String>,
     /// Multiply all budgets by X
-    #[arg(long, value_name = "X", value_parser = above_zero_f64, allow_negative_numbers = true)]
+    #[arg(long, value_name = "X", value_parser = above_zero_f64)]
     pub keep: Option<f64>,
     /// Lower the budgets gradually, up to X times the first one's length
     #[arg(long, value_name = "X", value_parser = at_least_one, allow_negative_numbers = true)]

@@ -300,6 +300,8 @@ impl Backend {
             let mut threadpool = None;
             if is_cpu {
                 let mut params = sys::ggml_threadpool_params_default(n_threads);
+                // Between graphs, too, its threads sleep; see vendor/ggml-sys/src/cpu/wait.c for within.
+                params.poll = 0;
                 threadpool = NonNull::new(sys::ggml_threadpool_new(&mut params));
             }
             Ok(Self { raw, name, is_cpu, n_threads, threadpool, work: Vec::new(), galloc, scratch: (0, 0), stop })

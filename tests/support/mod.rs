@@ -5,6 +5,7 @@
 
 pub mod gguf;
 pub mod prng;
+#[cfg(feature = "cli")]
 pub mod scene;
 pub mod tiny;
 pub mod vocab;

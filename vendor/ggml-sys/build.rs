@@ -19,6 +19,7 @@ mod portable;
 #[path = "build/source.rs"]
 mod source;
 
+use std::env;
 use std::process::ExitCode;
 
 /// What a build step reports when it cannot go on: one line, for people.
@@ -38,12 +39,11 @@ fn main() -> ExitCode {
 fn run() -> Result<()> {
     println!("cargo::rerun-if-changed=build.rs");
     println!("cargo::rerun-if-changed=build");
-    for name in ["GGML_SOURCE_DIR", "GGML_CACHE_DIR", "GGML_NO_OPENMP", "CC", "CXX", "AR"] {
+    for name in ["GGML_SOURCE_DIR", "GGML_CACHE_DIR", "GGML_CHECK_ONLY", "GGML_NO_OPENMP", "CC", "CXX", "AR"] {
         println!("cargo::rerun-if-env-changed={name}");
     }
     println!("cargo::rustc-check-cfg=cfg(ggml_dispatch)");
     let source = source::Source::locate()?;
-    let cache = cache::Cache::open(&source)?;
     println!("cargo::rustc-env=GGML_SYS_VERSION={}", source.version);
     // For dependent build scripts: DEP_GGML_VERSION, DEP_GGML_INCLUDE.
     println!("cargo::metadata=version={}", source.version);
@@ -52,13 +52,23 @@ fn run() -> Result<()> {
     #[cfg(feature = "bindgen")]
     bindings::generate(&source)?;
 
+    let dispatch = cfg!(feature = "portable") && portable::supported();
+    if dispatch {
+        println!("cargo::rustc-cfg=ggml_dispatch");
+    }
+    // `cargo check`, `clippy` and `doc` read Rust alone.
+    if env::var("GGML_CHECK_ONLY").is_ok_and(|v| !v.is_empty() && v != "0") {
+        return Ok(());
+    }
+
+    let cache = cache::Cache::open(&source)?;
     // A library stands before those that it takes symbols from.
     let use_cuda = cfg!(feature = "cuda");
     cpu::registry(&source, &cache, use_cuda)?.link();
     if use_cuda {
         cuda::backend(&source, &cache)?;
     }
-    if cfg!(feature = "portable") && portable::supported() {
+    if dispatch {
         portable::backend(&source, &cache)?.link();
     } else {
         cpu::backend(&source, &cache)?.link();

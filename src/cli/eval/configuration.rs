@@ -36,7 +36,7 @@ pub(super) fn configuration(text: &str) -> Result<Configuration, String> {
         Some(first) if !first.starts_with('-') => words.insert(0, "--schedule"),
         Some(_) => {}
     }
-    let flags = ConfigurationFlags::try_parse_from(words).map_err(|e| crate::cli::one_line(&e.render().to_string()))?;
+    let flags = ConfigurationFlags::try_parse_from(words).map_err(|e| crate::cli::usage::one_line(&e))?;
     Ok(Configuration { name: name.trim().to_owned(), spts: flags.spts })
 }
 

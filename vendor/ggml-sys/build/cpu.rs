@@ -25,8 +25,8 @@ const BASE: &[&str] = &[
 
 const REGISTRY: &[&str] = &["ggml-backend-dl.cpp", "ggml-backend-reg.cpp"];
 
+/// Besides ggml-cpu.c: see [`cpu_files`].
 const CPU: &[&str] = &[
-    "ggml-cpu.c",
     "ggml-cpu.cpp",
     "repack.cpp",
     "hbm.cpp",
@@ -43,6 +43,9 @@ const CPU: &[&str] = &[
     "llamafile/sgemm.cpp",
 ];
 
+/// ggml-cpu.c with a barrier that does not spin for ever, in the package's folder.
+const POOL: &[&str] = &["src/cpu/pool.c", "src/cpu/wait.c"];
+
 /// The definitions of every file of ggml, CUDA included.
 pub const DEFINES: &[&str] = &["-DNDEBUG", "-DGGML_SCHED_MAX_COPIES=4", "-D_XOPEN_SOURCE=600", "-D_GNU_SOURCE"];
 
@@ -50,7 +53,11 @@ pub const DEFINES: &[&str] = &["-DNDEBUG", "-DGGML_SCHED_MAX_COPIES=4", "-D_XOPE
 /// as upstream has it.
 pub fn base(source: &Source, cache: &Cache) -> Result<Library> {
     let files = BASE.iter().map(|file| source.src().join(file)).collect();
-    library("ggml-base", source, cache, files, &openmp_flags())
+    let mut flags = openmp_flags();
+    if use_openmp() {
+        flags.push("-DGGML_USE_OPENMP".to_owned());
+    }
+    library("ggml-base", source, cache, files, &flags)
 }
 
 /// The list of the backends that this build holds.
@@ -68,7 +75,8 @@ pub fn backend(source: &Source, cache: &Cache) -> Result<Library> {
     library("ggml-cpu", source, cache, cpu_files(source)?, &cpu_flags(&native_flags()?))
 }
 
-/// Flags of the CPU backend's files, for the instruction set that `isa` names.
+/// Flags of the CPU backend's files, for the instruction set that `isa` names. Graphs are computed by ggml's own threads
+/// (without `GGML_USE_OPENMP`); OpenMP is left with the conversion of weights for AMX.
 pub fn cpu_flags(isa: &[String]) -> Vec<String> {
     let mut flags = openmp_flags();
     flags.extend(["-DGGML_USE_LLAMAFILE", "-DGGML_USE_CPU_REPACK"].map(str::to_owned));
@@ -79,6 +87,13 @@ pub fn cpu_flags(isa: &[String]) -> Vec<String> {
 pub fn cpu_files(source: &Source) -> Result<Vec<PathBuf>> {
     let dir = source.src().join("ggml-cpu");
     let mut files: Vec<PathBuf> = CPU.iter().map(|file| dir.join(file)).collect();
+    if target("OS")? == "linux" {
+        println!("cargo::rerun-if-changed=src/cpu");
+        let own = PathBuf::from(env::var("CARGO_MANIFEST_DIR").map_err(|e| e.to_string())?);
+        files.extend(POOL.iter().map(|file| own.join(file)));
+    } else {
+        files.push(dir.join("ggml-cpu.c"));
+    }
     let arch = match target("ARCH")?.as_str() {
         "x86_64" => "x86",
         "aarch64" => "arm",
@@ -103,9 +118,9 @@ fn native_flags() -> Result<Vec<String>> {
     })
 }
 
-/// Upstream's default where the compiler has OpenMP. GGML_NO_OPENMP=1 takes ggml's own thread pool.
+/// Upstream's default where the compiler has OpenMP.
 fn openmp_flags() -> Vec<String> {
-    if use_openmp() { vec!["-fopenmp".to_owned(), "-DGGML_USE_OPENMP".to_owned()] } else { Vec::new() }
+    if use_openmp() { vec!["-fopenmp".to_owned()] } else { Vec::new() }
 }
 
 fn use_openmp() -> bool {

@@ -56,7 +56,6 @@ pub fn supported() -> bool {
 }
 
 pub fn backend(source: &Source, cache: &Cache) -> Result<Library> {
-    println!("cargo::rustc-cfg=ggml_dispatch");
     let name = "ggml-cpu-portable";
     let files = cpu::cpu_files(source)?;
     let mut fingerprint = cpu::fingerprint(source, &files, &cpu::cpu_flags(&[]))?;
