@@ -190,8 +190,7 @@ fn nvfp4_weights_take_their_scale() {
     }
     let mut bytes = Vec::new();
     w.write_to(&mut bytes, "model.gguf", |_, _| Ok(())).unwrap();
-    let model =
-        Model::from_gguf(Arc::new(Gguf::from_bytes(bytes, "model.gguf").unwrap()), runtime::on_cpu()).unwrap();
+    let model = Model::from_gguf(Arc::new(Gguf::from_bytes(bytes, "model.gguf").unwrap()), runtime::on_cpu()).unwrap();
     let prompt = tiny.prompt(20);
     let got = runtime::logits(Session::new(model, runtime::exact(512)).unwrap(), &prompt);
     // Inputs are rounded to 8 bits for the product with 4-bit weights.

@@ -209,7 +209,7 @@ fn an_interrupted_command_leaves_nothing_behind() {
 #[test]
 fn a_hangup_ends_a_command_unless_it_is_ignored() {
     let scene = Scene::new();
-    let args = ["bench", "--synthetic", "llama-3.1-8b", "--type", "q8_0", "-r", "0", "--write", "out.gguf"];
+    let args = ["bench", "--synthetic", "llama-3.2-1b", "--type", "q8_0", "-r", "0", "--write", "out.gguf"];
     let (code, said) = interrupted(&scene, &args, "-HUP");
     assert_eq!((code, names(&scene)), (Some(130), vec!["tiny.gguf".to_owned()]), "{said}");
 
@@ -227,7 +227,7 @@ fn a_hangup_ends_a_command_unless_it_is_ignored() {
     assert!(send("-HUP"));
     // Had it been heard, the file would be gone by then.
     std::thread::sleep(Duration::from_millis(300));
-    assert_eq!(names(&scene).len(), 2, "ended by a hangup that was to be ignored");
+    assert!(names(&scene).len() > 1, "ended by a hangup that was to be ignored");
     assert!(send("-TERM"));
     assert_eq!(child.wait().unwrap().code(), Some(130));
     assert_eq!(names(&scene), ["tiny.gguf"]);

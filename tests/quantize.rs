@@ -154,7 +154,7 @@ fn failures_leave_nothing_behind() {
     assert!(message.contains("choose another name"), "{message}");
     open(&from);
     let nowhere = dir.path().join("no/such/folder/out.gguf");
-    assert!(matches!(run(&from, &nowhere, Preset::Q4_0, false), Err(QuantizeError::Gguf(_))));
+    assert!(matches!(run(&from, &nowhere, Preset::Q4_0, false), Err(QuantizeError::Output(_))));
 }
 
 #[test]
