@@ -10,7 +10,7 @@ use half::f16;
 use runtime::proxies::SidecarFile;
 use runtime::{Pair, schedule};
 use spts::gguf::{GgmlType, Gguf, GgufWriter};
-use spts::method::spts::schedule::{Pool, Probe};
+use spts::method::spts::schedule::Probe;
 use spts::method::spts::sidecar::Sidecar;
 use spts::quantize::{QuantizeOptions, quantize};
 use spts::{Error, Model, Session};
@@ -242,7 +242,7 @@ fn special_ids_outside_the_vocabulary_are_ignored_with_a_warning() {
         let mut file = tiny.build();
         set(&mut file, key, id);
         let model = open(&file).expect("a model");
-        let [warning] = model.warnings() else { panic!("{:?}", model.warnings()) };
+        let [warning] = model.file().warnings() else { panic!("{:?}", model.file().warnings()) };
         assert!(warning.starts_with("model.gguf: ") && warning.contains(key), "{warning}");
         assert!(warning.contains(&format!("{id} is no token of the 264")) && !warning.contains('\n'), "{warning}");
         assert_eq!(logits(&file, &tiny.prompt(9)), logits(&tiny.build(), &tiny.prompt(9)));
@@ -250,7 +250,7 @@ fn special_ids_outside_the_vocabulary_are_ignored_with_a_warning() {
         assert!([t.bos(), t.eos(), t.eot(), t.pad(), t.unk()].into_iter().flatten().all(|id| id < 264));
     }
     let model = open(&Tiny::named("llama").build()).expect("a model");
-    assert_eq!(model.warnings(), [""; 0]);
+    assert_eq!(model.file().warnings(), [""; 0]);
 }
 
 #[test]
