@@ -5,6 +5,8 @@ use std::io::Write;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
 use spts::output_file;
 
 use super::failure::Failure;
@@ -12,51 +14,37 @@ use super::failure::Failure;
 /// The flags of the sessions that were opened, the oldest first.
 static COMPUTATIONS: Mutex<Vec<Weak<AtomicBool>>> = Mutex::new(Vec::new());
 
-/// Catches Ctrl-C, SIGTERM and SIGHUP from now on. Until there is a computation to stop it ends the process.
+/// Catches Ctrl-C, SIGTERM and SIGHUP from now on; a hangup that `nohup` has ignored stays ignored. Until there is a computation
+/// to stop they end the process.
+///
+/// # Errors
+/// The system does not let signals be caught.
 pub fn install() -> Result<(), Failure> {
-    let handler = || {
-        let flags = COMPUTATIONS.lock().unwrap_or_else(PoisonError::into_inner);
-        let asked = flags.iter().filter_map(Weak::upgrade).filter(|flag| !flag.swap(true, Ordering::Relaxed)).count();
-        if asked == 0 {
-            output_file::remove_unfinished();
-            // The progress line would stand before the shell's prompt.
-            let _ = std::io::stderr().write_all(b"\n");
-            std::process::exit(crate::INTERRUPTED.into())
-        }
-    };
-    let hangups_ignored = hangup::is_ignored();
-    ctrlc::set_handler(handler).map_err(|e| Failure::Failed(format!("cannot catch Ctrl-C: {e}")))?;
-    if hangups_ignored {
-        hangup::ignore();
-    }
+    let hangup = (!is_ignored(SIGHUP)).then_some(SIGHUP);
+    let caught = [SIGINT, SIGTERM].into_iter().chain(hangup);
+    let failed = |e: std::io::Error| Failure::Failed(format!("cannot catch Ctrl-C: {e}"));
+    let mut signals = Signals::new(caught).map_err(failed)?;
+    let thread = std::thread::Builder::new().name("interrupt".into());
+    thread.spawn(move || signals.forever().for_each(|_| interrupt())).map_err(failed)?;
     Ok(())
 }
 
-/// SIGHUP, which `nohup` has ignored for its child: that has to stay so.
-#[cfg(unix)]
-mod hangup {
-    pub fn is_ignored() -> bool {
-        // SAFETY: without a new action the call only writes the present one to `action`, a plain structure for which all zeros
-        // are valid.
-        unsafe {
-            let mut action: libc::sigaction = std::mem::zeroed();
-            libc::sigaction(libc::SIGHUP, std::ptr::null(), &mut action) == 0 && action.sa_sigaction == libc::SIG_IGN
-        }
-    }
-
-    pub fn ignore() {
-        // SAFETY: ignoring a signal runs no code of ours.
-        unsafe { libc::signal(libc::SIGHUP, libc::SIG_IGN) };
+fn interrupt() {
+    let flags = COMPUTATIONS.lock().unwrap_or_else(PoisonError::into_inner);
+    let asked = flags.iter().filter_map(Weak::upgrade).filter(|flag| !flag.swap(true, Ordering::Relaxed)).count();
+    if asked == 0 {
+        output_file::remove_unfinished();
+        // The progress line would stand before the shell's prompt.
+        let _ = std::io::stderr().write_all(b"\n");
+        std::process::exit(crate::INTERRUPTED.into())
     }
 }
 
-#[cfg(not(unix))]
-mod hangup {
-    pub fn is_ignored() -> bool {
-        false
-    }
-
-    pub fn ignore() {}
+/// Whether whoever started the process had it ignore a signal: Linux lists them as a mask.
+fn is_ignored(signal: i32) -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| u64::from_str_radix(line.strip_prefix("SigIgn:")?.trim(), 16).ok());
+    mask.is_some_and(|mask| mask & (1 << (signal - 1)) != 0)
 }
 
 /// The flag that stops a computation, for as long as its session lives.
