@@ -171,7 +171,7 @@ fn every_option_of_a_schedule() {
             ("chunks", Schedule { probe: chunks, ..base.clone() }, CacheType::F16),
         ] {
             let options = SessionOptions {
-                schedule: Some(schedule),
+                method: schedule.into(),
                 record_selection: true,
                 cache_type_k: cache,
                 cache_type_v: cache,
