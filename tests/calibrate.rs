@@ -175,7 +175,7 @@ fn scene() -> Scene {
 }
 
 const CALIBRATE: [&str; 5] = ["calibrate", "-m", "tiny.gguf", "-f", "text.txt"];
-const SKIP: [&str; 12] = [
+const SKIP: [&str; 13] = [
     "-m",
     "tiny.gguf",
     "-f",
@@ -188,6 +188,7 @@ const SKIP: [&str; 12] = [
     "--no-cnv",
     "--schedule",
     "0.5,0.4,0.3,0.2",
+    "--proxy",
 ];
 
 fn with<'a>(args: &[&'a str], more: &[&'a str]) -> Vec<&'a str> {
@@ -209,12 +210,13 @@ fn a_sidecar_beside_the_model_is_found() {
     assert_eq!(stderr(&output), "", "the sidecar is there");
     let found: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     assert!(found["cache_kept"].as_f64().unwrap() < 0.9);
-    let named = scene.json(&with(&SKIP, &["--sidecar", "tiny.spts.gguf"]));
+    // A named one is meant to be used.
+    let named = scene.json(&with(&SKIP[..12], &["--sidecar", "tiny.spts.gguf"]));
     assert_eq!(found["generated"], named["generated"]);
     assert!(!scene.path("cache").exists());
     // Proxies decide: the chosen tokens are others than those of attention alone.
     scene.good(&with(&SKIP, &["--dump-selection", "proxy.json"]));
-    scene.good(&with(&SKIP, &["--dump-selection", "alone.json", "--no-proxy"]));
+    scene.good(&with(&SKIP[..12], &["--dump-selection", "alone.json"]));
     assert_ne!(std::fs::read(scene.path("proxy.json")).unwrap(), std::fs::read(scene.path("alone.json")).unwrap());
     // Once more: it is this model's, so it may be replaced.
     scene.good(&with(&CALIBRATE, &["--d-low", "9", "--rank", "5"]));
@@ -291,8 +293,8 @@ fn a_first_run_makes_its_proxies() {
 #[test]
 fn without_proxies_attention_alone_chooses() {
     let scene = scene();
-    let alone = scene.json(&with(&SKIP, &["--no-proxy"]));
-    assert!(!scene.path("cache").exists(), "--no-proxy needs none");
+    let alone = scene.json(&SKIP[..12]);
+    assert!(!scene.path("cache").exists(), "attention alone needs none");
     scene.write("file", "no folder");
     let run = |cache: Option<&Path>, home: Option<&Path>, args: &[&str]| {
         let mut command = scene.command(args);

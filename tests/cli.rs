@@ -27,7 +27,7 @@ fn wrong_usage() {
         (vec![], "-m FILE (a model)"),
         (vec!["-m", "tiny.gguf"], "-p TEXT (a prompt) or -f FILE (a document)"),
         (run_with(&["-fa"]), "flash attention is always on"),
-        (vec!["eval"], "needle, proxies or kl"),
+        (vec!["eval"], "tasks, needle, proxies or kl"),
         (run_with(&["-ngl", "many"]), "'-ngl <N>'"),
         (run_with(&["--no-such-flag"]), "--no-such-flag"),
         (run_with(&["--top-p", "2"]), "from 0 to 1"),
@@ -613,14 +613,14 @@ fn the_table_of_a_bench() {
     let columns = |row: &str| row.matches('|').count();
     assert!(rows.iter().all(|row| columns(row) == columns(rows[0])), "{table}");
     // The default budgets are far above this prompt.
-    let dense = scene.good(&["bench", "-m", "tiny.gguf", "-p", "30", "-n", "0", "-r", "1", "--no-proxy"]);
+    let dense = scene.good(&["bench", "-m", "tiny.gguf", "-p", "30", "-n", "0", "-r", "1"]);
     assert!(dense.contains("SPTS (stays dense)"), "{dense}");
 }
 
 #[test]
 fn a_made_up_model_is_kept() {
     let scene = Scene::new();
-    let args = ["bench", "--synthetic", "smollm2-135m", "--type", "q4_0", "--write", "made.gguf", "-r", "0"];
+    let args = ["bench", "--synthetic", "smollm2-135m", "--type", "q4_0", "--write", "made.gguf", "-r", "0", "--proxy"];
     assert_eq!(scene.good(&args), "");
     let info = scene.json(&["info", "made.gguf", "--json"]);
     assert_eq!(info["metadata"]["general.name"], "synthetic smollm2-135m");

@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use spts::ggml::kernels::Kernels;
+use spts::ggml::quantize::dequantize;
 use spts::gguf::{GgmlType, Gguf, GgufWriter, OpenOptions};
 use spts::graph::ir::Heads;
 use spts::method::spts::schedule::{Join, Pool, Probe, ProxySize, Schedule};
@@ -117,6 +118,43 @@ fn compare_with(what: &str, path: &Path, prompt: &[u32], more: &[u32], options: 
     }
 }
 
+/// Skipping where roundings add up. Scores of random models lie close together, so that rounding changes sets, and more in every
+/// layer: on the CPU, too, with the same matrices rounded to TF32 (`rounded`) and this type of cache, against F32 throughout. A GPU
+/// may change a quarter more, and one in 100.
+fn compare_in(cache: CacheType, what: &str, [path, rounded]: [&Path; 2], prompt: &[u32], schedule: &Schedule) {
+    let read = |path: &Path, device: &str, cache| run(path, device, prompt, &[3, 1, 4], skipping_in(cache, schedule));
+    let (expected, chosen) = read(path, "CPU", CacheType::F32);
+    let (cpu, on_cpu) = read(rounded, "CPU", cache);
+    let (gpu, on_gpu) = read(path, "CUDA0", cache);
+    let (on_cpu, on_gpu) = (overlap(&on_cpu, &chosen), overlap(&on_gpu, &chosen));
+    let worst = |got: &[Vec<f32>]| got.iter().zip(&expected).map(|(got, exact)| nmse(got, exact)).fold(0.0, f64::max);
+    let (cpu, gpu) = (worst(&cpu), worst(&gpu));
+    println!("{what}: sets overlap by {on_gpu:.4}, on the CPU {on_cpu:.4}; NMSE at most {gpu:.1e}, on the CPU {cpu:.1e}");
+    assert!(1.0 - on_gpu <= 1.25 * (1.0 - on_cpu) + 0.01, "{what}: sets overlap by {on_gpu}, on the CPU {on_cpu}");
+    assert!(gpu <= SKIPPING.max(1.25 * cpu), "{what}: NMSE {gpu}, on the CPU {cpu}, bound {SKIPPING}");
+}
+
+/// The same model in F32 whose matrices have the ten bits of mantissa that TF32 has.
+fn in_tf32(tiny: &Tiny, path: &Path) -> PathBuf {
+    let mut file = tiny.build();
+    for x in file.tensors.iter_mut().filter(|t| t.shape.len() == 2).flat_map(|t| &mut t.data) {
+        *x = f32::from_bits((x.to_bits() + (1 << 12)) & !((1 << 13) - 1));
+    }
+    let to = path.with_extension("tf32");
+    file.write(&to);
+    to
+}
+
+fn skipping_in(cache: CacheType, schedule: &Schedule) -> SessionOptions {
+    SessionOptions {
+        method: schedule.clone().into(),
+        record_selection: true,
+        cache_type_k: cache,
+        cache_type_v: cache,
+        ..SessionOptions::default()
+    }
+}
+
 fn schedule(model: &Model) -> Schedule {
     let mut schedule =
         Schedule { use_proxy: false, ..Schedule::fractional(model.shape(), [0.5, 0.4, 0.3, 0.2], 0.03).unwrap() };
@@ -158,6 +196,7 @@ fn skipping_and_pruning() {
 fn every_option_of_a_schedule() {
     for tiny in models() {
         let (_dir, path) = in_scratch(&tiny);
+        let rounded = in_tf32(&tiny, &path);
         let base = schedule(&open(&path, "CPU"));
         let probe = Probe { carry: 0.7, ..base.probe };
         let mut late = Schedule { probe, sinks: 4, recent: 20, ..base.clone() };
@@ -170,18 +209,29 @@ fn every_option_of_a_schedule() {
             ("best of the queries, F32", Schedule { probe: best, ..base.clone() }, CacheType::F32),
             ("chunks", Schedule { probe: chunks, ..base.clone() }, CacheType::F16),
         ] {
-            let options = SessionOptions {
-                method: schedule.into(),
-                record_selection: true,
-                cache_type_k: cache,
-                cache_type_v: cache,
-                ..SessionOptions::default()
-            };
-            compare(&format!("{} {what}", tiny.name), &path, &tiny.prompt(N), &options, SKIPPING);
+            compare_in(cache, &format!("{} {what}", tiny.name), [&path, &rounded], &tiny.prompt(N), &schedule);
         }
     }
 }
 
+/// The same model with every matrix in F32.
+fn in_f32(path: &Path) -> PathBuf {
+    let source = Gguf::open(path, OpenOptions { mmap: true, mlock: false }).unwrap();
+    let mut w = GgufWriter::new();
+    for (key, value) in source.metadata() {
+        w.set(key, value.clone()).unwrap();
+    }
+    for t in source.tensors() {
+        let data = dequantize(t.ty, source.tensor_data(t), t.shape.iter().product::<u64>() as usize);
+        let bytes: Vec<u8> = data.into_iter().flat_map(f32::to_le_bytes).collect();
+        w.add_tensor_bytes(&t.name, &t.shape, GgmlType::F32, bytes).unwrap();
+    }
+    let to = path.with_extension("f32");
+    w.write(&to).unwrap();
+    to
+}
+
+/// Against the same weights in F32 on the CPU, whose products of quantized weights round activations in their own way.
 #[test]
 fn quantized() {
     let tiny = &models()[0];
@@ -190,9 +240,16 @@ fn quantized() {
     for preset in [Preset::Q4_K_M, Preset::Q4_0, Preset::Q8_0, Preset::F16] {
         let small = dir.path().join(format!("{}.gguf", preset.name()));
         quantize(&source, &small, QuantizeOptions { preset, allow_requantize: false }, &mut |_, _| {}).unwrap();
+        let exact = in_f32(&small);
         for n in [7, 300, N] {
-            let what = format!("{} {n}", preset.name());
-            compare(&what, &small, &tiny.prompt(n), &SessionOptions::default(), QUANTIZED_WEIGHTS);
+            let prompt = tiny.prompt(n);
+            let (expected, _) = run(&exact, "CPU", &prompt, &[3, 1, 4], SessionOptions::default());
+            let (got, _) = run(&small, "CUDA0", &prompt, &[3, 1, 4], SessionOptions::default());
+            for (step, (got, expected)) in got.iter().zip(&expected).enumerate() {
+                let e = nmse(got, expected);
+                println!("{} {n}, step {step}: NMSE {e:.1e}", preset.name());
+                assert!(e <= QUANTIZED_WEIGHTS, "{} {n}, step {step}: NMSE {e}", preset.name());
+            }
         }
     }
 }
@@ -399,6 +456,7 @@ fn odd_widths() {
 fn skipping_from_the_first_layer_on() {
     let tiny = &models()[0];
     let (_dir, path) = in_scratch(tiny);
+    let rounded = in_tf32(tiny, &path);
     let usual = schedule(&open(&path, "CPU"));
     for (cache, pool) in [
         (CacheType::F16, Pool::Max(3)),
@@ -408,14 +466,7 @@ fn skipping_from_the_first_layer_on() {
     ] {
         let mut schedule = Schedule { skip_from: 0, ..usual.clone() };
         schedule.probe.pool = pool;
-        let options = SessionOptions {
-            method: schedule.into(),
-            record_selection: true,
-            cache_type_k: cache,
-            cache_type_v: cache,
-            ..SessionOptions::default()
-        };
-        compare(&format!("from layer 0, {cache:?}, {pool:?}"), &path, &tiny.prompt(N), &options, SKIPPING);
+        compare_in(cache, &format!("from layer 0, {cache:?}, {pool:?}"), [&path, &rounded], &tiny.prompt(N), &schedule);
     }
 }
 
@@ -472,7 +523,11 @@ fn recovery_from_results_that_are_no_numbers() {
             used.prefill(&poison, &mut |_| ControlFlow::Continue(())).unwrap();
             assert!(used.logits().iter().any(|x| x.is_nan()), "{}: the prompt is harmless", tiny.name);
             used.clear();
-            assert_eq!(read(&mut used), expected, "{}, {n} tokens", tiny.name);
+            // Its caches are longer, which other cuts of the same sums go through.
+            for (got, expected) in read(&mut used).iter().zip(&expected) {
+                let e = nmse(got, expected);
+                assert!(e <= 1e-6, "{}, {n} tokens: NMSE {e}", tiny.name);
+            }
         }
     }
 }

@@ -204,14 +204,26 @@ fn an_interrupted_command_leaves_nothing_behind() {
     }
 }
 
+/// Whether this process ignores a signal, as far as the system tells.
+#[cfg(unix)]
+fn signal_is_ignored(number: u32) -> bool {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|l| l.strip_prefix("SigIgn:"));
+    mask.is_some_and(|m| u64::from_str_radix(m.trim(), 16).is_ok_and(|m| m >> (number - 1) & 1 == 1))
+}
+
 /// `nohup` starts a program with SIGHUP ignored, and it goes on when the terminal is closed.
 #[cfg(unix)]
 #[test]
 fn a_hangup_ends_a_command_unless_it_is_ignored() {
     let scene = Scene::new();
     let args = ["bench", "--synthetic", "llama-3.2-1b", "--type", "q8_0", "-r", "0", "--write", "out.gguf"];
-    let (code, said) = interrupted(&scene, &args, "-HUP");
-    assert_eq!((code, names(&scene)), (Some(130), vec!["tiny.gguf".to_owned()]), "{said}");
+    if signal_is_ignored(1) {
+        eprintln!("SKIPPED: a hangup that is heard; these tests run with hangups ignored, and so does what they start");
+    } else {
+        let (code, said) = interrupted(&scene, &args, "-HUP");
+        assert_eq!((code, names(&scene)), (Some(130), vec!["tiny.gguf".to_owned()]), "{said}");
+    }
 
     let shell = format!("trap '' HUP; exec '{}' \"$@\"", env!("CARGO_BIN_EXE_spts-cli"));
     let mut child = Command::new("sh")

@@ -36,7 +36,8 @@ fn interrupt() {
         output_file::remove_unfinished();
         // The progress line would stand before the shell's prompt.
         let _ = std::io::stderr().write_all(b"\n");
-        std::process::exit(crate::INTERRUPTED.into())
+        // At once: the handlers that a usual exit runs take apart what the computing threads still use.
+        signal_hook::low_level::exit(crate::INTERRUPTED.into())
     }
 }
 

@@ -204,9 +204,9 @@ pub enum JoinArg {
 #[command(next_help_heading = "Token skipping (SPTS)")]
 pub struct SptsArgs {
     /// Compute every token in every layer
-    #[arg(long, conflicts_with_all = ["schedule", "keep", "no_proxy", "no_prune", "no_attn_skip", "no_ffn_skip", "random_selection", "ramp", "probe_queries", "join", "pool", "sinks", "recent", "carry", "sidecar"])]
+    #[arg(long, conflicts_with_all = ["schedule", "keep", "use_proxy", "no_proxy", "no_prune", "no_attn_skip", "no_ffn_skip", "random_selection", "ramp", "probe_queries", "join", "pool", "sinks", "recent", "carry", "sidecar"])]
     pub no_spts: bool,
-    /// Budgets, and what the options below don't set: a preset (default, paper, rule, llama-3.1-8b, qwen2.5-7b, openpangu-1b), fractions of the prompt (0.28,0.22,0.125,0.0625:0.03, the last is the cut), or a file
+    /// Budgets, and what the options below don't set: a preset (default, paper, rule, llama-3.1-8b, qwen2.5-7b, openpangu-1b), fractions of the prompt (0.28,0.22,0.125,0.0625:0.03, the cut last), or a file
     #[arg(long, value_name = "WHAT")]
     pub schedule: Option<String>,
     /// Multiply all budgets by X
@@ -234,10 +234,13 @@ pub struct SptsArgs {
     /// Add to a layer's scores X times those of the layer before, 0 to 1
     #[arg(long, value_name = "X", value_parser = probability, allow_negative_numbers = true)]
     pub carry: Option<f32>,
-    /// Score the FFN by attention alone: needs no sidecar
+    /// Score FFNs by attention times an estimate of their outputs
+    #[arg(long = "proxy", conflicts_with = "no_proxy")]
+    pub use_proxy: bool,
+    /// Score FFNs by attention alone, whatever the schedule says
     #[arg(long, conflicts_with = "sidecar")]
     pub no_proxy: bool,
-    /// File of FFN proxies [default: MODEL.spts.gguf beside the model, else made from the prompt and kept in the cache folder]
+    /// File of estimates, for --proxy [default: MODEL.spts.gguf beside the model, else made from the prompt and kept in the cache folder]
     #[arg(long, value_name = "FILE")]
     pub sidecar: Option<PathBuf>,
     /// Never drop a token for good
@@ -302,6 +305,7 @@ impl SptsArgs {
         if let Some(seed) = self.random_selection {
             s.selection = Selection::Random { seed };
         }
+        s.use_proxy |= self.use_proxy || self.sidecar.is_some();
         s.use_proxy &= !self.no_proxy;
         s.prune &= !self.no_prune;
         s.skip_attn &= !self.no_attn_skip;
@@ -432,6 +436,19 @@ mod tests {
         }
         assert_eq!(schedule(&["--random-selection", "7"]).unwrap().unwrap().selection, Selection::Random { seed: 7 });
         schedule(&["--schedule", "no-such"]).unwrap_err();
+    }
+
+    #[test]
+    fn proxies_are_used_where_they_are_asked_for() {
+        for (args, uses) in [
+            (&[][..], false),
+            (&["--proxy"], true),
+            (&["--sidecar", "x.gguf"], true),
+            (&["--schedule", "paper"], true),
+            (&["--schedule", "paper", "--no-proxy"], false),
+        ] {
+            assert_eq!(schedule(args).unwrap().unwrap().use_proxy, uses, "{args:?}");
+        }
     }
 
     #[test]

@@ -154,7 +154,7 @@ fn line(step: CalibrationStep, start: Instant) -> String {
 pub fn summary(made: &NewSidecar, path: &Path, elapsed: f64) -> String {
     let bytes = std::fs::metadata(path).map_or(0, |m| m.len());
     format!(
-        "{}: proxies of {} layers ({} channels, rank {}), {}, from {} tokens in {}",
+        "{}: proxies of {} layers ({} channels, rank {}), {}, from {} tokens in {}; --proxy uses them",
         path.display(),
         made.layers.len(),
         made.size.d_low,

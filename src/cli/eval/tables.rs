@@ -58,7 +58,7 @@ pub(super) fn report(s: &Summary, format: Format) -> String {
     if s.incomplete > 0 {
         let _ = writeln!(
             out,
-            "{} more prompts are left out: not every configuration has answered them",
+            "left out, as not every configuration has answered them: {}",
             grouped(s.incomplete)
         );
     }

@@ -60,7 +60,7 @@ const PRESETS: [Preset; 3] = [
 pub const PRESET_NAMES: [&str; 6] = ["default", "paper", "rule", "llama-3.1-8b", "qwen2.5-7b", "openpangu-1b"];
 
 /// Where the stages of a model outside the paper's tables end, as shares of its layers (exclusive ends).
-const STAGE_ENDS: [f64; 4] = [0.44, 0.59, 0.75, 0.90];
+const STAGE_ENDS: [f64; 4] = [0.45, 0.59, 0.75, 0.90];
 
 /// Share of the layers that stay dense at the start.
 const SKIP_FROM: f64 = 0.32;
@@ -101,7 +101,7 @@ fn assemble(name: &str, skip_from: usize, stages: Vec<Stage>, proxy: ProxySize) 
         proxy,
         skip_attn: true,
         skip_ffn: true,
-        use_proxy: true,
+        use_proxy: false,
         prune: true,
         selection: Selection::Probe,
     }
@@ -109,7 +109,7 @@ fn assemble(name: &str, skip_from: usize, stages: Vec<Stage>, proxy: ProxySize) 
 
 impl Schedule {
     /// What a model runs with unless told otherwise: its table of the paper, else [`Schedule::rule_for`]; probed by
-    /// [`Probe::SPANS`].
+    /// [`Probe::SPANS`], FFNs by attention alone.
     ///
     /// # Errors
     /// [`ScheduleError::NoLayers`] for a model without layers.
@@ -120,13 +120,13 @@ impl Schedule {
         }
     }
 
-    /// [`Schedule::default_for`] as the paper probes: one query, no pooling.
+    /// [`Schedule::default_for`] as the paper probes: one query, no pooling, nothing carried, FFNs with their proxies.
     pub fn paper_for(shape: &Shape) -> Result<Schedule, ScheduleError> {
-        Ok(Schedule { name: "paper".into(), probe: Probe::PAPER, ..Schedule::default_for(shape)? })
+        Ok(Schedule { name: "paper".into(), probe: Probe::PAPER, use_proxy: true, ..Schedule::default_for(shape)? })
     }
 
     /// The rule for models outside the paper's tables (ours): dense up to `round(0.32 L)`, stages that end before
-    /// `round(x L)` for x of 0.44, 0.59, 0.75 and 0.90, which for 32 layers is LLaMA's table. In a model of so few layers
+    /// `round(x L)` for x of 0.45, 0.59, 0.75 and 0.90, which for 32 layers is LLaMA's table. In a model of so few layers
     /// that two ends coincide the later stage is left out.
     ///
     /// Budgets are absolute: short prompts, where small models lose most, stay dense. From a width of 4096 on they are

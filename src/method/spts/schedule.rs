@@ -167,9 +167,9 @@ impl Probe {
 
     /// The paper's: the last token alone, no pooling.
     pub const PAPER: Probe = Probe { queries: 1, by_question: false, join: Join::Mean, pool: Pool::None, carry: 0.0 };
-    /// Ours for budgets in tokens: 32 queries, maximum over 65 neighbours, so that what is kept is spans. RULER at 32K on
-    /// qwen2.5-coder-1.5b is 64.6 with it, 50.5 with 13 neighbours, 27.8 as the paper probes and 69.3 dense (docs/quality.md).
-    pub const SPANS: Probe = Probe { queries: 32, pool: Pool::Max(65), ..Probe::PAPER };
+    /// Ours for budgets in tokens: 32 queries, maximum over 65 neighbours, so that what is kept is spans, and 0.7 of the layers
+    /// before (docs/quality.md has what each is worth).
+    pub const SPANS: Probe = Probe { queries: 32, pool: Pool::Max(65), carry: 0.7, ..Probe::PAPER };
     /// Ours for budgets in fractions: 32 queries, maximum over 13 neighbours. Of a short prompt the later stages keep a few
     /// hundred tokens, which wide spans use up on one place.
     pub const SHORT_SPANS: Probe = Probe { queries: 32, pool: Pool::Max(13), ..Probe::PAPER };

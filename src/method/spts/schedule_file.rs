@@ -16,17 +16,17 @@
 //! pool          = max 65          # none, avg WIDTH, max WIDTH or chunks WIDTH
 //! sinks         = 0               # first tokens that are always kept
 //! recent        = 0               # last tokens that are always kept; those that probe are in any case
-//! carry         = 0               # to a layer's scores so many times those of the layer before are added, 0 to 1
+//! carry         = 0.7             # to a layer's scores so many times those of the layer before are added, 0 to 1
 //! proxy         = 512 192         # channels and rank of the FFN proxies
 //! skip_attn     = true
 //! skip_ffn      = true
-//! use_proxy     = true            # false: score the FFN by the probe alone
+//! use_proxy     = false           # true: score FFNs by the probe times the proxies, else by the probe alone
 //! prune         = true
 //! selection     = probe           # or: random SEED
 //! ```
 //!
-//! `skip_from` and at least one `stage` are required. The others default to the values above, but `pool` to `max 13` where the
-//! budgets are fractions; `name` to `schedule`, and `proxy` to what the rule gives for the model.
+//! `skip_from` and at least one `stage` are required. The others default to the values above, but `pool` to `max 13` and `carry` to 0 where
+//! the budgets are fractions; `name` to `schedule`, and `proxy` to what the rule gives for the model.
 
 use std::fmt;
 use std::fs::File;
@@ -129,7 +129,7 @@ pub fn parse_schedule(text: &str, origin: &str, shape: &Shape) -> Result<Schedul
         proxy: shape.proxy_size(),
         skip_attn: true,
         skip_ffn: true,
-        use_proxy: true,
+        use_proxy: false,
         prune: true,
         selection: Selection::Probe,
     };
@@ -162,6 +162,9 @@ pub fn parse_schedule(text: &str, origin: &str, shape: &Shape) -> Result<Schedul
     }
     if !seen.contains(&"pool") {
         s.probe.pool = usual.pool;
+    }
+    if !seen.contains(&"carry") {
+        s.probe.carry = usual.carry;
     }
     s.validate().map_err(|source| ScheduleFileError::Invalid { origin: origin.into(), source })?;
     Ok(s)
@@ -334,7 +337,7 @@ mod tests {
     #[test]
     fn the_documented_example_is_llamas_preset() {
         let text = "name = llama-3.1-8b\nskip_from = 10 # first\r\n\n# c\nstage=13 9K 1K\nstage = 18 7168 1024\nstage = 23 4k 1K\nstage = 28 2K 1K\n\
-                    probe_queries = 32\npool = max 65\nproxy = 512 192\nskip_attn = true\nselection = probe";
+                    probe_queries = 32\npool = max 65\ncarry = 0.7\nproxy = 512 192\nskip_attn = true\nselection = probe";
         assert_eq!(parse(text).unwrap(), Schedule::default_for(&llama()).unwrap());
     }
 
