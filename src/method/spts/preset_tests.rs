@@ -39,12 +39,12 @@ fn the_rule_gives_llamas_table() {
 }
 
 #[test]
-fn paper_differs_from_default_in_the_probe_and_the_proxies_alone() {
+fn paper_differs_from_default_in_probe_proxies_and_ramp_alone() {
     let paper = Schedule::preset("paper", &coder()).unwrap().unwrap();
     let default = Schedule::preset("default", &coder()).unwrap().unwrap();
     assert_eq!((paper.probe, default.probe), (Probe::PAPER, Probe::SPANS));
     assert_eq!((paper.use_proxy, default.use_proxy), (true, false));
-    assert_eq!(Schedule { name: "rule".into(), probe: Probe::SPANS, use_proxy: false, ..paper }, default);
+    assert_eq!(Schedule { name: "rule".into(), probe: Probe::SPANS, use_proxy: false, ramp: RAMP, ..paper }, default);
 }
 
 #[test]

@@ -218,6 +218,13 @@ pub struct Stage {
     pub cut: Option<Budget>,
 }
 
+impl Stage {
+    /// Whether its budget is a count, whatever the prompt's length.
+    pub(super) fn is_in_tokens(&self) -> bool {
+        matches!(self.budget, Budget::Tokens(_))
+    }
+}
+
 /// A budget schedule and everything else that decides what a prefill skips.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Schedule {

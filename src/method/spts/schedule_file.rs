@@ -9,7 +9,7 @@
 //! stage         = 18 7K 1K        # a count is an integer (9216) or in units of 1024 (9K)
 //! stage         = 23 4K -         # without a cut the stage skips and prunes nothing: all its candidates go on
 //! stage         = 28 2K 1K        # a fraction of the prompt has a point (0.28) or is in percent (28%)
-//! ramp          = 1               # at so many times the first budget the schedule acts in full (budgets in counts alone)
+//! ramp          = 1.5             # at so many times the first budget the schedule acts in full (budgets in counts alone)
 //! probe_queries = 32              # last tokens that score the others; `question`: from the question on, where it is known,
 //!                                 # else 32; `question 16`: else 16
 //! join          = mean            # of the queries' scores, or their max
@@ -25,8 +25,8 @@
 //! selection     = probe           # or: random SEED
 //! ```
 //!
-//! `skip_from` and at least one `stage` are required. The others default to the values above, but `pool` to `max 13` and `carry` to 0 where
-//! the budgets are fractions; `name` to `schedule`, and `proxy` to what the rule gives for the model.
+//! `skip_from` and at least one `stage` are required. The others default to the values above, but `pool` to `max 13`, `carry` to
+//! 0 and `ramp` to 1 where the budgets are fractions; `name` to `schedule`, and `proxy` to what the rule gives for the model.
 
 use std::fmt;
 use std::fs::File;
@@ -36,7 +36,7 @@ use std::str::FromStr;
 
 use thiserror::Error;
 
-use super::preset::{FRACTIONS, PRESET_NAMES};
+use super::preset::{FRACTIONS, PRESET_NAMES, RAMP};
 use super::schedule::{Budget, Join, Pool, Probe, ProxySize, Schedule, ScheduleError, Selection, Stage};
 use crate::model::shape::Shape;
 
@@ -162,6 +162,9 @@ pub fn parse_schedule(text: &str, origin: &str, shape: &Shape) -> Result<Schedul
     }
     if !seen.contains(&"pool") {
         s.probe.pool = usual.pool;
+    }
+    if !seen.contains(&"ramp") && s.stages.iter().all(Stage::is_in_tokens) {
+        s.ramp = RAMP;
     }
     if !seen.contains(&"carry") {
         s.probe.carry = usual.carry;
