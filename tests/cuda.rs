@@ -129,7 +129,9 @@ fn compare_in(cache: CacheType, what: &str, [path, rounded]: [&Path; 2], prompt:
     let (on_cpu, on_gpu) = (overlap(&on_cpu, &chosen), overlap(&on_gpu, &chosen));
     let worst = |got: &[Vec<f32>]| got.iter().zip(&expected).map(|(got, exact)| nmse(got, exact)).fold(0.0, f64::max);
     let (cpu, gpu) = (worst(&cpu), worst(&gpu));
-    println!("{what}: sets overlap by {on_gpu:.4}, on the CPU {on_cpu:.4}; NMSE at most {gpu:.1e}, on the CPU {cpu:.1e}");
+    println!(
+        "{what}: sets overlap by {on_gpu:.4}, on the CPU {on_cpu:.4}; NMSE at most {gpu:.1e}, on the CPU {cpu:.1e}"
+    );
     assert!(1.0 - on_gpu <= 1.25 * (1.0 - on_cpu) + 0.01, "{what}: sets overlap by {on_gpu}, on the CPU {on_cpu}");
     assert!(gpu <= SKIPPING.max(1.25 * cpu), "{what}: NMSE {gpu}, on the CPU {cpu}, bound {SKIPPING}");
 }

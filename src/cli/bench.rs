@@ -164,8 +164,11 @@ fn synthetic(args: &BenchArgs) -> Result<Option<Synthetic>, Failure> {
     Ok(Some(Synthetic { shape, preset: args.preset, seed: SEED }))
 }
 
-/// What is measured beside dense, with the proxies that it needs.
-fn skipping(args: &BenchArgs, model: &Model) -> Result<Option<(Schedule, Option<Arc<Sidecar>>)>, Failure> {
+/// A schedule with the proxies that it needs.
+type WithProxies = (Schedule, Option<Arc<Sidecar>>);
+
+/// What is measured beside dense.
+fn skipping(args: &BenchArgs, model: &Model) -> Result<Option<WithProxies>, Failure> {
     let Some(mut schedule) = args.spts.schedule(model.shape())? else { return Ok(None) };
     let sidecar = match schedule.use_proxy && schedule.skip_ffn {
         true => sidecar(args, model, &mut schedule)?,

@@ -233,7 +233,6 @@ fn session(
         method: method(schedule),
         sidecar,
         record_selection: args.dump_selection.is_some(),
-        ..SessionOptions::default()
     };
     Ok(Session::new(model.clone(), options)?)
 }

@@ -56,11 +56,7 @@ pub(super) fn report(s: &Summary, format: Format) -> String {
     let mut out = String::new();
     let _ = writeln!(out, "{} on {}, {} prompts of {} tasks", s.model, s.device, grouped(s.n_prompts), s.tasks.len());
     if s.incomplete > 0 {
-        let _ = writeln!(
-            out,
-            "left out, as not every configuration has answered them: {}",
-            grouped(s.incomplete)
-        );
+        let _ = writeln!(out, "left out, as not every configuration has answered them: {}", grouped(s.incomplete));
     }
     if s.n_prompts == 0 {
         return out;

@@ -127,7 +127,13 @@ impl Schedule {
     /// [`Schedule::default_for`] as the paper probes: one query, no pooling, nothing carried, FFNs with their proxies,
     /// in full at once.
     pub fn paper_for(shape: &Shape) -> Result<Schedule, ScheduleError> {
-        Ok(Schedule { name: "paper".into(), probe: Probe::PAPER, use_proxy: true, ramp: 1.0, ..Schedule::default_for(shape)? })
+        Ok(Schedule {
+            name: "paper".into(),
+            probe: Probe::PAPER,
+            use_proxy: true,
+            ramp: 1.0,
+            ..Schedule::default_for(shape)?
+        })
     }
 
     /// The rule for models outside the paper's tables (ours): dense up to `round(0.32 L)`, stages that end before
