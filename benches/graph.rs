@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use spts::bench::synthetic::Synthetic;
-use spts::compile::lower::CacheMode;
+use spts::compile::memory::CacheMode;
 use spts::compile::target::Target;
 use spts::compile::{self, phases};
 use spts::ggml::backend::Backend;

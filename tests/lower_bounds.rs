@@ -9,9 +9,9 @@ use std::collections::BTreeSet;
 use runtime::Pair;
 use spts::compile::fuse_ffn::fuse_gated_ffn;
 use spts::compile::last_row::keep_last_row;
-use spts::compile::lower::{
-    CacheMode, MASK_HEIGHT, MaskBuffer, MaskSize, Memory, ProxyTensors, lower, masks_needed, max_ggml_nodes,
-};
+use spts::compile::lower::{MASK_HEIGHT, lower, masks_needed, max_ggml_nodes};
+use spts::compile::mask_buffer::{MaskBuffer, MaskSize};
+use spts::compile::memory::{CacheMode, Memory, ProxyTensors};
 use spts::compile::phases::{self, Phase, PhaseKind, Program};
 use spts::ggml::Tensor;
 use spts::ggml::backend::{Backend, BufferType};

@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 
-use super::lower::{CacheMode, Memory, takes_causal_attention};
+use super::memory::{CacheMode, Memory};
 use super::phases::{Phase, Program, Storage};
 use crate::graph::ir::*;
 
@@ -115,7 +115,7 @@ impl Chooser<'_> {
     }
 
     fn takes_causal_attention(&self, layer: usize, heads: &Heads) -> bool {
-        self.mode == CacheMode::Fixed && takes_causal_attention(self.memory, layer, self.rows, heads)
+        self.mode == CacheMode::Fixed && self.memory.takes_causal_attention(layer, self.rows, heads)
     }
 
     /// A product's form: rounded to 16 bits where a scatter-add alone reads it, and adds it in F32.

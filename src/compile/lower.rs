@@ -12,53 +12,18 @@ use std::collections::HashMap;
 use std::ops::Range;
 
 use super::forms::{Form, Forms};
+use super::memory::{CacheMode, Memory};
 use super::phases::{Phase, Program, Storage};
 use crate::ggml::Tensor;
-use crate::ggml::kernels::{Kernels, Target};
+use crate::ggml::kernels::Target;
 use crate::ggml::ops::{Ops, Precision};
 use crate::gguf::GgmlType;
 use crate::graph::ir::*;
 
-pub(super) use masks::takes_causal_attention;
-pub use masks::{MASK_HEIGHT, MaskBuffer, MaskSize, masks_needed};
+pub use masks::{MASK_HEIGHT, masks_needed};
 
 /// Key and value rows that attention reads come in multiples of this (ggml's fast paths); caches have room for it.
 pub const KV_PAD: usize = 256;
-
-/// What persists between tiles: weights, caches, slots, masks.
-pub trait Memory {
-    /// A weight.
-    fn weight(&self, id: WeightId) -> Tensor<'_>;
-    /// A weight, as products of so many rows want it.
-    fn matrix(&self, id: WeightId, rows: usize) -> Tensor<'_>;
-    /// A stored value `[n_feat, n_rows]`.
-    fn stored(&self, id: NodeId) -> Tensor<'_>;
-    /// Keys of a layer `[n_head_kv * head_dim, capacity]`.
-    fn cache_k(&self, layer: usize) -> Tensor<'_>;
-    /// Values of a layer, likewise.
-    fn cache_v(&self, layer: usize) -> Tensor<'_>;
-    /// Rows in the layer's cache before this call.
-    fn n_past(&self, layer: usize) -> usize;
-    /// Whether the positions of these rows have gaps (tokens were pruned), so that a window is not a run of rows.
-    fn has_gaps(&self, layer: usize) -> bool;
-    /// Mask of full causal attention, or of the sliding window.
-    fn mask(&self, window: Option<usize>) -> MaskBuffer<'_>;
-    /// Low-rank proxy of a layer's FFN.
-    fn proxy(&self, layer: usize) -> ProxyTensors<'_>;
-    /// What the device's kernels take.
-    fn kernels(&self) -> Kernels;
-}
-
-/// Low-rank proxy of one FFN, as ggml products see it.
-#[derive(Clone, Copy)]
-pub struct ProxyTensors<'a> {
-    /// `[n_embd, 2 rank]`: U_gate beside U_up.
-    pub u_gu: Tensor<'a>,
-    /// `[rank, 2 d_low]`: V_gate, then V_up.
-    pub v_gu: Tensor<'a>,
-    /// `[d_low, rank]`
-    pub v_down: Tensor<'a>,
-}
 
 /// What the host fills in after the graph is allocated and before it is computed.
 pub struct HostInput<'a> {
@@ -97,15 +62,6 @@ pub struct Lowered<'a> {
     pub inputs: Vec<HostInput<'a>>,
     /// Captured values.
     pub captures: Vec<(usize, Tap, Tensor<'a>)>,
-}
-
-/// How the tile addresses the cache.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum CacheMode {
-    /// At offsets known when the graph is built; masks are views of the shared buffers. For prefill.
-    Fixed,
-    /// Through host inputs, so that the next token's graph has the same topology. For decode.
-    Indexed,
 }
 
 /// Cache rows that attention of `n` queries reads, the first of which has its own key in row `first`: with a window, rows

@@ -5,13 +5,15 @@
 //!             --verify--> proof --phases--> phases of tiles, a place for every value
 //! ```
 //! [`target`] is what has to be known of the devices. A [`Compiled`] is run by a session, tile by tile: [`forms`] chooses what a
-//! device computes in one step, [`lower`] turns a tile into a ggml graph.
+//! device computes in one step, [`lower`] turns a tile into a ggml graph, on the [`memory`] that the session holds.
 
 pub mod forms;
 pub mod fuse_ffn;
 pub mod keep_normalized;
 pub mod last_row;
 pub mod lower;
+pub mod mask_buffer;
+pub mod memory;
 pub mod phases;
 pub mod target;
 

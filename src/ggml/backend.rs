@@ -65,12 +65,6 @@ pub fn why_no_cuda() -> Option<&'static str> {
     None
 }
 
-/// Whether the CPU kernels of this build, or those that a portable build chose at start, use AVX-512 VNNI.
-pub fn cpu_kernels_use_vnni() -> bool {
-    // SAFETY: tells what was compiled.
-    unsafe { sys::ggml_cpu_has_avx512_vnni() != 0 }
-}
-
 /// See [`crate::runtime::overlap_launches`].
 pub(crate) fn overlap_launches(overlap: bool) {
     // SAFETY: changes a value of its own, which ggml reads when it launches its first kernel.

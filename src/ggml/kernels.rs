@@ -5,7 +5,6 @@
 
 use ggml_sys as sys;
 
-use super::backend::cpu_kernels_use_vnni;
 use super::ops::Ops;
 use super::{Tensor, type_id};
 use crate::gguf::GgmlType;
@@ -108,6 +107,12 @@ impl Kernels {
     pub fn probe_scores(&self, key: GgmlType) -> bool {
         self.cuda_device.is_some() && key == GgmlType::F16
     }
+}
+
+/// Whether the CPU kernels of this build, or those that a portable build chose at start, use AVX-512 VNNI.
+fn cpu_kernels_use_vnni() -> bool {
+    // SAFETY: tells what was compiled.
+    unsafe { sys::ggml_cpu_has_avx512_vnni() != 0 }
 }
 
 #[cfg(feature = "cuda")]

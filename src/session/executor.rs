@@ -4,7 +4,9 @@ use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 
 use crate::Result;
-use crate::compile::lower::{self, InputKind, MaskBuffer, Memory, ProxyTensors};
+use crate::compile::lower::{self, InputKind};
+use crate::compile::mask_buffer::MaskBuffer;
+use crate::compile::memory::{Memory, ProxyTensors};
 use crate::compile::phases::{Phase, PhaseKind};
 use crate::ggml::arena::{read_f32, read_i32};
 use crate::ggml::backend::Backend;

@@ -1,6 +1,6 @@
 //! The attention masks of a device: one matrix for all causal tiles, one for all windowed ones, where kernels read any.
 
-use crate::compile::lower::{MaskBuffer, MaskSize};
+use crate::compile::mask_buffer::{MaskBuffer, MaskSize};
 use crate::ggml::GgmlError;
 use crate::ggml::arena::{Arena, TensorId};
 use crate::ggml::backend::BufferType;

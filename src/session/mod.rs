@@ -22,7 +22,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::compile::lower::CacheMode;
+use crate::compile::memory::CacheMode;
 use crate::compile::{self, Compiled};
 use crate::ggml::backend::Backend;
 use crate::ggml::host::HostF32;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use crate::compile::lower::CacheMode;
+use crate::compile::memory::CacheMode;
 use crate::compile::phases::Phase;
 use crate::compile::target::Target;
 use crate::compile::{self, Compiled};

@@ -2,7 +2,7 @@
 
 use spts_quant::ProxySize;
 
-use crate::compile::lower::ProxyTensors;
+use crate::compile::memory::ProxyTensors;
 use crate::ggml::GgmlError;
 use crate::ggml::arena::{Arena, TensorId};
 use crate::ggml::backend::BufferType;

@@ -3,7 +3,8 @@
 use std::collections::HashMap;
 use std::ops::Range;
 
-use crate::compile::lower::{self, CacheMode, InputKind};
+use crate::compile::lower::{self, InputKind};
+use crate::compile::memory::CacheMode;
 use crate::compile::phases::Phase;
 use crate::ggml::ops::{Kept, Ops};
 use crate::graph::ir::{NodeId, Op};

@@ -1,7 +1,7 @@
 //! What one run of a program reads besides the devices.
 
 use crate::compile::Compiled;
-use crate::compile::lower::{CacheMode, ProxyTensors};
+use crate::compile::memory::{CacheMode, ProxyTensors};
 use crate::model::weights::Model;
 
 use super::proxy_memory::ProxyMemory;

@@ -1,7 +1,6 @@
-//! Character classes and the scanner of the DeepSeek pre-tokenizers.
+//! Character classes of the DeepSeek pre-tokenizers.
 
-use super::scan::{At, Scan, gap};
-use super::unicode::{LETTER, MARK, PUNCT, SPACE, SYMBOL};
+use super::unicode::SPACE;
 
 /// `[一-龥぀-ゟ゠-ヿ]`
 pub(super) fn is_cjk_v3(c: char, _: u8) -> bool {
@@ -31,31 +30,6 @@ pub(super) fn is_letter(c: char, _: u8) -> bool {
             }
         })
         .is_ok()
-}
-
-/// The main expression of deepseek-v3, see [`super::scan::Step::DeepSeek3`].
-pub(super) fn v3(s: &Scan<'_>, i: usize) -> usize {
-    let a = s.at(i);
-    if a.c.is_ascii_punctuation() && s.at(i + 1).c.is_ascii_alphabetic() {
-        return s.run(i + 1, |a| a.c.is_ascii_alphabetic());
-    }
-    let prefixable = a.len > 0 && !a.newline() && !a.is(LETTER | PUNCT | SYMBOL);
-    if a.is(LETTER | MARK) || (prefixable && s.at(i + a.len).is(LETTER | MARK)) {
-        return s.run(i + a.len, |a| a.is(LETTER | MARK));
-    }
-    let (j, b) = if a.c == ' ' { (i + 1, s.at(i + 1)) } else { (i, a) };
-    if b.is(PUNCT | SYMBOL) {
-        let end = s.run(j, |a| a.is(PUNCT | SYMBOL));
-        return s.run(end, At::newline);
-    }
-    if a.is(SPACE) {
-        return s.blanks_and_lines(i);
-    }
-    // matched by no alternative: a gap
-    gap(s, i, |j| {
-        let b = s.at(j);
-        b.is(SPACE | LETTER | MARK | PUNCT | SYMBOL) || s.at(j + b.len).is(LETTER | MARK)
-    })
 }
 
 #[rustfmt::skip]

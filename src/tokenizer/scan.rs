@@ -1,8 +1,7 @@
 //! The scanners of the pre-tokenizers. The regular expression that a scanner implements stands
 //! above it.
 
-use super::deepseek;
-use super::unicode::{Classes, LETTER, MARK, NUMBER, SPACE};
+use super::unicode::{Classes, LETTER, MARK, NUMBER, PUNCT, SPACE, SYMBOL};
 
 /// One regular expression.
 #[derive(Clone, Copy)]
@@ -181,7 +180,7 @@ impl Step {
         match self {
             Step::Gpt2 => gpt2(s, i),
             Step::Modern(m) => m.piece(s, i),
-            Step::DeepSeek3 => deepseek::v3(s, i),
+            Step::DeepSeek3 => deepseek3(s, i),
             Step::Run { prefix, class, max } => {
                 let keep = |a: At| a.len > 0 && class(a.c, a.class);
                 let first = |i: usize| -> Option<usize> {
@@ -256,6 +255,31 @@ fn gpt2(s: &Scan<'_>, i: usize) -> usize {
     } else {
         s.blanks(i)
     }
+}
+
+/// The main expression of deepseek-v3, see [`Step::DeepSeek3`].
+fn deepseek3(s: &Scan<'_>, i: usize) -> usize {
+    let a = s.at(i);
+    if a.c.is_ascii_punctuation() && s.at(i + 1).c.is_ascii_alphabetic() {
+        return s.run(i + 1, |a| a.c.is_ascii_alphabetic());
+    }
+    let prefixable = a.len > 0 && !a.newline() && !a.is(LETTER | PUNCT | SYMBOL);
+    if a.is(LETTER | MARK) || (prefixable && s.at(i + a.len).is(LETTER | MARK)) {
+        return s.run(i + a.len, |a| a.is(LETTER | MARK));
+    }
+    let (j, b) = if a.c == ' ' { (i + 1, s.at(i + 1)) } else { (i, a) };
+    if b.is(PUNCT | SYMBOL) {
+        let end = s.run(j, |a| a.is(PUNCT | SYMBOL));
+        return s.run(end, At::newline);
+    }
+    if a.is(SPACE) {
+        return s.blanks_and_lines(i);
+    }
+    // matched by no alternative: a gap
+    gap(s, i, |j| {
+        let b = s.at(j);
+        b.is(SPACE | LETTER | MARK | PUNCT | SYMBOL) || s.at(j + b.len).is(LETTER | MARK)
+    })
 }
 
 impl Modern {

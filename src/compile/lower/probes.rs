@@ -1,19 +1,12 @@
 //! Scores of candidates: by probing queries, pooled, and the norms of the FFNs' proxies.
 
-use super::masks::probe_chunk;
-use super::{Form, Lowerer, MaskBuffer, Memory, ProxyTensors};
-use crate::compile::phases::{Program, Storage};
+use super::masks::{probe_chunk, probed_keys};
+use super::{Form, Lowerer};
+use crate::compile::mask_buffer::MaskBuffer;
+use crate::compile::memory::ProxyTensors;
 use crate::ggml::Tensor;
 use crate::ggml::ops::Precision;
 use crate::graph::ir::*;
-
-/// The matrix that begins with the keys of all candidates.
-pub(super) fn probed_keys<'m>(memory: &'m dyn Memory, program: &Program, node: &Node) -> Tensor<'m> {
-    match program.storage[node.src[1].index()] {
-        Storage::CacheK(layer) => memory.cache_k(layer),
-        _ => memory.stored(node.src[1]),
-    }
-}
 
 impl<'a> Lowerer<'a, '_> {
     /// Keys of all candidates `[n_head_kv * head_dim, n]`.
