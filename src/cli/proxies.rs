@@ -75,9 +75,7 @@ fn from_prompt(
     progress: &mut Progress,
 ) -> Result<Option<Sidecar>, Failure> {
     let without = |why: &str| {
-        note(&format!(
-            "no FFN proxies, tokens are chosen by attention alone: {why} (--no-proxy says so without this note)"
-        ));
+        note(&format!("no FFN proxies, tokens are chosen by attention alone: {why}"));
         Ok(None)
     };
     let Some(path) = keep_at else {
