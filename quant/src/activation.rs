@@ -7,7 +7,7 @@ pub enum Activation {
     Silu,
     /// GELU in its tanh form: Gemma.
     GeluTanh,
-    /// `max(x, 0)`.
+    /// The rectifier `max(x, 0)`.
     Relu,
 }
 

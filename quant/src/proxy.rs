@@ -38,9 +38,9 @@ pub enum ProxyError {
     /// A matrix has not the size that n_embd and d_low ask for.
     #[error("FFN proxy: {matrix} has {found} values, expected {n_in} x {n_out}")]
     Shape {
-        /// Which matrix.
+        /// Name of the matrix, for the message.
         matrix: &'static str,
-        /// Values found.
+        /// Values that the matrix has.
         found: usize,
         /// First dimension expected.
         n_in: usize,
@@ -50,9 +50,9 @@ pub enum ProxyError {
     /// A size is zero, or a rank larger than the matrices'.
     #[error("FFN proxy: {what} is {found}, expected 1 to {max}")]
     Size {
-        /// Which size.
+        /// Name of the size, for the message.
         what: &'static str,
-        /// Its value.
+        /// Value that the size has.
         found: usize,
         /// The largest that is possible.
         max: usize,
@@ -60,7 +60,7 @@ pub enum ProxyError {
     /// A channel index beyond the layer.
     #[error("FFN proxy: channel {channel} is chosen, the layer has {n_ff}")]
     Channel {
-        /// The channel.
+        /// Index of the chosen channel.
         channel: u32,
         /// Channels of the layer.
         n_ff: usize,
@@ -68,13 +68,13 @@ pub enum ProxyError {
     /// NaN or infinity among the weights.
     #[error("FFN proxy: {matrix} has a weight that is not finite; is the model file damaged?")]
     NotFinite {
-        /// Which matrix.
+        /// Name of the matrix, for the message.
         matrix: &'static str,
     },
     /// The eigendecomposition did not converge.
     #[error("FFN proxy: the eigendecomposition of {matrix} did not converge")]
     Eigen {
-        /// Which matrix.
+        /// Name of the matrix, for the message.
         matrix: &'static str,
     },
     /// A value of the proxy is beyond what F16 holds.
