@@ -274,16 +274,6 @@ enum EqualFor {
     FewRows,
 }
 
-/// With AVX-512 FP16 ggml adds values up in F16 registers of 32, from 128 values a head on; the references were made without. That
-/// moves qwen2.5-coder-1.5b by 0.48 at most and gemma-3-270m by 2.0 in the tail of one step, while models with heads of 64 values
-/// agree to 0.00001 on the same processor.
-fn sums_in_f16(head_dim: usize) -> bool {
-    #[cfg(target_arch = "x86_64")]
-    return head_dim >= 128 && std::is_x86_feature_detected!("avx512fp16");
-    #[cfg(not(target_arch = "x86_64"))]
-    return false;
-}
-
 /// The arrangement of weights that the reference had, on the kernels that it had, where the tiles are the same too.
 fn same_kernels(name: &str, rows: EqualFor, longest: Longest) {
     let repack = match cpu_kernels() {
@@ -311,10 +301,6 @@ fn same_arrangement(name: &str, file: &str, repack: bool, rows: EqualFor, longes
     let Some(path) = model_path(name) else { return };
     let _cores = all_cores();
     let model = open_on_cpu(&path, repack);
-    if sums_in_f16(model.shape().head_dim_v) {
-        eprintln!("SKIPPED: {file} on equal kernels; this processor's AVX-512 FP16 has others");
-        return;
-    }
     let Golden { n_ubatch, mut cases } = golden(file);
     cases.retain(|c| {
         let n = c.prompt.len();
