@@ -21,7 +21,6 @@ use spts::tokenizer::{ChatPrompt, Message, StreamDecoder, Tokenizer};
 use spts::{Model, ModelFile, Session, SessionOptions, runtime};
 
 use super::failure::Failure;
-use super::options::method;
 use super::prompt::Prompt;
 use super::proxies::{self, Waiting};
 use super::{RunArgs, interrupt, note, prompt, warn};
@@ -50,7 +49,7 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
     let found = proxies::find(&file, args.spts.sidecar.as_deref(), schedule.as_ref(), tokens.len())?;
     let model = place(args, file, &progress)?;
     let load = start.elapsed();
-    let name = schedule.as_ref().map(|s| s.name.clone()).unwrap_or_default();
+    let name = args.spts.method(schedule.clone()).name().to_owned();
     let mut session = session(args, &model, schedule, found, &tokens, &progress)?;
     interrupt::stops(&session.interrupt_flag());
 
@@ -230,8 +229,9 @@ fn session(
         n_threads,
         cache_type_k: args.memory.cache_type_k.library(),
         cache_type_v: args.memory.cache_type_v.library(),
-        method: method(schedule),
+        method: args.spts.method(schedule),
         sidecar,
+        draft: args.spts.open_draft(&args.device)?,
         record_selection: args.dump_selection.is_some(),
     };
     Ok(Session::new(model.clone(), options)?)

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::io::IsTerminal;
 use std::ops::ControlFlow;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -15,6 +15,7 @@ use spts::eval::results::{self, Header, ResultLine, Results, ResultsWriter};
 use spts::eval::summary::Summary;
 use spts::eval::tasks::{self, Task, TaskData};
 use spts::ggml::backend;
+use spts::method::Method;
 use spts::method::spts::schedule::Schedule;
 use spts::method::spts::sidecar::{Sidecar, fingerprint};
 use spts::tokenizer::ChatPrompt;
@@ -23,7 +24,7 @@ use spts::{Model, Session, SessionOptions};
 use super::configuration::{Configuration, configuration, or_default};
 use super::tables::{self, Format};
 use crate::cli::failure::Failure;
-use crate::cli::options::{DeviceArgs, MemoryArgs, method};
+use crate::cli::options::{DeviceArgs, MemoryArgs};
 use crate::cli::proxies::{self as sidecars, Waiting};
 use crate::cli::{note, prompt};
 use crate::report::{Progress, grouped, seconds};
@@ -35,6 +36,7 @@ pub(super) const HELP: &str = "A line of the data is a JSON object:
 
 A configuration is dense, or what --schedule takes, then more flags of token skipping; NAME= before it names it:
   --config dense --config paper --config 'mild=0.5,0.4,0.3,0.2 --probe-queries 16 --pool max:7'
+  --config 'one shot=--method fastkv:0.1@12'
 The first one is what the others are compared with.";
 
 /// Time between two notes where standard error is no terminal.
@@ -126,7 +128,7 @@ fn plot(s: &Summary) -> String {
 /// A configuration, ready to run.
 struct Ready {
     name: String,
-    schedule: Option<Schedule>,
+    method: Arc<dyn Method>,
     settings: String,
 }
 
@@ -153,6 +155,7 @@ fn measure(args: &TasksArgs) -> Result<(Results, Vec<String>), Failure> {
     let prompts = encode(&model, &chosen, n_ctx.unwrap_or(model.hparams().n_ctx_train))?;
     let mut progress = Progress::new();
     let (ready, sidecar) = prepare(args, &model, &configs, &prompts, &mut progress)?;
+    let draft = draft(args, &configs)?;
 
     let header = Header::new(
         model.shape().name.clone(),
@@ -184,6 +187,7 @@ fn measure(args: &TasksArgs) -> Result<(Results, Vec<String>), Failure> {
                 cache_type_k: args.memory.cache_type_k.library(),
                 cache_type_v: args.memory.cache_type_v.library(),
                 sidecar,
+                draft,
                 ..SessionOptions::default()
             },
         )?;
@@ -196,7 +200,7 @@ fn measure(args: &TasksArgs) -> Result<(Results, Vec<String>), Failure> {
                     continue;
                 }
                 let at = format!("prompt {}/{}, {}, {}", i + 1, prompts.len(), task.task, config.name);
-                session.set_method(method(config.schedule.clone()))?;
+                session.set_method(config.method.clone())?;
                 let answer = tasks::ask(&mut session, task, text, &mut |p| {
                     progress.note(&format!("{at}, layer {}/{}, {}", p.layer + 1, p.n_layer, pace.left()));
                     ControlFlow::Continue(())
@@ -295,16 +299,38 @@ fn prepare(
             }
         }
         let settings = settings(args, config, schedule.as_ref());
-        ready.push(Ready { name: config.name.clone(), schedule, settings });
+        ready.push(Ready { name: config.name.clone(), method: config.spts.method(schedule), settings });
     }
     Ok((ready, shared.map(|(_, sidecar)| sidecar)))
 }
 
+/// The draft that the configurations share.
+fn draft(args: &TasksArgs, configs: &[Configuration]) -> Result<Option<Arc<Model>>, Failure> {
+    let mut shared: Option<(Option<&Path>, Arc<Model>)> = None;
+    for config in configs {
+        let path = config.spts.draft.as_deref();
+        match &shared {
+            Some((other, _)) if *other == path || path.is_none() => continue,
+            Some(_) => {
+                return Err(Failure::Failed(
+                    "--draft: configurations that are measured together share one; measure the others in a second run, with the same --out".into(),
+                ));
+            }
+            None => shared = config.spts.open_draft(&args.device)?.map(|draft| (path, draft)),
+        }
+    }
+    Ok(shared.map(|(_, draft)| draft))
+}
+
 /// Everything that an answer and its time depend on, besides model, prompt and device.
 fn settings(args: &TasksArgs, config: &Configuration, schedule: Option<&Schedule>) -> String {
-    let schedule = match schedule {
-        Some(schedule) => format!("{schedule:?}"),
-        None => "dense".into(),
+    let schedule = match (schedule, config.spts.method) {
+        (Some(schedule), _) => format!("{schedule:?}"),
+        (None, Some(rival)) => {
+            let draft = config.spts.draft.as_ref().map_or(String::new(), |path| format!("; draft {}", path.display()));
+            format!("{rival:?}{draft}")
+        }
+        (None, None) => "dense".into(),
     };
     let memory = &args.memory;
     let or_default = |n: Option<usize>| n.map_or("default".into(), |n| n.to_string());
