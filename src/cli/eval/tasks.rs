@@ -42,6 +42,20 @@ The first one is what the others are compared with.";
 /// Time between two notes where standard error is no terminal.
 const NOTE_EVERY: Duration = Duration::from_secs(30);
 
+/// One of several parts of the prompts.
+#[derive(Clone, Copy, Debug)]
+struct Part {
+    /// From 1.
+    number: usize,
+    of: usize,
+}
+
+fn part(text: &str) -> Result<Part, String> {
+    let numbers = text.split_once('/').and_then(|(k, n)| Some((k.parse().ok()?, n.parse().ok()?)));
+    let good = numbers.filter(|(number, of): &(usize, usize)| (1..=*of).contains(number));
+    good.map(|(number, of)| Part { number, of }).ok_or_else(|| "expected a part of how many, as in 1/4".into())
+}
+
 /// Prompts with answers.
 #[derive(Args, Clone, Debug)]
 pub(super) struct TasksArgs {
@@ -52,7 +66,7 @@ pub(super) struct TasksArgs {
     #[arg(long, value_name = "FILE", required_unless_present = "report")]
     data: Option<PathBuf>,
     /// Configuration, once for each [default: dense, default]
-    #[arg(long = "config", value_name = "WHAT", value_parser = configuration)]
+    #[arg(long = "config", value_name = "WHAT", allow_hyphen_values = true, value_parser = configuration)]
     configs: Vec<Configuration>,
     /// Only these tasks, separated by commas
     #[arg(long, value_name = "NAME,...", value_delimiter = ',')]
@@ -60,15 +74,18 @@ pub(super) struct TasksArgs {
     /// Only the first N prompts of each task and length
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     samples: Option<u32>,
+    /// Only part K of N of the prompts, for several GPUs or machines at once; --report takes their files together
+    #[arg(long, value_name = "K/N", value_parser = part)]
+    part: Option<Part>,
     /// Keep each result in a file, line by line; answers that are there already are not asked for again
     #[arg(short, long, value_name = "FILE")]
     out: Option<PathBuf>,
     /// Keep the text of each answer, too
     #[arg(long)]
     keep_text: bool,
-    /// Print what a file of --out says, without a model
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["model", "data", "out", "configs", "tasks", "samples", "keep_text"])]
-    report: Option<PathBuf>,
+    /// Print what a file of --out says, without a model; once for each file of the same data
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["model", "data", "out", "configs", "tasks", "samples", "part", "keep_text"])]
+    report: Vec<PathBuf>,
     /// Of a report, only these configurations, separated by commas; the first is what the others are compared with
     #[arg(long, value_name = "NAME,...", value_delimiter = ',', requires = "report")]
     only: Vec<String>,
@@ -89,15 +106,15 @@ pub(super) struct TasksArgs {
 
 /// The text to print.
 pub(super) fn run(args: &TasksArgs) -> Result<String, Failure> {
-    let (results, only) = match &args.report {
-        Some(path) => {
-            let results = results::read(path).map_err(failed)?;
+    let (results, only) = match args.report.as_slice() {
+        [] => measure(args)?,
+        [path, ..] => {
+            let results = results::read_all(&args.report).map_err(failed)?;
             if let Some(name) = args.only.iter().find(|name| !results.lines.iter().any(|l| l.config == **name)) {
                 return Err(Failure::Failed(format!("{}: no results of a configuration `{name}`", path.display())));
             }
             (results, args.only.clone())
         }
-        None => measure(args)?,
     };
     let summary = Summary::new(&results, &only);
     if let Some(path) = &args.svg {
@@ -149,7 +166,14 @@ fn measure(args: &TasksArgs) -> Result<(Results, Vec<String>), Failure> {
     let path = args.data.clone().unwrap_or_default();
     let origin = path.display().to_string();
     let data = TaskData::parse(&prompt::read_document(&path)?, &origin).map_err(failed)?;
-    let chosen = data.choose(&args.tasks, args.samples.map(|n| n as usize), &origin).map_err(failed)?;
+    let mut chosen = data.choose(&args.tasks, args.samples.map(|n| n as usize), &origin).map_err(failed)?;
+    if let Some(Part { number, of }) = args.part {
+        let mut index = 0..;
+        chosen.retain(|_| index.next().is_some_and(|i: usize| i % of == number - 1));
+        if chosen.is_empty() {
+            return Err(Failure::Failed(format!("--part {number}/{of}: there are fewer prompts than parts")));
+        }
+    }
     let model = Model::open(args.model.as_deref().unwrap_or("".as_ref()), args.device.model_options(None))?;
     let n_ctx = args.ctx_size.filter(|&n| n > 0).map(|n| n as usize);
     let prompts = encode(&model, &chosen, n_ctx.unwrap_or(model.hparams().n_ctx_train))?;
