@@ -30,7 +30,7 @@ demo:
 	$(CARGO) build --release
 	scripts/fetch.sh qwen2.5-coder-0.5b essays
 	$(CARGO) run --release --quiet -- -m models/qwen2.5-coder-0.5b.gguf -f models/essays-1.txt -p "$(QUESTION)" -n 64 --temp 0 --no-spts
-	$(CARGO) run --release --quiet -- -m models/qwen2.5-coder-0.5b.gguf -f models/essays-1.txt -p "$(QUESTION)" -n 64 --temp 0 --schedule 0.5,0.4,0.3,0.2
+	$(CARGO) run --release --quiet -- -m models/qwen2.5-coder-0.5b.gguf -f models/essays-1.txt -p "$(QUESTION)" -n 64 --temp 0 --schedule 0.6,0.5,0.4,0.3
 
 # Tests of other models run if `make fetch` got them, and say so if not.
 test:
