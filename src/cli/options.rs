@@ -213,7 +213,7 @@ pub struct SptsArgs {
     /// Smaller model of the same vocabulary that reads first, for --method specprefill
     #[arg(long, value_name = "FILE", requires = "method")]
     pub draft: Option<PathBuf>,
-    /// Budgets, and what the options below don't set: a preset (default, paper, rule, llama-3.1-8b, qwen2.5-7b, openpangu-1b), fractions of the prompt (0.28,0.22,0.125,0.0625:0.03, the cut last), or a file
+    /// Budgets, and what the options below don't set: a preset (default, early, fast, paper, rule, llama-3.1-8b, qwen2.5-7b, openpangu-1b), fractions of the prompt (0.28,0.22,0.125,0.0625:0.03, the cut last), or a file
     #[arg(long, value_name = "WHAT")]
     pub schedule: Option<String>,
     /// Multiply all budgets by X
@@ -320,6 +320,11 @@ impl SptsArgs {
         s.skip_ffn &= !self.no_ffn_skip;
         s.validate_for(shape.n_layer).map_err(invalid)?;
         Ok(Some(s))
+    }
+
+    /// Whether nothing was asked for: no method, no schedule, and skipping not refused.
+    pub fn is_default(&self) -> bool {
+        !self.no_spts && self.method.is_none() && self.schedule.as_deref().is_none_or(|name| name == "default")
     }
 
     /// What a session runs by: the method asked for, else the schedule (of [`SptsArgs::schedule`]), else every token in every

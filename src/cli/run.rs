@@ -26,6 +26,9 @@ use super::proxies::{self, Waiting};
 use super::{RunArgs, interrupt, note, prompt, warn};
 use crate::report::{self, PrefillStep, Progress, RunReport, Stop};
 
+/// From so many tokens on a prompt is one that other models' schedules would shorten.
+const LONG: usize = 10 * 1024;
+
 type SharedProgress = Rc<RefCell<Progress>>;
 
 /// Reads the prompt, opens the model, answers, reports.
@@ -46,6 +49,12 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
     let noted = note_unread_input(args);
     let ChatPrompt { tokens, question, .. } = encode(args, &file, message)?;
     check_context(args, &file, tokens.len())?;
+    if args.spts.is_default() && Schedule::is_too_narrow(file.shape()) && tokens.len() >= LONG {
+        note(&format!(
+            "nothing is skipped: answers of models narrower than {} lose too much by it; --schedule fast or early skips all the same",
+            Schedule::WIDTH_THAT_SKIPS
+        ));
+    }
     let found = proxies::find(&file, args.spts.sidecar.as_deref(), schedule.as_ref(), tokens.len())?;
     let model = place(args, file, &progress)?;
     let load = start.elapsed();
