@@ -26,7 +26,7 @@ pub enum Error {
     Rival(#[from] crate::method::rivals::RivalError),
     /// A method that reads with a draft, and there is none.
     #[error(
-        "method {method} reads the prompt with a draft model first, but none is given: name a smaller one of the same vocabulary (--draft)"
+        "method {method} reads the prompt with a draft model first, but none is given: name a smaller one of the same vocabulary (--model-draft)"
     )]
     DraftMissing {
         /// The method.

@@ -11,12 +11,13 @@ use clap::Command;
 use super::llama_cpp;
 
 /// Flags of more than one letter, and the long flag that each stands for.
-const SHORT_FORMS: [(&str, &str); 8] = [
+const SHORT_FORMS: [(&str, &str); 9] = [
     ("-ngl", "--n-gpu-layers"),
     ("-dev", "--device"),
     ("-ub", "--ubatch-size"),
     ("-ctk", "--cache-type-k"),
     ("-ctv", "--cache-type-v"),
+    ("-md", "--model-draft"),
     ("-sys", "--system-prompt"),
     ("-no-cnv", "--no-cnv"),
     ("-nr", "--no-repack"),

@@ -103,7 +103,7 @@ const GROUPS: &[(&str, &str)] = &[
     ),
     (
         "there is no speculative decoding",
-        "-md --model-draft --draft* --spec-* --no-spec-* -hfd -hfrd -td -tbd -Cd -Crd -Cbd -Crbd -ctkd -ctvd \
+        "--draft* --spec-* --no-spec-* -hfd -hfrd -td -tbd -Cd -Crd -Cbd -Crbd -ctkd -ctvd \
          -otd -cmoed -ncmoed -devd -ngld -cd --threads-draft --threads-batch-draft --cpu-moe-draft \
          --prio-draft --poll-draft --cache-type-k-draft --cache-type-v-draft --override-tensor-draft \
          --device-draft --gpu-layers-draft --n-gpu-layers-draft --n-cpu-moe-draft --prio-batch-draft \
@@ -143,7 +143,7 @@ const GROUPS: &[(&str, &str)] = &[
         "there is no such tool",
         "--chunk-size --chunk-separator --junk --pos -ofreq --output-frequency --output-format \
          --save-frequency --process-output --nextn --parse-special --no-parse-special --ids --show-count \
-         --positive-file --negative-file --pca-* --method --diffusion-* --check --save-logits \
+         --positive-file --negative-file --pca-* --diffusion-* --check --save-logits \
          --logits-output-dir --tensor-filter",
     ),
 ];

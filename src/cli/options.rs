@@ -205,14 +205,14 @@ pub enum JoinArg {
 #[command(next_help_heading = "Token skipping (SPTS)")]
 pub struct SptsArgs {
     /// Compute every token in every layer
-    #[arg(long, conflicts_with_all = ["method", "draft", "schedule", "keep", "use_proxy", "no_proxy", "no_prune", "no_attn_skip", "no_ffn_skip", "random_selection", "ramp", "probe_queries", "join", "pool", "sinks", "recent", "carry", "sidecar"])]
+    #[arg(long, conflicts_with_all = ["method", "model_draft", "schedule", "keep", "use_proxy", "no_proxy", "no_prune", "no_attn_skip", "no_ffn_skip", "random_selection", "ramp", "probe_queries", "join", "pool", "sinks", "recent", "carry", "sidecar"])]
     pub no_spts: bool,
     /// Read the prompt by another method, to compare: NAME[:SHARE[@LAYER]] with the share of tokens that is left and the layer that chooses; fastkv, gemfilter, uniprefill, sliminfer, specprefill, random, last
-    #[arg(long, value_name = "NAME", value_parser = rival, conflicts_with_all = ["schedule", "keep", "use_proxy", "no_proxy", "no_prune", "no_attn_skip", "no_ffn_skip", "random_selection", "ramp", "probe_queries", "join", "pool", "sinks", "recent", "carry", "sidecar"])]
+    #[arg(long, value_name = "NAME", help_heading = "Other methods", value_parser = rival, conflicts_with_all = ["schedule", "keep", "use_proxy", "no_proxy", "no_prune", "no_attn_skip", "no_ffn_skip", "random_selection", "ramp", "probe_queries", "join", "pool", "sinks", "recent", "carry", "sidecar"])]
     pub method: Option<Rival>,
     /// Smaller model of the same vocabulary that reads first, for --method specprefill
-    #[arg(long, value_name = "FILE", requires = "method")]
-    pub draft: Option<PathBuf>,
+    #[arg(long, value_name = "FILE", help_heading = "Other methods", requires = "method")]
+    pub model_draft: Option<PathBuf>,
     /// Budgets, and what the options below don't set: a preset (default, early, fast, paper, rule, llama-3.1-8b, qwen2.5-7b, openpangu-1b), fractions of the prompt (0.28,0.22,0.125,0.0625:0.03, the cut last), or a file
     #[arg(long, value_name = "WHAT")]
     pub schedule: Option<String>,
@@ -267,7 +267,7 @@ pub struct SptsArgs {
 impl SptsArgs {
     /// The files among the flags: what no output may replace. A preset's name counts as well, for want of a file of that name.
     pub fn files(&self) -> impl Iterator<Item = &Path> {
-        let named = [self.sidecar.as_deref(), self.draft.as_deref(), self.schedule.as_deref().map(Path::new)];
+        let named = [self.sidecar.as_deref(), self.model_draft.as_deref(), self.schedule.as_deref().map(Path::new)];
         named.into_iter().flatten()
     }
 
@@ -342,7 +342,7 @@ impl SptsArgs {
     /// # Errors
     /// The method needs one and none is given, or the file is no model.
     pub fn open_draft(&self, device: &DeviceArgs) -> Result<Option<Arc<Model>>, spts::Error> {
-        match (&self.draft, self.method) {
+        match (&self.model_draft, self.method) {
             (Some(path), _) => Model::open(path, device.model_options(None)).map(Some),
             (None, Some(rival)) if rival.needs_draft() => {
                 Err(spts::Error::DraftMissing { method: rival.method().name().to_owned() })

@@ -332,12 +332,12 @@ fn prepare(
 fn draft(args: &TasksArgs, configs: &[Configuration]) -> Result<Option<Arc<Model>>, Failure> {
     let mut shared: Option<(Option<&Path>, Arc<Model>)> = None;
     for config in configs {
-        let path = config.spts.draft.as_deref();
+        let path = config.spts.model_draft.as_deref();
         match &shared {
             Some((other, _)) if *other == path || path.is_none() => continue,
             Some(_) => {
                 return Err(Failure::Failed(
-                    "--draft: configurations that are measured together share one; measure the others in a second run, with the same --out".into(),
+                    "--model-draft: configurations that are measured together share one; measure the others in a second run, with the same --out".into(),
                 ));
             }
             None => shared = config.spts.open_draft(&args.device)?.map(|draft| (path, draft)),
@@ -351,7 +351,8 @@ fn settings(args: &TasksArgs, config: &Configuration, schedule: Option<&Schedule
     let schedule = match (schedule, config.spts.method) {
         (Some(schedule), _) => format!("{schedule:?}"),
         (None, Some(rival)) => {
-            let draft = config.spts.draft.as_ref().map_or(String::new(), |path| format!("; draft {}", path.display()));
+            let draft =
+                config.spts.model_draft.as_ref().map_or(String::new(), |path| format!("; draft {}", path.display()));
             format!("{rival:?}{draft}")
         }
         (None, None) => "dense".into(),
