@@ -43,7 +43,7 @@ lint:
 	$(CARGO) clippy --workspace --all-targets -- $(LINTS)
 	GGML_CHECK_ONLY=1 $(CARGO) clippy --workspace --all-targets --features cuda -- $(LINTS)
 	GGML_CHECK_ONLY=1 $(CARGO) clippy --workspace --all-targets --features portable -- $(LINTS)
-	$(CARGO) check --no-default-features --lib
+	$(CARGO) clippy --no-default-features --lib --examples -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps
 	GGML_CHECK_ONLY=1 RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --features cuda,portable
 	scripts/deny.sh

@@ -1,14 +1,10 @@
 //! Embeds the runtime: `cargo run --release --example embed -- model.gguf long.txt "question"`.
 
 use std::io::Write;
-use std::ops::ControlFlow;
 
-use spts::method::spts::schedule::Schedule;
-use spts::session::generate::GenerateOptions;
-use spts::session::sampler::{Sampler, SamplerParams};
-
-use spts::tokenizer::{Message, StreamDecoder};
-use spts::{Model, ModelOptions, Session, SessionOptions};
+use spts::{
+    GenerateOptions, Message, Model, ModelOptions, Sampler, SamplerParams, Schedule, Session, SessionOptions, StreamDecoder,
+};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let args: Vec<String> = std::env::args().collect();
@@ -25,23 +21,18 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 
     let mut sampler = Sampler::new(SamplerParams::greedy())?;
     let mut decoder = StreamDecoder::new(model.tokenizer());
-    let answer = session.generate(
-        &prompt,
-        &mut sampler,
-        GenerateOptions { n_predict: 128, ..GenerateOptions::default() },
-        &mut |_progress| ControlFlow::Continue(()),
-        &mut |token| {
-            print!("{}", decoder.push(token));
-            let _ = std::io::stdout().flush();
-            ControlFlow::Continue(())
-        },
-    )?;
+    let options = GenerateOptions { n_predict: 128, ..GenerateOptions::default() };
+    let mut answer = session.answer(&prompt, &mut sampler, options)?;
+    for token in &mut answer {
+        print!("{}", decoder.push(token?));
+        std::io::stdout().flush()?;
+    }
     println!("{}", decoder.flush());
     println!(
-        "{} prompt tokens, first token after {:.2} s, {:.0} % of the cache kept",
+        "{} prompt tokens read in {:.2} s, {:.0} % of the cache kept",
         prompt.len(),
-        answer.ttft,
-        100.0 * answer.prefill.cache_kept
+        answer.prefill().seconds,
+        100.0 * answer.prefill().cache_kept
     );
     Ok(())
 }

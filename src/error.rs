@@ -26,7 +26,7 @@ pub enum Error {
     Rival(#[from] crate::method::rivals::RivalError),
     /// A method that reads with a draft, and there is none.
     #[error(
-        "method {method} reads the prompt with a draft model first, but none is given: name a smaller one of the same vocabulary (--model-draft)"
+        "method {method} reads the prompt with a draft model first, but none is given: name a smaller one of the same vocabulary"
     )]
     DraftMissing {
         /// The method.
@@ -52,7 +52,7 @@ pub enum Error {
     Graph(#[from] crate::graph::verify::VerifyError),
     /// More tokens than the context holds.
     #[error(
-        "the prompt has {n_tokens} tokens, but the context holds {n_ctx}: shorten it, or raise -c (this model was trained with {n_ctx_train})"
+        "the prompt has {n_tokens} tokens, but the context holds {n_ctx}: shorten it, or make the context larger (this model was trained with {n_ctx_train})"
     )]
     ContextFull {
         /// Tokens wanted.
@@ -82,14 +82,14 @@ pub enum Error {
         n_vocab: usize,
     },
     /// A quantized cache over heads that are no whole number of blocks.
-    #[error("a q8_0 cache needs a head dimension divisible by 32, this model has {head_dim}: use -ctk f16 -ctv f16")]
+    #[error("a q8_0 cache needs a head dimension divisible by 32, this model has {head_dim}: take f16")]
     CacheType {
         /// Elements of a head.
         head_dim: usize,
     },
     /// The schedule scores FFNs by proxies, and there are none.
     #[error(
-        "this schedule scores FFNs by low-rank proxies, but none are loaded: make them with `spts-cli calibrate`, or score without them (--no-proxy)"
+        "this schedule scores FFNs by low-rank proxies, but none are loaded: make them, or score without them"
     )]
     ProxiesMissing,
     /// Tokens that can't be forgotten by themselves: which entries of the caches are theirs is not known.

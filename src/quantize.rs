@@ -36,7 +36,7 @@ pub enum QuantizeError {
     Model(#[from] ModelError),
     /// What was lost once does not come back.
     #[error(
-        "{file}: tensor '{tensor}' is {found} already, and quantizing it again to {wanted} loses more: start from F32, F16 or BF16, or allow it (--allow-requantize)"
+        "{file}: tensor '{tensor}' is {found} already, and quantizing it again to {wanted} loses more: start from F32, F16 or BF16, or allow it"
     )]
     Requantize {
         /// File.

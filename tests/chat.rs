@@ -196,7 +196,7 @@ fn a_lost_message_is_an_error() {
     let last = ChatTemplate::new("{{ messages[-1].content }}", "", "");
     let e = last.encode(&t, &[Message::new("system", "be brief"), Message::new("user", "x")], true).unwrap_err();
     assert!(matches!(&e, TokenizerError::MessageLost { role } if role == "system"), "{e}");
-    assert!(e.to_string().contains("without -sys"), "{e}");
+    assert!(e.to_string().contains("put that text into the first user message"), "{e}");
 }
 
 #[test]

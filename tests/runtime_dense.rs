@@ -192,7 +192,7 @@ fn a_call_that_can_t_be_served_changes_nothing() {
         Err(e @ Error::ContextFull { n_tokens: 41, n_ctx: 40, n_ctx_train: 2048 }) => {
             assert_eq!(
                 e.to_string(),
-                "the prompt has 41 tokens, but the context holds 40: shorten it, or raise -c (this model was trained with 2048)"
+                "the prompt has 41 tokens, but the context holds 40: shorten it, or make the context larger (this model was trained with 2048)"
             );
         }
         other => panic!("{other:?}"),

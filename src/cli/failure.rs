@@ -27,9 +27,32 @@ impl From<spts::Error> for Failure {
     fn from(e: spts::Error) -> Failure {
         match e {
             spts::Error::Interrupted => Failure::Interrupted,
-            other => Failure::Failed(other.to_string()),
+            other => Failure::Failed(match remedy(&other) {
+                Some(flags) => format!("{other} ({flags})"),
+                None => other.to_string(),
+            }),
         }
     }
+}
+
+/// The flags that mend what the library reports, which knows no flags.
+fn remedy(e: &spts::Error) -> Option<&'static str> {
+    use spts::ggml::GgmlError;
+    use spts::gguf::GgufError;
+    use spts::quantize::QuantizeError;
+    use spts::tokenizer::TokenizerError;
+    Some(match e {
+        spts::Error::ContextFull { .. } => "-c",
+        spts::Error::CacheType { .. } => "-ctk f16 -ctv f16",
+        spts::Error::ProxiesMissing => "spts-cli calibrate makes them, --no-proxy scores without",
+        spts::Error::DraftMissing { .. } => "--model-draft",
+        spts::Error::Ggml(GgmlError::OutOfMemory { .. }) => "-ngl, -ub, -ctk and -ctv",
+        spts::Error::Gguf(GgufError::Lock { .. }) => "without --mlock",
+        spts::Error::Tokenizer(TokenizerError::MessageLost { role }) if role == "system" => "without -sys",
+        spts::Error::Tokenizer(TokenizerError::Template { .. } | TokenizerError::MessageLost { .. }) => "--no-cnv",
+        spts::Error::Quantize(QuantizeError::Requantize { .. }) => "--allow-requantize",
+        _ => return None,
+    })
 }
 
 impl From<spts::output_file::OutputError> for Failure {

@@ -27,8 +27,8 @@ use crate::gguf::GgmlType;
 pub enum GgmlError {
     /// A buffer could not be had.
     #[error(
-        "{device}: out of memory: {what} needs {:.1} MiB, {:.1} MiB are free; remedies: fewer layers there (-ngl), smaller tiles (-ub), \
-         a q8_0 cache (-ctk, -ctv), a shorter prompt",
+        "{device}: out of memory: {what} needs {:.1} MiB, {:.1} MiB are free; remedies: fewer layers there, smaller tiles, a q8_0 cache, \
+         a shorter prompt",
         *bytes as f64 / 1048576.0,
         *free as f64 / 1048576.0
     )]

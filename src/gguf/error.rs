@@ -83,7 +83,7 @@ pub enum GgufError {
     MissingKey { file: String, key: String, expected: &'static str },
 
     /// `mlock` failed.
-    #[error("{file}: cannot lock {bytes} bytes in memory: {source}; raise the limit (ulimit -l) or leave out --mlock")]
+    #[error("{file}: cannot lock {bytes} bytes in memory: {source}; raise the limit (ulimit -l), or do not lock")]
     Lock { file: String, bytes: u64, source: io::Error },
 
     /// The place of a new file cannot be written.

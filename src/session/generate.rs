@@ -1,8 +1,10 @@
 //! Generation: prefill, then sample and decode until something says stop.
 
 use std::ops::ControlFlow;
+use std::sync::Arc;
 use std::time::Instant;
 
+use crate::model::weights::Model;
 use crate::{Error, Result};
 
 use super::Session;
@@ -67,8 +69,135 @@ pub struct Generation {
     pub decoded: usize,
 }
 
+/// An answer under way: an iterator over its tokens. Each is computed when it is asked for, so that dropping the iterator ends
+/// the answer; what was read and written so far stays in the session.
+#[derive(Debug)]
+pub struct Answer<'s> {
+    session: &'s mut Session,
+    sampler: &'s mut Sampler,
+    model: Arc<Model>,
+    options: GenerateOptions,
+    prefill: PrefillReport,
+    /// The token before, which the model has not read yet.
+    unread: Option<u32>,
+    n_generated: usize,
+    n_decoded: usize,
+    logprobs: Vec<(u32, f32)>,
+    stop: Option<StopReason>,
+}
+
+impl Answer<'_> {
+    /// What the prefill did.
+    pub fn prefill(&self) -> &PrefillReport {
+        &self.prefill
+    }
+
+    /// Why the answer ended; `None` while it goes on.
+    pub fn stop(&self) -> Option<StopReason> {
+        self.stop
+    }
+
+    /// The most likely tokens where the last token was sampled, with their log probabilities, if they were asked for.
+    pub fn logprobs(&self) -> &[(u32, f32)] {
+        &self.logprobs
+    }
+
+    /// Has the model read the token before. True unless the answer ends instead.
+    fn read(&mut self) -> Result<bool> {
+        let Some(token) = self.unread.take() else { return Ok(true) };
+        self.stop = Some(match self.session.decode(token) {
+            Ok(()) => {
+                self.n_decoded += 1;
+                return Ok(true);
+            }
+            Err(Error::ContextFull { .. }) => StopReason::ContextFull,
+            Err(Error::Interrupted) => StopReason::Interrupted,
+            Err(e) => {
+                self.stop = Some(StopReason::Failed);
+                return Err(e);
+            }
+        });
+        Ok(false)
+    }
+
+    fn sample(&mut self) -> Result<u32> {
+        if self.options.logprobs > 0 {
+            self.logprobs = log_softmax_top(self.session.logits(), self.options.logprobs);
+        }
+        let tokenizer = self.model.tokenizer();
+        let forbidden = if self.options.stop_at_eog { &[] } else { tokenizer.eog_ids() };
+        let token = self.sampler.sample_without(self.session.logits(), forbidden)?;
+        self.sampler.accept(token);
+        self.n_generated += 1;
+        if self.options.stop_at_eog && tokenizer.is_eog(token) {
+            self.stop = Some(StopReason::Eog);
+        } else {
+            self.unread = Some(token);
+        }
+        Ok(token)
+    }
+}
+
+impl Iterator for Answer<'_> {
+    type Item = Result<u32>;
+
+    /// The next token, an end-of-generation token last. After an error nothing follows.
+    fn next(&mut self) -> Option<Result<u32>> {
+        if self.stop.is_some() {
+            return None;
+        }
+        if self.n_generated == self.options.n_predict {
+            self.stop = Some(StopReason::Length);
+            return None;
+        }
+        match self.read() {
+            Ok(true) => {}
+            Ok(false) => return None,
+            Err(e) => return Some(Err(e)),
+        }
+        let token = self.sample();
+        if token.is_err() {
+            self.stop = Some(StopReason::Failed);
+        }
+        Some(token)
+    }
+}
+
 impl Session {
-    /// Reads `prompt` and generates. `on_token` sees each token as it is sampled; `on_progress` sees the prefill.
+    /// Reads `prompt` and returns its answer, token by token as they are asked for.
+    ///
+    /// # Errors
+    /// As [`Session::prefill`]; each token may fail as [`Session::decode`] does.
+    pub fn answer<'s>(
+        &'s mut self,
+        prompt: &[u32],
+        sampler: &'s mut Sampler,
+        options: GenerateOptions,
+    ) -> Result<Answer<'s>> {
+        self.answer_watched(prompt, sampler, options, &mut |_| ControlFlow::Continue(()))
+    }
+
+    fn answer_watched<'s>(
+        &'s mut self,
+        prompt: &[u32],
+        sampler: &'s mut Sampler,
+        options: GenerateOptions,
+        on_progress: &mut dyn FnMut(PrefillProgress) -> ControlFlow<()>,
+    ) -> Result<Answer<'s>> {
+        for &t in prompt {
+            sampler.accept(t);
+        }
+        if options.n_predict < usize::MAX {
+            self.plan_answer(options.n_predict);
+        }
+        let prefill = self.prefill_with(prompt, options.prompt, on_progress)?;
+        let model = self.model().clone();
+        let (unread, stop, logprobs) = (None, None, Vec::new());
+        Ok(Answer { session: self, sampler, model, options, prefill, unread, n_generated: 0, n_decoded: 0, logprobs, stop })
+    }
+
+    /// Reads `prompt` and generates. `on_token` sees each token as it is sampled; `on_progress` sees the prefill. For tokens one by
+    /// one and no callbacks there is [`Session::answer`].
     ///
     /// # Errors
     /// As [`Session::prefill`]; what was generated before an interruption or a failure is returned.
@@ -81,66 +210,36 @@ impl Session {
         on_token: &mut dyn FnMut(u32) -> ControlFlow<()>,
     ) -> Result<Generation> {
         let start = Instant::now();
-        let model = self.model().clone();
-        let forbidden = if options.stop_at_eog { &[] } else { model.tokenizer().eog_ids() };
-        for &t in prompt {
-            sampler.accept(t);
-        }
-        if options.n_predict < usize::MAX {
-            self.plan_answer(options.n_predict);
-        }
-        let prefill = self.prefill_with(prompt, options.prompt, on_progress)?;
-        let mut out = Generation {
-            tokens: Vec::new(),
-            logprobs: Vec::new(),
-            stop: StopReason::Length,
-            failure: None,
-            prefill,
-            ttft: 0.0,
-            decode_seconds: 0.0,
-            decoded: 0,
-        };
-        let mut decode_start = None;
-        while out.tokens.len() < options.n_predict {
+        let mut answer = self.answer_watched(prompt, sampler, options, on_progress)?;
+        let (mut tokens, mut logprobs) = (Vec::new(), Vec::new());
+        let (mut failure, mut stop) = (None, None);
+        let (mut first, mut ttft, mut decode_seconds) = (None, 0.0, 0.0);
+        while let Some(token) = answer.next() {
+            let token = match token {
+                Ok(token) => token,
+                // A token that could not be sampled is the caller's error, one that could not be read ends the answer.
+                Err(e @ Error::Sampler(_)) => return Err(e),
+                Err(e) => {
+                    failure = Some(e);
+                    break;
+                }
+            };
             if options.logprobs > 0 {
-                out.logprobs.push(log_softmax_top(self.logits(), options.logprobs));
+                logprobs.push(answer.logprobs().to_vec());
             }
-            let token = sampler.sample_without(self.logits(), forbidden)?;
-            sampler.accept(token);
-            let begun = *decode_start.get_or_insert_with(|| {
-                out.ttft = start.elapsed().as_secs_f64();
+            let begun = *first.get_or_insert_with(|| {
+                ttft = start.elapsed().as_secs_f64();
                 Instant::now()
             });
-            out.tokens.push(token);
-            out.decode_seconds = begun.elapsed().as_secs_f64();
-            let stopped = on_token(token).is_break();
-            if options.stop_at_eog && self.model().tokenizer().is_eog(token) {
-                out.stop = StopReason::Eog;
+            tokens.push(token);
+            decode_seconds = begun.elapsed().as_secs_f64();
+            if on_token(token).is_break() && answer.stop().is_none() {
+                stop = Some(StopReason::Caller);
                 break;
-            }
-            if stopped {
-                out.stop = StopReason::Caller;
-                break;
-            }
-            if out.tokens.len() == options.n_predict {
-                break;
-            }
-            match self.decode(token) {
-                Ok(()) => out.decoded += 1,
-                Err(Error::ContextFull { .. }) => {
-                    out.stop = StopReason::ContextFull;
-                    break;
-                }
-                Err(Error::Interrupted) => {
-                    out.stop = StopReason::Interrupted;
-                    break;
-                }
-                Err(e) => {
-                    (out.stop, out.failure) = (StopReason::Failed, Some(e));
-                    break;
-                }
             }
         }
-        Ok(out)
+        let stop = stop.or(answer.stop()).unwrap_or(StopReason::Length);
+        let Answer { prefill, n_decoded: decoded, .. } = answer;
+        Ok(Generation { tokens, logprobs, stop, failure, prefill, ttft, decode_seconds, decoded })
     }
 }

@@ -84,7 +84,7 @@ pub enum TokenizerError {
         name: String,
     },
     /// The chat template does not compile or run.
-    #[error("key `tokenizer.chat_template`: {reason}; use --no-cnv to run without it")]
+    #[error("key `tokenizer.chat_template`: {reason}; the model also runs without it")]
     Template {
         /// what the template engine says
         reason: String,
@@ -92,7 +92,7 @@ pub enum TokenizerError {
     /// A message is missing in what the chat template writes.
     #[error(
         "key `tokenizer.chat_template`: the text that it writes lacks the {role} message; {}",
-        if role == "system" { "put that text into the first user message, without -sys" } else { "use --no-cnv to run without it" }
+        if role == "system" { "put that text into the first user message" } else { "the model also runs without it" }
     )]
     MessageLost {
         /// whose message

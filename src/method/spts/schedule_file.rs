@@ -60,11 +60,11 @@ pub enum ScheduleFileError {
     #[error("{origin}: {message}")]
     NotASchedule { origin: String, message: String },
     /// Neither a preset, nor fractions, nor a file.
-    #[error("--schedule {0:?}: no such file or preset; expected a file, one of {names}, or fractions such as 0.28,0.22,0.125,0.0625:0.03", names = PRESET_NAMES.join(", "))]
+    #[error("schedule {0:?}: no such file or preset; expected a file, one of {names}, or fractions such as 0.28,0.22,0.125,0.0625:0.03", names = PRESET_NAMES.join(", "))]
     Unknown(String),
     /// Malformed fractions.
     #[error(
-        "--schedule {arg:?}: {message}; expected four fractions and, if wanted, a cut, such as 0.28,0.22,0.125,0.0625:0.03"
+        "schedule {arg:?}: {message}; expected four fractions and, if wanted, a cut, such as 0.28,0.22,0.125,0.0625:0.03"
     )]
     Fractions { arg: String, message: String },
     /// Well-formed, but not a possible schedule.

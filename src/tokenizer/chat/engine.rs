@@ -129,7 +129,7 @@ fn failed(e: &Error, turns: &[Turn]) -> TokenizerError {
     let Some(reason) = refusal(e) else { return broken(e) };
     let reason = printable(&reason);
     let hint = match turns.iter().any(|t| t.role == "system") {
-        true => " (it may know no system role: put that text into the first user message, without -sys)",
+        true => " (it may know no system role: put that text into the first user message)",
         false => "",
     };
     TokenizerError::Refused { reason: format!("{reason}{hint}") }
