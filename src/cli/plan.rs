@@ -15,14 +15,16 @@ use spts::plan::{Plan, PlanOptions};
 
 use super::failure::Failure;
 use super::options::method;
-use super::{PlanArgs, run, warn};
+use super::{PlanArgs, run, schedule, warn};
 
 /// The text that `plan` prints.
 pub fn plan(args: &PlanArgs) -> Result<String, Failure> {
     let n_tokens = args.n_tokens as usize;
-    let shape = match (&args.shape, &args.model) {
+    let (shape, schedule) = match (&args.shape, &args.model) {
         (Some(name), _) => {
-            Shape::named(name).ok_or_else(|| Failure::Failed(format!("--shape {name}: no such shape")))?
+            let shape = Shape::named(name).ok_or_else(|| Failure::Failed(format!("--shape {name}: no such shape")))?;
+            let schedule = args.spts.schedule(&shape)?;
+            (shape, schedule)
         }
         (None, Some(path)) if args.graph => return graph(args, path),
         (None, path) => {
@@ -31,10 +33,10 @@ pub fn plan(args: &PlanArgs) -> Result<String, Failure> {
             if n_tokens > n_ctx_train {
                 run::note_beyond_training("-n", n_tokens, n_ctx_train);
             }
-            file.shape().clone()
+            (file.shape().clone(), schedule::of_model(&args.spts, file.gguf().path(), file.shape())?)
         }
     };
-    let schedule = match args.spts.schedule(&shape)? {
+    let schedule = match schedule {
         Some(schedule) => schedule,
         None => dense(&shape)?,
     };
@@ -67,7 +69,7 @@ fn open(path: &Path) -> Result<ModelFile, Failure> {
 /// The program that would run, all rewrites done, with the devices of its layers.
 fn graph(args: &PlanArgs, path: &Path) -> Result<String, Failure> {
     let file = open(path)?;
-    let schedule = args.spts.schedule(file.shape())?;
+    let schedule = schedule::of_model(&args.spts, file.gguf().path(), file.shape())?;
     let placement = Placement::choose(
         file.shape().n_layer,
         args.placement.device.as_deref(),

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use spts::ggml::backend;
 use spts::method::spts::schedule::Schedule;
+use spts::method::spts::schedule_file::path_beside;
 use spts::method::spts::sidecar::Sidecar;
 use spts::output_file::OutputFile;
 use spts::plan::{Plan, PlanOptions};
@@ -24,7 +25,7 @@ use super::failure::Failure;
 use super::options::method;
 use super::prompt::Prompt;
 use super::proxies::{self, Waiting};
-use super::{RunArgs, interrupt, note, prompt, warn};
+use super::{RunArgs, interrupt, note, prompt, schedule, warn};
 use crate::report::{self, PrefillStep, Progress, RunReport, Stop};
 
 type SharedProgress = Rc<RefCell<Progress>>;
@@ -43,7 +44,7 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
     // What is wrong with the prompt, the schedule or the sidecar is found before any weight is placed.
     let file = ModelFile::open(args.model.as_deref().unwrap_or(Path::new("")), args.device.open_options())?;
     warn(&file);
-    let schedule = args.spts.schedule(file.shape())?;
+    let schedule = schedule::of_model(&args.spts, file.gguf().path(), file.shape())?;
     let noted = note_unread_input(args);
     let ChatPrompt { tokens, question, .. } = encode(args, &file, message)?;
     check_context(args, &file, tokens.len())?;
@@ -125,8 +126,9 @@ fn used(session: &Session, prefill: &PrefillReport) {
 
 /// The file of `--dump-selection`, which is none of the files that the run reads.
 fn create_dump(path: &Path, args: &RunArgs) -> Result<OutputFile, Failure> {
-    let beside = args.model.as_deref().map(Sidecar::path_beside);
-    let own = [args.model.as_deref(), beside.as_deref(), args.file.as_deref()];
+    let sidecar = args.model.as_deref().map(Sidecar::path_beside);
+    let schedule = args.model.as_deref().map(path_beside);
+    let own = [args.model.as_deref(), sidecar.as_deref(), schedule.as_deref(), args.file.as_deref()];
     let inputs: Vec<&Path> = own.into_iter().flatten().chain(args.spts.files()).collect();
     Ok(OutputFile::create(path, &inputs)?)
 }

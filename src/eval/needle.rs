@@ -38,7 +38,7 @@ const KEYS: [&str; 16] = [
 ];
 
 /// Tokens of an answer: a number of seven digits, each perhaps a token, and some room.
-const ANSWER_TOKENS: usize = 14;
+pub const ANSWER_TOKENS: usize = 14;
 
 /// Tokens looked through for the end of a sentence, where a needle goes in.
 const SENTENCE: usize = 128;

@@ -115,6 +115,18 @@ pub struct ResultLine {
     /// The answer, if it was to be kept.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub text: Option<String>,
+    /// How near it stays to dense's own answer, where that was measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub beside_dense: Option<BesideDense>,
+}
+
+/// A configuration that is led along dense's own answer, token by token.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct BesideDense {
+    /// Share of the answer's tokens that it would have chosen, too.
+    pub agreement: f64,
+    /// Mean KL divergence of its next-token distributions from dense's, in nats.
+    pub kl: f64,
 }
 
 /// A file's content.
@@ -277,6 +289,7 @@ mod tests {
             cache_kept: 1.0,
             n_generated: 3,
             text: None,
+            beside_dense: None,
         }
     }
 
