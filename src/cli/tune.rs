@@ -200,6 +200,7 @@ pub fn tune(args: &TuneArgs) -> Result<String, Failure> {
         screen.progress.clear();
         return Err(nothing_found(args, &all, &search, &journal));
     };
+    check_dense(args, trial.score_of_dense(), &journal)?;
     let lines = trial.report(found, &report_half).map_err(kept)?;
     screen.progress.clear();
     let label = &all[found].label;
@@ -347,6 +348,20 @@ fn variants(args: &TuneArgs, model: &Model, base: &Schedule, prompts: &[Asked]) 
         )));
     }
     Ok(all)
+}
+
+/// Where dense has less to lose than the bound, any schedule stays within it.
+fn check_dense(args: &TuneArgs, score: f64, journal: &Path) -> Result<(), Failure> {
+    if 100.0 * score > args.max_loss {
+        return Ok(());
+    }
+    Err(Failure::Failed(format!(
+        "{}: dense itself scores {:.1} of 100 on the prompts searched by, so that no schedule can lose more than --max-loss {}: give prompts that this model can answer (eval tasks --keep-text shows what it says), or a smaller bound; the results are in {}",
+        args.source().display(),
+        100.0 * score,
+        args.max_loss,
+        journal.display()
+    )))
 }
 
 /// No schedule is within the bound: which is nearest.

@@ -92,6 +92,15 @@ impl Known {
 }
 
 impl SessionTrial<'_> {
+    /// Dense's score on the prompts to choose by, from 0 to 1: the mean over tasks.
+    pub fn score_of_dense(&self) -> f64 {
+        let mut by_task: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
+        for line in self.prompts.iter().filter_map(|p| self.known.get(&p.task, DENSE)) {
+            by_task.entry(&line.task).or_default().push(line.score);
+        }
+        mean_of_means(&by_task.into_values().collect::<Vec<_>>()).value
+    }
+
     /// Asks prompts that had no part in the search, dense and by a candidate in turns, as `eval tasks` does. Returns the results of
     /// both, those of before included.
     ///
