@@ -41,6 +41,7 @@ const EXAMPLES: &str = "Examples:
   spts-cli plan --shape llama-3.1-8b -n 32768
   spts-cli calibrate -m model.gguf -f essays.txt
   spts-cli bench -m model.gguf -p 8192,32768
+  spts-cli tune -m model.gguf --data prompts.jsonl
 
 The answer goes to standard output, everything else to standard error.
 Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted.";
@@ -75,7 +76,7 @@ enum Sub {
     Calibrate(CalibrateArgs),
     /// Measure what skipping costs in quality
     Eval(eval::EvalArgs),
-    /// Search the fastest schedule for a model and your prompts that loses no more than you allow
+    /// Search the fastest schedule that loses little on your prompts
     #[command(after_help = tune::HELP)]
     Tune(Box<tune::TuneArgs>),
     /// Measure time to first token and speed, dense and with SPTS in turns

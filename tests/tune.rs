@@ -5,12 +5,17 @@ mod support;
 use std::fs;
 use std::ops::ControlFlow;
 use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use spts::eval::tasks::{TaskData, ask};
 use spts::method::Dense;
 use spts::method::spts::schedule::Schedule;
+use spts::session::generate::{GenerateOptions, StopReason};
+use spts::session::prefill::PrefillProgress;
+use spts::session::sampler::{Sampler, SamplerParams};
 use spts::tune::beside_dense::{beside, dense};
 use spts::{Model, ModelOptions, Session, SessionOptions};
 use support::scene::{Scene, stderr};
@@ -300,11 +305,11 @@ fn measured_beside_dense_is_what_is_answered() {
     let model = Model::open(&scene.path("tiny.gguf"), ModelOptions::default()).unwrap();
     let data = TaskData::parse(&fs::read_to_string(scene.path("data.jsonl")).unwrap(), "data").unwrap();
     let mut session = Session::new(model.clone(), SessionOptions::default()).unwrap();
-    let go_on = &mut |_: spts::session::prefill::PrefillProgress| ControlFlow::Continue(());
+    let go_on = &mut |_: PrefillProgress| ControlFlow::Continue(());
     let mut parted = 0;
     for task in &data.tasks {
         let prompt = task.text.encode(model.tokenizer(), model.chat_template()).unwrap();
-        session.set_method(std::sync::Arc::new(Dense)).unwrap();
+        session.set_method(Arc::new(Dense)).unwrap();
         let of_dense = dense(&mut session, task, &prompt, go_on).unwrap();
         let asked = ask(&mut session, task, &prompt, go_on).unwrap();
         assert_eq!((&of_dense.answer.text, of_dense.answer.n_generated), (&asked.text, asked.n_generated));
@@ -326,4 +331,29 @@ fn measured_beside_dense_is_what_is_answered() {
         }
     }
     assert!(parted > 0, "no answer departs from dense's: nothing is tested");
+}
+
+#[test]
+fn an_answer_that_was_cut_off_is_none() {
+    let scene = scene();
+    let model = Model::open(&scene.path("tiny.gguf"), ModelOptions::default()).unwrap();
+    let prompt = model.tokenizer().encode("the rain in year 7", true, true);
+    let mut session = Session::new(model, SessionOptions::default()).unwrap();
+    let stop = session.interrupt_flag();
+    let mut generate = |cut: bool| {
+        session.clear();
+        let options = GenerateOptions { n_predict: 5, stop_at_eog: false, ..GenerateOptions::default() };
+        let mut sampler = Sampler::new(SamplerParams::greedy()).unwrap();
+        let go_on = &mut |_: PrefillProgress| ControlFlow::Continue(());
+        let said = session.generate(&prompt, &mut sampler, options, go_on, &mut |_| {
+            stop.store(cut, Ordering::Relaxed);
+            ControlFlow::Continue(())
+        });
+        said.unwrap()
+    };
+    let whole = generate(false);
+    assert_eq!((whole.stop, whole.unless_cut().unwrap().tokens.len()), (StopReason::Length, 5));
+    let cut = generate(true);
+    assert_eq!((cut.stop, cut.tokens.len()), (StopReason::Interrupted, 1));
+    assert!(matches!(cut.unless_cut(), Err(spts::Error::Interrupted)));
 }

@@ -9,7 +9,7 @@ use super::halving::{Round, Standing, Trial};
 use super::space::Candidate;
 use crate::eval::EvalError;
 use crate::eval::results::{BesideDense, ResultLine, ResultsWriter};
-use crate::eval::statistics::{mean, mean_of_means, median_of_all};
+use crate::eval::statistics::{mean, mean_of_means, median};
 use crate::eval::tasks::{self, Task, TaskAnswer};
 use crate::method::{Dense, Method};
 use crate::session::prefill::PrefillProgress;
@@ -213,7 +213,7 @@ impl Trial for SessionTrial<'_> {
             loss: mean_of_means(&strata(&|it, dense| 100.0 * (dense.score - it.score))),
             departure: of_beside(&|b| 1.0 - b.agreement),
             kl: of_beside(&|b| b.kl),
-            speed_up: median_of_all(&strata(&|it, dense| dense.ttft_s / it.ttft_s.max(f64::MIN_POSITIVE))).value,
+            speed_up: median(&strata(&|it, dense| dense.ttft_s / it.ttft_s.max(f64::MIN_POSITIVE)).concat()),
         }
     }
 
