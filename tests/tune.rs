@@ -1,4 +1,5 @@
 //! `spts-cli tune`: from prompts to a schedule that runs take, searches that were stopped, bounds that nothing meets.
+#![cfg(feature = "cli")]
 
 mod support;
 
@@ -231,6 +232,7 @@ fn a_bound_that_nothing_meets() {
         ),
         "{said}"
     );
+    assert!(said.contains("tokens unlike dense's"), "what was tried is shown: {said}");
     assert!(error.contains(" loses ") && error.contains("tiny.schedule.jsonl"), "{said}");
     assert!(!scene.path("tiny.schedule").exists());
     let dense = journal(&scene).into_iter().filter(|l| l["config"] == "dense");

@@ -196,19 +196,25 @@ pub fn tune(args: &TuneArgs) -> Result<String, Failure> {
         Failure::from(e)
     };
     let search = halving::search(all.len(), search_half.len(), args.max_loss, &mut trial).map_err(kept)?;
+    let tried = tried(args, &all, search_half.len(), &search);
+    // What was tried is worth seeing in any case.
+    let but_tried = |e: Failure| {
+        let _ = std::io::stderr().write_all(tried.as_bytes());
+        e
+    };
     let Some(found) = search.found else {
         screen.progress.clear();
-        return Err(nothing_found(args, &all, &search, &journal));
+        return Err(but_tried(nothing_found(args, &all, &search, &journal)));
     };
-    check_dense(args, trial.score_of_dense(), &journal)?;
+    check_dense(args, trial.score_of_dense(), &journal).map_err(but_tried)?;
     let lines = trial.report(found, &report_half).map_err(kept)?;
     screen.progress.clear();
     let label = &all[found].label;
     let summary = Summary::new(&Results { header, lines }, &[DENSE.to_owned(), label.clone()]);
-    let outcome = Outcome { args, candidates: &all, search: &search, found, summary: &summary };
-    outcome.check(&journal)?;
+    let outcome = Outcome { args, candidates: &all, found, summary: &summary };
+    outcome.check(&journal).map_err(but_tried)?;
     write(file, &(outcome.comments() + &tuned(&all[found].schedule).to_string()))?;
-    Ok(outcome.text(search_half.len(), &out))
+    Ok(tried + &outcome.text(&out))
 }
 
 fn failed(e: impl Into<EvalError>) -> Failure {
@@ -400,7 +406,6 @@ fn write(mut file: OutputFile, text: &str) -> Result<(), Failure> {
 struct Outcome<'a> {
     args: &'a TuneArgs,
     candidates: &'a [Candidate],
-    search: &'a Search,
     found: usize,
     /// Of dense and the schedule found, on the prompts to report.
     summary: &'a Summary,
@@ -481,16 +486,8 @@ impl Outcome<'_> {
         lines.iter().map(|l| fit(&l.replace(['\n', '\r'], " ")) + "\n").collect()
     }
 
-    fn text(&self, n_searched: usize, out: &Path) -> String {
-        let mut text = String::new();
-        let title = format!(
-            "{} schedules on {} prompts (seed {}). Loss: points of score against dense.",
-            self.candidates.len(),
-            grouped(n_searched),
-            self.args.seed
-        );
-        tried(title, self.candidates, self.search).write(Format::Text, &mut text);
-        text += &format!(
+    fn text(&self, out: &Path) -> String {
+        let text = format!(
             "\nFound: {}. On the prompts that had no part in the search:\n\n{}",
             self.label(),
             tables::report(self.summary, Format::Text)
@@ -503,8 +500,8 @@ impl Outcome<'_> {
     }
 }
 
-/// All candidates by what the last round in which each took part says, those that got farther first.
-fn tried(title: String, all: &[Candidate], search: &Search) -> Table {
+/// The table of what was tried: all candidates by what the last round in which each took part says, those that got farther first.
+fn tried(args: &TuneArgs, all: &[Candidate], n_searched: usize, search: &Search) -> String {
     let mut last: BTreeMap<usize, (usize, Standing, &str)> = BTreeMap::new();
     for (i, round) in search.rounds.iter().enumerate() {
         for (c, standing) in &round.standings {
@@ -530,7 +527,15 @@ fn tried(title: String, all: &[Candidate], search: &Search) -> Table {
             fate.to_owned(),
         ]
     });
-    Table { title, header: header.to_vec(), rows: rows.collect() }
+    let title = format!(
+        "{} schedules on {} prompts (seed {}). Loss: points of score against dense.",
+        all.len(),
+        grouped(n_searched),
+        args.seed
+    );
+    let mut text = String::new();
+    Table { title, header: header.to_vec(), rows: rows.collect() }.write(Format::Text, &mut text);
+    text
 }
 
 /// What the user sees meanwhile.
@@ -579,10 +584,13 @@ impl Watcher for Screen {
         self.progress.clear();
         let kept = round.standings.iter().filter(|(c, _)| round.kept.contains(c));
         let best = kept.min_by(|(_, a), (_, b)| b.speed_up.total_cmp(&a.speed_up));
-        let best = best.map_or(format!("none within reach of --max-loss {}", self.max_loss), |(c, s)| {
-            let loss = spread(&s.loss, 1.0, 1);
-            format!("the fastest of them {}, {:.2} times as fast, loss {loss}", self.labels[*c], s.speed_up)
-        });
+        let best = best.map_or(
+            format!("none can still be faster than dense and within --max-loss {}", self.max_loss),
+            |(c, s)| {
+                let loss = spread(&s.loss, 1.0, 1);
+                format!("the fastest of them {}, {:.2} times as fast, loss {loss}", self.labels[*c], s.speed_up)
+            },
+        );
         let (n, prompts, kept) = (round.standings.len(), round.n_prompts, round.kept.len());
         note(&format!("{n} schedules after {prompts} prompts: {kept} go on, {best}"));
     }

@@ -12,6 +12,9 @@ use crate::eval::statistics::Estimate;
 /// Candidates that see every prompt.
 const FINALISTS: usize = 3;
 
+/// A candidate below this speed-up takes no further part; a little less than 1, as times scatter.
+const TOO_SLOW: f64 = 0.95;
+
 /// Of so many places in a round one goes to the candidate nearest to dense, whatever its speed: should the cheap measures have
 /// promised too much, there is one to fall back on.
 const ONE_SAFE_IN: usize = 3;
@@ -30,9 +33,10 @@ pub struct Standing {
 }
 
 impl Standing {
-    /// Whether chance alone does not explain a loss above the bound.
+    /// Whether more prompts will hardly make it one that [`Standing::meets`] the bound: chance alone does not explain a loss above
+    /// it, or it is slower than dense.
     pub fn is_out_of_reach(&self, max_loss: f64) -> bool {
-        self.loss.interval.is_some_and(|[low, _]| low > max_loss)
+        self.loss.interval.is_some_and(|[low, _]| low > max_loss) || self.speed_up < TOO_SLOW
     }
 
     /// Whether it loses no more than the bound, and is faster than dense.
@@ -303,6 +307,16 @@ mod tests {
         // None loses, but none is faster either.
         let slow = search(2, 8, 1.0, &mut World::new(&[(0.0, 0.0, 0.9), (0.0, 0.0, 1.0)])).unwrap();
         assert_eq!((slow.found, slow.nearest), (None, 1));
+    }
+
+    #[test]
+    fn slow_ones_take_no_place() {
+        // As good as dense, and slower: of no use, however near.
+        let mut truth = ladder();
+        truth.iter_mut().take(12).for_each(|t| *t = (0.0, 0.0, 0.8));
+        let search = search(24, 64, 100.0, &mut World::new(&truth)).unwrap();
+        assert!(search.rounds[0].kept.iter().all(|&c| c >= 12), "{:?}", search.rounds[0].kept);
+        assert!(search.found.is_some());
     }
 
     #[test]
