@@ -76,34 +76,35 @@ fn journal(scene: &Scene) -> Vec<Value> {
 #[test]
 fn from_prompts_to_a_schedule_that_runs_take() {
     let scene = scene();
-    prompts(&scene, 8);
+    prompts(&scene, 16);
     let output = scene.run(&TUNE);
     let (said, report) = (stderr(&output), String::from_utf8(output.stdout).unwrap());
     assert_eq!(output.status.code(), Some(0), "{said}");
-    assert!(said.contains("6 schedules on 4 prompts, 4 more to report"), "{said}");
-    assert!(said.contains("6 schedules after 2 prompts: 3 go on"), "{said}");
+    assert!(said.contains("6 schedules on 8 prompts, 8 more to report"), "{said}");
+    assert!(said.contains("6 schedules after 4 prompts: 3 go on"), "{said}");
     // All that were tried, and what was found on the prompts that had no part in it.
-    for expected in ["base", "keep 0.7", "max 7", "Found: ", "4 prompts of 2 tasks", "Written to tiny.schedule: "] {
+    for expected in ["base", "keep 0.7", "max 7", "Found: ", "8 prompts of 2 tasks", "Written to tiny.schedule: "] {
         assert!(report.contains(expected), "{expected}: {report}");
     }
     let written = fs::read_to_string(scene.path("tiny.schedule")).unwrap();
     let found = report.lines().find_map(|l| l.strip_prefix("Found: ")).unwrap().split(". On").next().unwrap();
     assert!(written.starts_with("# Found by spts-cli tune ") && written.contains("name = tuned"), "{written}");
     assert!(written.contains(&format!("# {found} of 6 schedules around 0.5,0.4,0.3,0.2")), "{written}");
-    assert!(written.contains("# On the other 4: score "), "{written}");
+    assert!(written.contains("# On the other 8: score "), "{written}");
 
     // No prompt is in both halves, and each candidate saw more prompts the longer it stayed.
     let lines = journal(&scene);
     let of = |config: &str| lines[1..].iter().filter(|l| l["config"] == config).collect::<Vec<_>>();
-    assert_eq!(of("dense").len(), 8, "every prompt once");
+    assert_eq!(of("dense").len(), 16, "every prompt once");
     let (searched, reported): (Vec<&Value>, Vec<&Value>) =
-        of(found).into_iter().partition(|l| l["beside_dense"].is_object());
-    assert_eq!((searched.len(), reported.len()), (4, 4));
+        of(found).into_iter().partition(|l| l["beside_dense"]["kl"].is_number());
+    assert_eq!((searched.len(), reported.len()), (8, 8));
+    assert!(reported.iter().all(|l| l["beside_dense"]["dense_ttft_s"].as_f64() > Some(0.0)));
     assert!(searched.iter().all(|l| reported.iter().all(|r| r["line"] != l["line"])));
-    assert_eq!(of("base").len() % 2, 0);
+    assert_eq!(of("base").len() % 4, 0);
     // The results are such as `eval tasks` writes.
     let only = format!("dense,{found}");
-    assert!(scene.good(&["eval", "tasks", "--report", "tiny.schedule.jsonl", "--only", &only]).contains("8 prompts"));
+    assert!(scene.good(&["eval", "tasks", "--report", "tiny.schedule.jsonl", "--only", &only]).contains("16 prompts"));
 
     // Runs take it from beside the model, unless told otherwise.
     scene.write("doc.txt", text(3));
@@ -270,7 +271,7 @@ fn a_text_makes_prompts() {
         assert!(lines.contains(&format!(r#""task":"{name}","length":900,"n_tokens":900"#)), "{lines}");
     }
     let message = scene.bad(1, &[&tune[..], &["-n", "3000"]].concat());
-    assert!(message.contains("the context holds 2048"), "{message}");
+    assert!(message.contains("-n 3000: ") && message.contains("the context holds 2,048"), "{message}");
 }
 
 #[test]

@@ -8,7 +8,7 @@ use std::ops::ControlFlow;
 use std::time::Instant;
 
 use crate::eval::divergence::{kl, log_softmax};
-use crate::eval::results::BesideDense;
+use crate::eval::results::Nearness;
 use crate::eval::tasks::{Task, TaskAnswer};
 use crate::session::prefill::{PrefillOptions, PrefillProgress};
 use crate::session::sampler::{Sampler, SamplerParams};
@@ -63,7 +63,7 @@ pub fn beside(
     prompt: &ChatPrompt,
     dense: &DenseAnswer,
     progress: OnProgress,
-) -> Result<(TaskAnswer, BesideDense)> {
+) -> Result<(TaskAnswer, Nearness)> {
     let model = session.model().clone();
     let mut walk = Walk::start(session, &model, task, prompt, progress)?;
     let mut divergence = 0.0;
@@ -84,7 +84,7 @@ pub fn beside(
             walk.session.decode(token)?;
         }
     }
-    let beside = BesideDense {
+    let nearness = Nearness {
         agreement: same as f64 / dense.tokens.len().max(1) as f64,
         // Rounding may make that of two equal distributions a little less than 0.
         kl: (divergence / dense.log_probs.len().max(1) as f64).max(0.0),
@@ -97,10 +97,10 @@ pub fn beside(
             walk.read_last()?;
             more = walk.step()?;
         }
-        return Ok((walk.finish().0, beside));
+        return Ok((walk.finish().0, nearness));
     }
     let answer = TaskAnswer { ttft_s: walk.ttft_s, cache_kept: walk.cache_kept, ..dense.answer.clone() };
-    Ok((answer, beside))
+    Ok((answer, nearness))
 }
 
 /// A greedy answer under way: the logits are those of the next token.

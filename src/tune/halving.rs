@@ -9,8 +9,11 @@ use std::ops::Range;
 
 use crate::eval::statistics::Estimate;
 
-/// Candidates that see every prompt.
+/// Candidates that see every prompt, if there are prompts enough to get down to so few.
 const FINALISTS: usize = 3;
+
+/// Prompts of the first round, if there are so many: of fewer, chance decides, and not only about scores (times scatter, too).
+const FEWEST: usize = 4;
 
 /// A candidate below this speed-up takes no further part; a little less than 1, as times scatter.
 const TOO_SLOW: f64 = 0.95;
@@ -88,7 +91,7 @@ pub struct Search {
     pub nearest: usize,
 }
 
-/// Prompts that the candidates of each round have seen: at most double each time, and all of them in the end.
+/// Prompts that the candidates of each round have seen: twice as many each time, from [`FEWEST`] on, and all of them in the end.
 fn rounds(n_candidates: usize, n_prompts: usize) -> Vec<usize> {
     let mut halvings = 0;
     let mut left = n_candidates;
@@ -96,7 +99,8 @@ fn rounds(n_candidates: usize, n_prompts: usize) -> Vec<usize> {
         left = places(left);
         halvings += 1;
     }
-    let mut sizes: Vec<usize> = (0..=halvings).rev().map(|h| n_prompts.div_ceil(1 << h)).collect();
+    let mut sizes: Vec<usize> =
+        (0..=halvings).rev().map(|h| n_prompts.div_ceil(1 << h).max(FEWEST.min(n_prompts))).collect();
     sizes.dedup();
     sizes
 }
@@ -253,7 +257,7 @@ mod tests {
     #[test]
     fn rounds_grow_to_all_prompts() {
         assert_eq!(rounds(24, 40), [5, 10, 20, 40]);
-        assert_eq!(rounds(24, 4), [1, 2, 4]);
+        assert_eq!((rounds(24, 10), rounds(24, 8), rounds(24, 4)), (vec![4, 5, 10], vec![4, 8], vec![4]));
         assert_eq!((rounds(3, 40), rounds(1, 1), rounds(24, 1)), (vec![40], vec![1], vec![1]));
         assert_eq!(rounds(4, 9), [5, 9]);
     }

@@ -8,7 +8,7 @@ use super::beside_dense;
 use super::halving::{Round, Standing, Trial};
 use super::space::Candidate;
 use crate::eval::EvalError;
-use crate::eval::results::{BesideDense, ResultLine, ResultsWriter};
+use crate::eval::results::{BesideDense, Nearness, ResultLine, ResultsWriter};
 use crate::eval::statistics::{mean, mean_of_means, median};
 use crate::eval::tasks::{self, Task, TaskAnswer};
 use crate::method::{Dense, Method};
@@ -69,16 +69,6 @@ impl Known {
         Known { writer, lines: lines.into_iter().map(|l| (key(&l), l)).collect() }
     }
 
-    /// Results at hand.
-    pub fn len(&self) -> usize {
-        self.lines.len()
-    }
-
-    /// Whether nothing was measured yet.
-    pub fn is_empty(&self) -> bool {
-        self.lines.is_empty()
-    }
-
     /// The result of a prompt under a configuration.
     pub fn get(&self, task: &Task, config: &str) -> Option<&ResultLine> {
         self.lines.get(&(task.line, config.to_owned()))
@@ -102,38 +92,53 @@ impl SessionTrial<'_> {
     }
 
     /// Asks prompts that had no part in the search, dense and by a candidate in turns, as `eval tasks` does. Returns the results of
-    /// both, those of before included.
+    /// both, those of before included; the times are such as were measured one directly after the other.
     ///
     /// # Errors
     /// As [`tasks::ask`]; the file cannot be written.
     pub fn report(&mut self, candidate: usize, prompts: &[Asked]) -> Result<Vec<ResultLine>> {
-        let candidates = self.candidates;
-        let configs = [None, Some(&candidates[candidate])];
+        let candidate = &self.candidates[candidate];
         let mut lines = Vec::new();
-        for (i, Asked { task, prompt }) in prompts.iter().enumerate() {
-            for c in 0..configs.len() {
-                let config = configs[(i + c) % configs.len()];
-                let name = config.map_or(DENSE, |c| &c.label);
-                if self.known.get(task, name).is_none() {
-                    self.session.set_method(method(config))?;
-                    let watcher = &mut *self.watcher;
-                    let answer = tasks::ask(&mut self.session, task, prompt, &mut |p| watcher.prefill(task, name, p))?;
-                    self.keep(task, prompt, config, answer, None)?;
-                }
+        for (i, asked) in prompts.iter().enumerate() {
+            let Asked { task, .. } = asked;
+            if self.known.get(task, &candidate.label).is_none_or(|l| l.beside_dense.is_none()) {
+                // Whatever the first of two runs has to bear falls upon each in turn.
+                let (dense, answer) = if i % 2 == 0 {
+                    let dense = self.ask(asked, None)?;
+                    (dense, self.ask(asked, Some(candidate))?)
+                } else {
+                    let answer = self.ask(asked, Some(candidate))?;
+                    (self.ask(asked, None)?, answer)
+                };
+                let beside = BesideDense { dense_ttft_s: dense.ttft_s, nearness: None };
+                self.keep(asked, None, dense, None)?;
+                self.keep(asked, Some(candidate), answer, Some(beside))?;
             }
-            lines.extend([DENSE, &candidates[candidate].label].iter().filter_map(|c| self.known.get(task, c)).cloned());
+            if let (Some(dense), Some(it)) = (self.known.get(task, DENSE), self.known.get(task, &candidate.label)) {
+                let in_turn = it.beside_dense.map_or(dense.ttft_s, |b| b.dense_ttft_s);
+                lines.extend([ResultLine { ttft_s: in_turn, ..dense.clone() }, it.clone()]);
+            }
         }
         Ok(lines)
     }
 
+    fn ask(&mut self, Asked { task, prompt }: &Asked, config: Option<&Candidate>) -> Result<TaskAnswer> {
+        self.session.set_method(method(config))?;
+        let (watcher, name) = (&mut *self.watcher, config.map_or(DENSE, |c| &c.label));
+        tasks::ask(&mut self.session, task, prompt, &mut |p| watcher.prefill(task, name, p))
+    }
+
+    /// Writes a result down; dense's only the first time.
     fn keep(
         &mut self,
-        task: &Task,
-        prompt: &ChatPrompt,
+        Asked { task, prompt }: &Asked,
         config: Option<&Candidate>,
         answer: TaskAnswer,
         beside_dense: Option<BesideDense>,
     ) -> Result<()> {
+        if config.is_none() && self.known.get(task, DENSE).is_some() {
+            return Ok(());
+        }
         let line = ResultLine {
             line: task.line,
             id: task.id.clone(),
@@ -157,29 +162,39 @@ impl SessionTrial<'_> {
     /// Dense answers a prompt, then those candidates that have not yet, each time beginning with another one.
     fn measure_prompt(&mut self, candidates: &[usize], number: usize) -> Result<()> {
         let (all, prompts) = (self.candidates, self.prompts);
-        let Asked { task, prompt } = &prompts[number];
+        let asked = &prompts[number];
+        let Asked { task, prompt } = asked;
         let mut todo: Vec<&Candidate> = candidates.iter().map(|&c| &all[c]).collect();
         todo.rotate_left(number % candidates.len().max(1));
-        todo.retain(|c| self.known.get(task, &c.label).is_none());
+        // Of one that was asked otherwise, to be reported or by `eval tasks`, the nearness is not known.
+        todo.retain(|c| self.known.get(task, &c.label).and_then(nearness).is_none());
         if todo.is_empty() {
             return Ok(());
         }
         self.session.set_method(Arc::new(Dense))?;
         let watcher = &mut *self.watcher;
         let dense = beside_dense::dense(&mut self.session, task, prompt, &mut |p| watcher.prefill(task, DENSE, p))?;
-        if self.known.get(task, DENSE).is_none() {
-            self.keep(task, prompt, None, dense.answer.clone(), None)?;
-        }
+        self.keep(asked, None, dense.answer.clone(), None)?;
         for candidate in todo {
             self.session.set_method(method(Some(candidate)))?;
             let watcher = &mut *self.watcher;
-            let (answer, beside) = beside_dense::beside(&mut self.session, task, prompt, &dense, &mut |p| {
+            let (answer, nearness) = beside_dense::beside(&mut self.session, task, prompt, &dense, &mut |p| {
                 watcher.prefill(task, &candidate.label, p)
             })?;
-            self.keep(task, prompt, Some(candidate), answer, Some(beside))?;
+            let beside = BesideDense { dense_ttft_s: dense.answer.ttft_s, nearness: Some(nearness) };
+            self.keep(asked, Some(candidate), answer, Some(beside))?;
         }
         Ok(())
     }
+}
+
+fn nearness(line: &ResultLine) -> Option<Nearness> {
+    line.beside_dense.and_then(|b| b.nearness)
+}
+
+/// Dense's time to the first token by that of a configuration that was measured with it.
+fn speed_up(line: &ResultLine) -> Option<f64> {
+    line.beside_dense.map(|b| b.dense_ttft_s / line.ttft_s.max(f64::MIN_POSITIVE))
 }
 
 fn method(config: Option<&Candidate>) -> Arc<dyn Method> {
@@ -201,19 +216,16 @@ impl Trial for SessionTrial<'_> {
                 by_task.entry(&task.task).or_default().push((it, dense));
             }
         }
-        let strata = |value: &dyn Fn(&ResultLine, &ResultLine) -> f64| -> Vec<Vec<f64>> {
-            by_task.values().map(|pairs| pairs.iter().map(|(it, dense)| value(it, dense)).collect()).collect()
-        };
-        // Where another search, by another seed, has reported a prompt, there is none.
-        let of_beside = |value: &dyn Fn(&BesideDense) -> f64| {
-            let pairs = by_task.values().flatten();
-            mean(&pairs.filter_map(|(it, _)| it.beside_dense.as_ref().map(value)).collect::<Vec<f64>>())
+        let loss = |(it, dense): &(&ResultLine, &ResultLine)| 100.0 * (dense.score - it.score);
+        let losses: Vec<Vec<f64>> = by_task.values().map(|pairs| pairs.iter().map(loss).collect()).collect();
+        let all = |value: &dyn Fn(&ResultLine) -> Option<f64>| -> Vec<f64> {
+            by_task.values().flatten().filter_map(|(it, _)| value(it)).collect()
         };
         Standing {
-            loss: mean_of_means(&strata(&|it, dense| 100.0 * (dense.score - it.score))),
-            departure: of_beside(&|b| 1.0 - b.agreement),
-            kl: of_beside(&|b| b.kl),
-            speed_up: median(&strata(&|it, dense| dense.ttft_s / it.ttft_s.max(f64::MIN_POSITIVE)).concat()),
+            loss: mean_of_means(&losses),
+            departure: mean(&all(&|l| nearness(l).map(|n| 1.0 - n.agreement))),
+            kl: mean(&all(&|l| nearness(l).map(|n| n.kl))),
+            speed_up: median(&all(&speed_up)),
         }
     }
 
