@@ -10,14 +10,14 @@ use std::sync::Arc;
 
 use clap::Args;
 use spts::eval::EvalError;
-use spts::eval::results::{Header, Results, ResultsWriter};
+use spts::eval::results::{Header, ResultLine, Results, ResultsWriter};
 use spts::eval::summary::Summary;
 use spts::method::spts::schedule::Schedule;
 use spts::method::spts::schedule_file::{parse_schedule_arg, path_beside};
 use spts::method::spts::sidecar::{Sidecar, fingerprint};
 use spts::output_file::OutputFile;
 use spts::tune::halves::halves;
-use spts::tune::halving;
+use spts::tune::halving::{self, Search};
 use spts::tune::space::{Candidate, candidates};
 use spts::tune::trial::{Asked, DENSE, Known, SessionTrial};
 use spts::{Model, Session, SessionOptions};
@@ -106,6 +106,11 @@ impl TuneArgs {
         self.ctx_size.filter(|&n| n > 0).map(|n| n as usize)
     }
 
+    /// Whether a schedule could lose more than the bound where dense has this score, from 0 to 1.
+    fn has_something_to_lose(&self, score_of_dense: f64) -> bool {
+        100.0 * score_of_dense > self.max_loss
+    }
+
     fn n_threads(&self) -> Option<usize> {
         self.device.threads.map(usize::from)
     }
@@ -179,11 +184,13 @@ pub fn tune(args: &TuneArgs) -> Result<String, Failure> {
         known,
         watcher: &mut screen,
     };
-    let kept = |e: spts::Error| {
+    let measured = measure(args, &mut trial, &report_half);
+    drop(trial);
+    screen.progress.clear();
+    let Measured { search, score_of_dense, lines } = measured.map_err(|e| {
         note(&format!("what was measured is kept in {}: the same command goes on from there", journal.display()));
         Failure::from(e)
-    };
-    let search = halving::search(all.len(), search_half.len(), args.max_loss, &mut trial).map_err(kept)?;
+    })?;
     let tried = tried(args, &all, search_half.len(), &search);
     // What was tried is worth seeing in any case.
     let but_tried = |e: Failure| {
@@ -191,18 +198,34 @@ pub fn tune(args: &TuneArgs) -> Result<String, Failure> {
         e
     };
     let Some(found) = search.found else {
-        screen.progress.clear();
         return Err(but_tried(nothing_found(args, &all, &search, &journal)));
     };
-    check_dense(args, trial.score_of_dense(), &journal).map_err(but_tried)?;
-    let lines = trial.report(found, &report_half).map_err(kept)?;
-    screen.progress.clear();
+    check_dense(args, score_of_dense, &journal).map_err(but_tried)?;
     let label = &all[found].label;
     let summary = Summary::new(&Results { header, lines }, &[DENSE.to_owned(), label.clone()]);
     let outcome = Outcome { args, candidates: &all, found, summary: &summary };
     outcome.check(&journal).map_err(but_tried)?;
     write(file, &(outcome.comments() + &tuned(&all[found].schedule).to_string()))?;
     Ok(tried + &outcome.text(&out))
+}
+
+/// What the search and the report have measured.
+struct Measured {
+    search: Search,
+    /// On the prompts searched by, from 0 to 1.
+    score_of_dense: f64,
+    /// On the prompts to report: nothing if there is nothing to be reported.
+    lines: Vec<ResultLine>,
+}
+
+fn measure(args: &TuneArgs, trial: &mut SessionTrial, report_half: &[Asked]) -> spts::Result<Measured> {
+    let search = halving::search(trial.candidates.len(), trial.prompts.len(), args.max_loss, trial)?;
+    let score_of_dense = trial.score_of_dense();
+    let lines = match search.found {
+        Some(found) if args.has_something_to_lose(score_of_dense) => trial.report(found, report_half)?,
+        _ => Vec::new(),
+    };
+    Ok(Measured { search, score_of_dense, lines })
 }
 
 fn failed(e: impl Into<EvalError>) -> Failure {

@@ -17,7 +17,7 @@ use crate::report::grouped;
 
 /// Where dense has less to lose than the bound, any schedule stays within it.
 pub(super) fn check_dense(args: &TuneArgs, score: f64, journal: &Path) -> Result<(), Failure> {
-    if 100.0 * score > args.max_loss {
+    if args.has_something_to_lose(score) {
         return Ok(());
     }
     Err(Failure::Failed(format!(
