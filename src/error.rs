@@ -21,6 +21,23 @@ pub enum Error {
     /// A schedule that does not fit the model.
     #[error(transparent)]
     Schedule(#[from] crate::method::spts::schedule::ScheduleError),
+    /// Another method that does not fit the model.
+    #[error(transparent)]
+    Rival(#[from] crate::method::rivals::RivalError),
+    /// A method that reads with a draft, and there is none.
+    #[error(
+        "method {method} reads the prompt with a draft model first, but none is given: name a smaller one of the same vocabulary (--draft)"
+    )]
+    DraftMissing {
+        /// The method.
+        method: String,
+    },
+    /// A draft that does not know the model's tokens.
+    #[error("the draft {draft} has another vocabulary than the model: expected one of the same family")]
+    DraftVocabulary {
+        /// Name of the draft.
+        draft: String,
+    },
     /// A file of proxies that does not fit the model.
     #[error(transparent)]
     Sidecar(#[from] crate::method::spts::sidecar::SidecarError),
@@ -97,6 +114,15 @@ pub enum Error {
     /// Stopped by the caller.
     #[error("interrupted")]
     Interrupted,
+}
+
+impl From<crate::method::MethodError> for Error {
+    fn from(e: crate::method::MethodError) -> Self {
+        match e {
+            crate::method::MethodError::Schedule(e) => e.into(),
+            crate::method::MethodError::Rival(e) => e.into(),
+        }
+    }
 }
 
 /// The library's result.

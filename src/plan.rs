@@ -19,8 +19,9 @@ use std::fmt;
 
 use serde::Serialize;
 
-use crate::method::spts::schedule::{Budget, Reach, Schedule, ScheduleError, Selection};
-use crate::method::{Budgets, LayerBudget};
+use crate::method::entry::{Entry, Reader};
+use crate::method::spts::schedule::{Budget, ProxySize, Reach, Schedule, ScheduleError, Selection};
+use crate::method::{Budgets, LayerBudget, Method, MethodError, Prompt};
 use crate::model::shape::Shape;
 
 /// What a plan needs to know of the session.
@@ -163,8 +164,35 @@ impl Plan {
         options: &PlanOptions,
     ) -> Result<Plan, ScheduleError> {
         let budgets = schedule.resolve(shape.n_layer, n_tokens, &|l| shape.is_swa(l), options.reach)?;
-        let dense = dense_flops(shape, n_tokens);
-        let spts = spts_flops(shape, schedule, &budgets);
+        let spts = spts_flops(shape, Some(schedule), &budgets);
+        Ok(Plan { cliff: cliff(shape, schedule)?, ..Plan::counted(shape, &schedule.name, budgets, spts, options) })
+    }
+
+    /// Counts what another method costs; a program that scores tokens beforehand is among the probes. A draft is not counted.
+    ///
+    /// # Errors
+    /// The method does not fit the shape.
+    pub fn of_method(
+        shape: &Shape,
+        method: &dyn Method,
+        n_tokens: usize,
+        options: &PlanOptions,
+    ) -> Result<Plan, MethodError> {
+        let prompt = Prompt::of(n_tokens);
+        let budgets = method.budgets(shape, prompt)?;
+        let mut spts = spts_flops(shape, None, &budgets);
+        if let Entry::Best(search) = method.entry(shape, prompt)?
+            && let Reader::Layer(layer) = search.reader
+        {
+            let read = dense_flops(shape, n_tokens);
+            spts.probes += read.linear * layer as f64 / shape.n_layer as f64 + 2. * n_tokens as f64 * shape.w_k();
+            spts.probes += (0..layer).map(|l| attention_flops(shape, l, n_tokens)).sum::<f64>();
+        }
+        Ok(Plan::counted(shape, method.name(), budgets, spts, options))
+    }
+
+    fn counted(shape: &Shape, name: &str, budgets: Budgets, spts: Flops, options: &PlanOptions) -> Plan {
+        let dense = dense_flops(shape, budgets.n_tokens);
         let memory = memory(shape, &budgets, options);
         let layer = |(il, l): (usize, &LayerBudget)| PlanLayer {
             il,
@@ -173,8 +201,8 @@ impl Plan {
             active_ffn: l.active_ffn,
             kv: l.active_attn,
         };
-        Ok(Plan {
-            n_tokens,
+        Plan {
+            n_tokens: budgets.n_tokens,
             predicted_speedup: dense.total() / spts.total(),
             cache_kept: budgets.cache_kept(),
             // A cast from F64 saturates, so that absurd lengths do no harm.
@@ -183,13 +211,13 @@ impl Plan {
             memory_bytes: memory.total() as u64,
             layers: budgets.layers.iter().enumerate().map(layer).collect(),
             shape: shape.name.clone(),
-            schedule: schedule.name.clone(),
+            schedule: name.to_owned(),
             dense,
             spts,
             memory,
-            cliff: cliff(shape, schedule)?,
+            cliff: None,
             budgets,
-        })
+        }
     }
 }
 
@@ -203,7 +231,7 @@ fn cliff(shape: &Shape, schedule: &Schedule) -> Result<Option<Cliff>, ScheduleEr
         return Ok(None);
     };
     let budgets = schedule.resolve(shape.n_layer, above, &|l| shape.is_swa(l), Reach::AboveFirstBudget)?;
-    let speedup_above = dense_flops(shape, above).total() / spts_flops(shape, schedule, &budgets).total();
+    let speedup_above = dense_flops(shape, above).total() / spts_flops(shape, Some(schedule), &budgets).total();
     let cache_kept_above = budgets.cache_kept();
     Ok(Some(Cliff { first_budget, cache_kept_above, speedup_above, in_full_from: schedule.in_full_from() }))
 }
@@ -229,18 +257,20 @@ fn dense_flops(shape: &Shape, n_tokens: usize) -> Flops {
     }
 }
 
-fn spts_flops(shape: &Shape, schedule: &Schedule, budgets: &Budgets) -> Flops {
+fn spts_flops(shape: &Shape, schedule: Option<&Schedule>, budgets: &Budgets) -> Flops {
+    let by_chance = schedule.is_some_and(|s| s.selection != Selection::Probe);
+    let proxy = schedule.map_or(ProxySize { d_low: 0, rank: 0 }, |s| s.proxy);
     let mut sum = Flops::default();
     for (layer, l) in budgets.layers.iter().enumerate() {
         let [n, a, b] = [l.candidates, l.active_attn, l.active_ffn].map(|x| x as f64);
         sum.linear += 2. * (n * shape.w_k() + a * (shape.w_q() + shape.w_v() + shape.w_o()) + b * shape.w_ffn());
         sum.attention += attention_flops(shape, layer, l.active_attn);
-        if l.probe && schedule.selection == Selection::Probe {
+        if l.probe && !by_chance {
             let q = budgets.queries as f64;
             sum.probes += 2. * q * (shape.w_q() + n * (shape.head_dim_k as f64 * shape.n_head as f64));
         }
         if l.proxy {
-            let (r, d_low) = (schedule.proxy.rank as f64, schedule.proxy.d_low as f64);
+            let (r, d_low) = (proxy.rank as f64, proxy.d_low as f64);
             let inputs = if shape.gated { 2. } else { 1. };
             sum.probes += 2. * n * (inputs * (shape.n_embd as f64 * r + r * d_low) + d_low * r);
         }

@@ -16,6 +16,7 @@ use spts::ggml::kernels::Kernels;
 use spts::ggml::quantize::dequantize;
 use spts::gguf::{GgmlType, Gguf, GgufWriter, OpenOptions};
 use spts::graph::ir::Heads;
+use spts::method::rivals::Rival;
 use spts::method::spts::schedule::{Join, Pool, Probe, ProxySize, Schedule};
 use spts::method::spts::sidecar::Sidecar;
 use spts::method::{Dense, Method};
@@ -469,6 +470,39 @@ fn skipping_from_the_first_layer_on() {
         let mut schedule = Schedule { skip_from: 0, ..usual.clone() };
         schedule.probe.pool = pool;
         compare_in(cache, &format!("from layer 0, {cache:?}, {pool:?}"), [&path, &rounded], &tiny.prompt(N), &schedule);
+    }
+}
+
+/// Methods that read a part of the prompt: the same tokens, and the logits of these; where a program scores them first, rounding
+/// may change one in twenty (random models' scores lie close together).
+#[test]
+fn rivals() {
+    for tiny in models().iter().filter(|tiny| ["llama", "llama-yarn", "qwen2"].contains(&tiny.name)) {
+        let (_dir, path) = in_scratch(tiny);
+        let (_draft_dir, draft) = in_scratch(&Tiny { seed: 2, ..tiny.clone() });
+        let on = |device: &str, method: &str| {
+            let options = SessionOptions {
+                method: Rival::parse(method).unwrap().method(),
+                draft: Some(open(&draft, device)),
+                record_selection: true,
+                ..SessionOptions::default()
+            };
+            run(&path, device, &tiny.prompt(N), &[3, 1, 4], options)
+        };
+        for method in ["last:0.5", "random:0.5", "gemfilter:0.3@1", "specprefill:0.3"] {
+            let what = format!("{} {method}", tiny.name);
+            let ((expected, cpu), (got, gpu)) = (on("CPU", method), on("CUDA0", method));
+            let overlap = overlap(&gpu, &cpu);
+            println!("{what}: sets overlap by {overlap:.4}");
+            let chosen_by_scores = !method.contains(":0.5");
+            assert!(overlap >= if chosen_by_scores { 0.95 } else { 1.0 }, "{what}: sets overlap by {overlap}");
+            if overlap == 1.0 {
+                for (got, expected) in got.iter().zip(&expected) {
+                    let error = nmse(got, expected);
+                    assert!(error <= F32_WEIGHTS, "{what}: NMSE {error}");
+                }
+            }
+        }
     }
 }
 

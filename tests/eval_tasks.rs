@@ -94,6 +94,34 @@ fn from_data_to_tables() {
 }
 
 #[test]
+fn parts_run_by_themselves_and_are_reported_together() {
+    let scene = scene();
+    for (part, out) in [("1/2", "one.jsonl"), ("2/2", "two.jsonl")] {
+        scene.good(&with(&["--part", part, "--out", out, "--config", "rival=--method gemfilter:0.3"]));
+    }
+    let of = |name| lines(&scene, name)[1..].iter().map(|l| l["line"].as_u64().unwrap()).collect::<Vec<_>>();
+    assert_eq!((of("one.jsonl"), of("two.jsonl")), (vec![1, 1, 1, 3, 3, 3, 5, 5, 5], vec![2, 2, 2, 4, 4, 4, 6, 6, 6]));
+    let json = ["eval", "tasks", "--report", "one.jsonl", "--report", "two.jsonl", "--format", "json"];
+    let json: Value = scene.json(&json);
+    assert_eq!((&json["n_prompts"], &json["incomplete"]), (&json!(6), &json!(0)));
+    let rival = &json["configs"][2];
+    assert_eq!(rival["name"], "rival");
+    assert!((rival["all"]["cache_kept"].as_f64().unwrap() - 0.3).abs() < 0.01, "{rival}");
+    let settings = lines(&scene, "one.jsonl").into_iter().map(|l| l["settings"].to_string());
+    assert!(settings.into_iter().any(|s| s.contains("gemfilter")));
+
+    let twice = ["eval", "tasks", "--report", "one.jsonl", "--report", "one.jsonl"];
+    assert!(scene.bad(1, &twice).contains("an answer that another of the files has"));
+    for part in ["0/2", "3/2", "2", "a/b"] {
+        assert!(scene.bad(2, &with(&["--part", part])).contains("expected a part of how many"), "{part}");
+    }
+    assert!(scene.bad(1, &with(&["--part", "7/7"])).contains("fewer prompts than parts"));
+    assert!(scene.bad(2, &with(&["--config", "--method fast"])).contains("no such method"), "the method is named");
+    assert!(scene.bad(2, &with(&["--config", "--method fastkv --keep 2"])).contains("--keep"));
+    assert!(scene.bad(1, &with(&["--config", "--method specprefill"])).contains("draft"));
+}
+
+#[test]
 fn a_session_may_change_its_method() {
     let scene = scene();
     let model = Model::open(&scene.path("tiny.gguf"), ModelOptions::default()).unwrap();

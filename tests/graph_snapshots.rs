@@ -17,6 +17,7 @@ use spts::graph::Graph;
 use spts::graph::ir::{Node, Op, Tap};
 use spts::graph::print::print;
 use spts::graph::verify::check as verify;
+use spts::method::spts::attention_probe::ProbeSettings;
 use spts::method::spts::capture::{Capture, insert_captures};
 use spts::method::spts::passes::skip_and_prune;
 use spts::method::spts::schedule::{Join, Pool, Probe, Reach, Schedule};
@@ -58,7 +59,8 @@ fn snapshots(name: &str, schedule: &Schedule) {
     let budgets = schedule
         .resolve(hp.n_layer, N, &|l| hp.window(l).is_some(), Reach::AboveFirstBudget)
         .expect("a schedule that fits");
-    let skipping = skip_and_prune(&dense, &budgets, schedule).expect("passes that keep the invariants");
+    let skipping = skip_and_prune(&dense, &budgets, &ProbeSettings::of(schedule, &budgets))
+        .expect("passes that keep the invariants");
     check(&pair, &keep_last_row(&skipping, 1), &format!("{name}-spts"));
     for graph in [&dense, &skipping] {
         fuses_every_ffn(&keep_last_row(graph, 1));
@@ -113,7 +115,8 @@ fn llama_with_every_option() {
     schedule.stages[0].cut = None;
     let budgets = schedule.resolve(5, N, &|_| false, Reach::AboveFirstBudget).expect("a schedule that fits");
     let dense = pair.model.graph(N, pair.n_ctx);
-    let skipping = skip_and_prune(&dense, &budgets, &schedule).expect("passes that keep the invariants");
+    let skipping = skip_and_prune(&dense, &budgets, &ProbeSettings::of(&schedule, &budgets))
+        .expect("passes that keep the invariants");
     check(&pair, &skipping, "llama-options-spts");
 }
 

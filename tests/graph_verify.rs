@@ -10,6 +10,7 @@ use spts::compile::keep_normalized::keep_normalized;
 use spts::graph::ir::{DType, Node};
 use spts::graph::verify::{VerifyError, check as verify};
 use spts::graph::{Graph, NodeId, Op};
+use spts::method::spts::attention_probe::ProbeSettings;
 use spts::method::spts::passes::skip_and_prune;
 use spts::method::spts::schedule::{Pool, Probe, Reach};
 use support::tiny::Tiny;
@@ -21,7 +22,8 @@ fn graph() -> Graph {
     let pair = Pair::new(Tiny::named("qwen2"));
     let schedule = runtime::schedule(&[(2, 20, 5)], Probe { queries: 3, pool: Pool::Max(3), ..Probe::PAPER });
     let budgets = schedule.resolve(4, N, &|_| false, Reach::AboveFirstBudget).expect("a schedule that fits");
-    let graph = skip_and_prune(&pair.model.graph(N, pair.n_ctx), &budgets, &schedule).expect("an intact graph");
+    let graph = skip_and_prune(&pair.model.graph(N, pair.n_ctx), &budgets, &ProbeSettings::of(&schedule, &budgets))
+        .expect("an intact graph");
     verify(&graph).expect("an intact graph");
     graph
 }

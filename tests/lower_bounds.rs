@@ -20,6 +20,7 @@ use spts::ggml::ops::Ops;
 use spts::gguf::GgmlType;
 use spts::graph::ir::{Graph, NodeId, Op, WeightId};
 use spts::graph::verify::verify;
+use spts::method::spts::attention_probe::ProbeSettings;
 use spts::method::spts::passes::skip_and_prune;
 use spts::method::spts::schedule::{Pool, Probe, Reach, Schedule};
 use spts::model::weights::Model;
@@ -140,7 +141,7 @@ fn skipping(pair: &Pair, n: usize, first: usize, stages: &[(usize, usize, usize)
     let windows: Vec<bool> = pair.reference.layers.iter().map(|l| l.window.is_some()).collect();
     let budgets =
         schedule.resolve(pair.tiny.n_layer, n, &|l| windows[l], Reach::AboveFirstBudget).expect("a schedule that fits");
-    skip_and_prune(&pair.model.graph(n, n), &budgets, &schedule).expect("an intact graph")
+    skip_and_prune(&pair.model.graph(n, n), &budgets, &ProbeSettings::of(&schedule, &budgets)).expect("an intact graph")
 }
 
 #[test]

@@ -283,8 +283,8 @@ fn what_cannot_be_searched() {
     let run = |args: &[&str]| scene.bad(1, args);
     // The default's budgets leave prompts of this length dense.
     let message = run(&["tune", "-m", "tiny.gguf", "--data", "data.jsonl"]);
-    assert!(message.contains("no variant of schedule rule leaves anything out of it"), "{message}");
-    assert!(message.contains("its first budget is 13,312") && message.contains("0.5,0.4,0.3,0.2"), "{message}");
+    assert!(message.contains("no variant of schedule early leaves anything out of it"), "{message}");
+    assert!(message.contains("its first budget is 20,480") && message.contains("0.5,0.4,0.3,0.2"), "{message}");
     assert!(run(&with(&["--out", "no/such/x"])).contains("no/such/x: there is no such folder"));
     assert!(run(&with(&["--out", "data.jsonl"])).contains("is the same file as data.jsonl"));
     assert!(run(&with(&["--out", "tiny.gguf"])).contains("is the same file as tiny.gguf"));

@@ -109,7 +109,12 @@ pub fn bench(args: &BenchArgs) -> Result<String, Failure> {
 
     let (schedule, sidecar) = skipping(args, &model)?.unzip();
     let reach = reach(args);
-    let method = schedule.clone().map(|schedule| Arc::new(Spts { schedule, reach }) as Arc<dyn Method>);
+    let method = match args.spts.method {
+        Some(rival) => Some(rival.method()),
+        None => schedule.clone().map(|schedule| Arc::new(Spts { schedule, reach }) as Arc<dyn Method>),
+    };
+    let mut session = session_options(args, sidecar.flatten());
+    session.draft = args.spts.open_draft(&args.device)?;
     let options = BenchOptions {
         prompts: args.prompts.iter().map(|&n| n as usize).collect(),
         n_decode: args.n_gen as usize,
@@ -118,7 +123,7 @@ pub fn bench(args: &BenchArgs) -> Result<String, Failure> {
         rest: Duration::from_millis(args.rest.into()),
         seed: SEED,
         method,
-        session: session_options(args, sidecar.flatten()),
+        session,
     };
     let mut watch = Watch { progress: progress.clone(), repetitions: options.repetitions };
     let measured = measure::measure(&model, &options, device_bytes_before, &mut watch);
@@ -265,7 +270,7 @@ fn describe(
         cache_type_k: options.session.cache_type_k.ggml().name(),
         cache_type_v: options.session.cache_type_v.ggml().name(),
         repacked_bytes: model.repacked_bytes(),
-        schedule: schedule.map(|s| s.name.clone()),
+        schedule: options.method.as_ref().map(|m| m.name().to_owned()),
         proxies: schedule.is_some_and(|s| s.use_proxy && s.skip_ffn),
         repetitions: options.repetitions,
         n_decode: options.n_decode,

@@ -17,7 +17,7 @@ use spts::session::prefill::PrefillProgress;
 use spts::{Model, Session, SessionOptions};
 
 use super::failure::Failure;
-use super::options::{DeviceArgs, SptsArgs, method};
+use super::options::{DeviceArgs, SptsArgs};
 use super::proxies::{self as sidecars, Waiting};
 use super::{interrupt, prompt, schedule, warn};
 use crate::report::Progress;
@@ -127,10 +127,11 @@ impl<'a> Subject<'a> {
         let found = sidecars::find(self.model.file(), given, schedule.as_ref(), prompt.len())?;
         let waiting = Waiting { model: &self.model, prompt, n_ctx: None, n_threads };
         let sidecar = sidecars::settle(found, &waiting, schedule.as_mut(), &mut self.progress)?;
-        let method = method(schedule);
+        let method = config.spts.method(schedule);
+        let draft = config.spts.open_draft(&self.args.device)?;
         Ok(Session::new(
             self.model.clone(),
-            SessionOptions { n_threads, method, sidecar, ..SessionOptions::default() },
+            SessionOptions { n_threads, method, sidecar, draft, ..SessionOptions::default() },
         )?)
     }
 }

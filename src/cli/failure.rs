@@ -50,6 +50,12 @@ impl From<spts::method::spts::schedule_file::ScheduleFileError> for Failure {
     }
 }
 
+impl From<spts::method::MethodError> for Failure {
+    fn from(e: spts::method::MethodError) -> Failure {
+        Failure::Failed(e.to_string())
+    }
+}
+
 impl From<spts::method::spts::schedule::ScheduleError> for Failure {
     fn from(e: spts::method::spts::schedule::ScheduleError) -> Failure {
         Failure::Failed(e.to_string())

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use clap::{Args, ValueEnum};
 use spts::gguf::OpenOptions;
+use spts::method::rivals::Rival;
 use spts::method::spts::schedule::{Join, Pool, Schedule, Selection};
 use spts::method::spts::schedule_file::{ScheduleFileError, parse_schedule_arg};
 use spts::method::{Dense, Method};
@@ -14,7 +15,7 @@ use spts::model::shape::Shape;
 use spts::model::weights::LoadProgress;
 use spts::session::sampler::SamplerParams;
 use spts::session::sequence::CacheType;
-use spts::{ModelOptions, runtime};
+use spts::{Model, ModelOptions, runtime};
 
 /// Which device computes which layers.
 #[derive(Args, Clone, Debug)]
@@ -204,9 +205,15 @@ pub enum JoinArg {
 #[command(next_help_heading = "Token skipping (SPTS)")]
 pub struct SptsArgs {
     /// Compute every token in every layer
-    #[arg(long, conflicts_with_all = ["schedule", "keep", "use_proxy", "no_proxy", "no_prune", "no_attn_skip", "no_ffn_skip", "random_selection", "ramp", "probe_queries", "join", "pool", "sinks", "recent", "carry", "sidecar"])]
+    #[arg(long, conflicts_with_all = ["method", "draft", "schedule", "keep", "use_proxy", "no_proxy", "no_prune", "no_attn_skip", "no_ffn_skip", "random_selection", "ramp", "probe_queries", "join", "pool", "sinks", "recent", "carry", "sidecar"])]
     pub no_spts: bool,
-    /// Budgets, and what the options below don't set: a preset (default, paper, rule, llama-3.1-8b, qwen2.5-7b, openpangu-1b), fractions (0.28,0.22,0.125,0.0625:0.03, the cut last), or a file [default: MODEL.schedule beside the model, else default]
+    /// Read the prompt by another method, to compare: NAME[:SHARE[@LAYER]] with the share of tokens that is left and the layer that chooses; fastkv, gemfilter, uniprefill, sliminfer, specprefill, random, last
+    #[arg(long, value_name = "NAME", value_parser = rival, conflicts_with_all = ["schedule", "keep", "use_proxy", "no_proxy", "no_prune", "no_attn_skip", "no_ffn_skip", "random_selection", "ramp", "probe_queries", "join", "pool", "sinks", "recent", "carry", "sidecar"])]
+    pub method: Option<Rival>,
+    /// Smaller model of the same vocabulary that reads first, for --method specprefill
+    #[arg(long, value_name = "FILE", requires = "method")]
+    pub draft: Option<PathBuf>,
+    /// Budgets, and what the options below don't set: a preset (default, early, fast, paper, rule, llama-3.1-8b, qwen2.5-7b, openpangu-1b), fractions (0.28,0.22,0.125,0.0625:0.03, the cut last), or a file [default: MODEL.schedule beside the model, else default]
     #[arg(long, value_name = "WHAT")]
     pub schedule: Option<String>,
     /// Multiply all budgets by X
@@ -260,15 +267,16 @@ pub struct SptsArgs {
 impl SptsArgs {
     /// The files among the flags: what no output may replace. A preset's name counts as well, for want of a file of that name.
     pub fn files(&self) -> impl Iterator<Item = &Path> {
-        self.sidecar.as_deref().into_iter().chain(self.schedule.as_deref().map(Path::new))
+        let named = [self.sidecar.as_deref(), self.draft.as_deref(), self.schedule.as_deref().map(Path::new)];
+        named.into_iter().flatten()
     }
 
-    /// The schedule for a model: `None` with `--no-spts`. Reads the file of `--schedule`.
+    /// The schedule for a model: `None` with `--no-spts` and with `--method`. Reads the file of `--schedule`.
     ///
     /// # Errors
     /// No such schedule, a file that cannot be read, or one that does not fit the model.
     pub fn schedule(&self, shape: &Shape) -> Result<Option<Schedule>, ScheduleFileError> {
-        if self.no_spts {
+        if self.no_spts || self.method.is_some() {
             return Ok(None);
         }
         let s = parse_schedule_arg(self.schedule.as_deref().unwrap_or("default"), shape)?;
@@ -321,11 +329,35 @@ impl SptsArgs {
         s.validate_for(shape.n_layer).map_err(invalid)?;
         Ok(s)
     }
-}
 
-/// What a session runs by: the schedule, or every token in every layer.
-pub fn method(schedule: Option<Schedule>) -> Arc<dyn Method> {
-    schedule.map_or_else(|| Arc::new(Dense) as Arc<dyn Method>, Into::into)
+    /// Whether nothing was asked for: no method, no schedule, and skipping not refused.
+    pub fn is_default(&self) -> bool {
+        !self.no_spts && self.method.is_none() && self.schedule.as_deref().is_none_or(|name| name == "default")
+    }
+
+    /// What a session runs by: the method asked for, else the schedule (of [`SptsArgs::schedule`]), else every token in every
+    /// layer.
+    pub fn method(&self, schedule: Option<Schedule>) -> Arc<dyn Method> {
+        match (self.method, schedule) {
+            (Some(rival), _) => rival.method(),
+            (None, Some(schedule)) => schedule.into(),
+            (None, None) => Arc::new(Dense),
+        }
+    }
+
+    /// Opens the draft, on the devices of the model.
+    ///
+    /// # Errors
+    /// The method needs one and none is given, or the file is no model.
+    pub fn open_draft(&self, device: &DeviceArgs) -> Result<Option<Arc<Model>>, spts::Error> {
+        match (&self.draft, self.method) {
+            (Some(path), _) => Model::open(path, device.model_options(None)).map(Some),
+            (None, Some(rival)) if rival.needs_draft() => {
+                Err(spts::Error::DraftMissing { method: rival.method().name().to_owned() })
+            }
+            _ => Ok(None),
+        }
+    }
 }
 
 fn device(text: &str) -> Result<String, String> {
@@ -365,6 +397,10 @@ fn queries(text: &str) -> Result<Queries, String> {
         return Ok(Queries::Question);
     }
     number(text, |n: &usize| (1..=1 << 16).contains(n), "a number from 1 to 65536, or question").map(Queries::Last)
+}
+
+fn rival(text: &str) -> Result<Rival, String> {
+    Rival::parse(text).map_err(|e| e.to_string())
 }
 
 fn pool(text: &str) -> Result<Pool, String> {

@@ -7,14 +7,13 @@ use spts::compile;
 use spts::compile::target::Target;
 use spts::gguf::OpenOptions;
 use spts::graph::print::print;
-use spts::method::Prompt;
-use spts::method::spts::schedule::{Reach, Schedule};
+use spts::method::spts::schedule::Reach;
+use spts::method::{Entry, Prompt};
 use spts::model::placement::Placement;
 use spts::model::shape::Shape;
 use spts::plan::{Plan, PlanOptions};
 
 use super::failure::Failure;
-use super::options::method;
 use super::{PlanArgs, run, schedule, warn};
 
 /// The text that `plan` prints.
@@ -36,10 +35,6 @@ pub fn plan(args: &PlanArgs) -> Result<String, Failure> {
             (file.shape().clone(), schedule::of_model(&args.spts, file.gguf().path(), file.shape())?)
         }
     };
-    let schedule = match schedule {
-        Some(schedule) => schedule,
-        None => dense(&shape)?,
-    };
     let defaults = PlanOptions::default();
     let options = PlanOptions {
         k_bytes: args.memory.cache_type_k.bytes(),
@@ -47,17 +42,15 @@ pub fn plan(args: &PlanArgs) -> Result<String, Failure> {
         n_ubatch: args.memory.n_ubatch().unwrap_or(defaults.n_ubatch),
         reach: if args.forced { Reach::EveryLayer } else { Reach::AboveFirstBudget },
     };
-    let plan = Plan::new(&shape, &schedule, n_tokens, &options)?;
+    let plan = match schedule {
+        Some(schedule) => Plan::new(&shape, &schedule, n_tokens, &options)?,
+        None => Plan::of_method(&shape, &*args.spts.method(None), n_tokens, &options)?,
+    };
     if args.json {
         let json = serde_json::to_string(&plan).map_err(|e| Failure::Failed(format!("JSON: {e}")))?;
         return Ok(json + "\n");
     }
     Ok(plan.to_string())
-}
-
-/// `--no-spts`: a schedule whose budget is the whole prompt.
-fn dense(shape: &Shape) -> Result<Schedule, Failure> {
-    Ok(Schedule { name: "dense".into(), ..Schedule::fractional(shape, [1.0; 4], 0.0)? })
 }
 
 fn open(path: &Path) -> Result<ModelFile, Failure> {
@@ -81,7 +74,13 @@ fn graph(args: &PlanArgs, path: &Path) -> Result<String, Failure> {
     let target = Target::new(&file, &placement, args.memory.n_ubatch(), proxy);
     let n_tokens = args.n_tokens as usize;
     let dense = file.graph(n_tokens, file.hparams().n_ctx_train.max(n_tokens));
-    let method = method(schedule);
+    let method = args.spts.method(schedule);
+    if method.entry(file.shape(), Prompt::of(n_tokens))? != Entry::All {
+        return Err(Failure::Failed(format!(
+            "--graph: method {} reads a part of the prompt by the dense graph; it has none of its own to print",
+            method.name()
+        )));
+    }
     let budgets = method.budgets(file.shape(), Prompt::of(n_tokens))?;
     let compiled = compile::prompt(dense, &*method, budgets, &target)?;
     let layers = |device: usize| placement.layer.iter().filter(|&&d| d == device).count();

@@ -22,11 +22,13 @@ use spts::tokenizer::{ChatPrompt, Message, StreamDecoder, Tokenizer};
 use spts::{Model, ModelFile, Session, SessionOptions, runtime};
 
 use super::failure::Failure;
-use super::options::method;
 use super::prompt::Prompt;
 use super::proxies::{self, Waiting};
 use super::{RunArgs, interrupt, note, prompt, schedule, warn};
 use crate::report::{self, PrefillStep, Progress, RunReport, Stop};
+
+/// From so many tokens on a prompt is one that other models' schedules would shorten.
+const LONG: usize = 10 * 1024;
 
 type SharedProgress = Rc<RefCell<Progress>>;
 
@@ -48,10 +50,18 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
     let noted = note_unread_input(args);
     let ChatPrompt { tokens, question, .. } = encode(args, &file, message)?;
     check_context(args, &file, tokens.len())?;
+    // One that lies beside the model has another name.
+    let is_dense = schedule.as_ref().is_none_or(|s| s.name == "dense");
+    if args.spts.is_default() && is_dense && Schedule::is_too_narrow(file.shape()) && tokens.len() >= LONG {
+        note(&format!(
+            "nothing is skipped: answers of models narrower than {} lose too much by it; --schedule fast or early skips all the same",
+            Schedule::WIDTH_THAT_SKIPS
+        ));
+    }
     let found = proxies::find(&file, args.spts.sidecar.as_deref(), schedule.as_ref(), tokens.len())?;
     let model = place(args, file, &progress)?;
     let load = start.elapsed();
-    let name = schedule.as_ref().map(|s| s.name.clone()).unwrap_or_default();
+    let name = args.spts.method(schedule.clone()).name().to_owned();
     let mut session = session(args, &model, schedule, found, &tokens, &progress)?;
     interrupt::stops(&session.interrupt_flag());
 
@@ -232,8 +242,9 @@ fn session(
         n_threads,
         cache_type_k: args.memory.cache_type_k.library(),
         cache_type_v: args.memory.cache_type_v.library(),
-        method: method(schedule),
+        method: args.spts.method(schedule),
         sidecar,
+        draft: args.spts.open_draft(&args.device)?,
         record_selection: args.dump_selection.is_some(),
     };
     Ok(Session::new(model.clone(), options)?)

@@ -15,6 +15,7 @@ use spts::eval::summary::Summary;
 use spts::method::spts::schedule::Schedule;
 use spts::method::spts::schedule_file::{parse_schedule_arg, path_beside};
 use spts::method::spts::sidecar::{Sidecar, fingerprint};
+use spts::model::shape::Shape;
 use spts::output_file::OutputFile;
 use spts::tune::halves::halves;
 use spts::tune::halving::{self, Search};
@@ -72,9 +73,9 @@ pub struct TuneArgs {
     /// Points of score, of 100, that the schedule may lose against dense
     #[arg(long, value_name = "POINTS", default_value_t = 1.0, value_parser = points)]
     max_loss: f64,
-    /// Schedule to start from: a preset, fractions of the prompt, or a file
-    #[arg(long, value_name = "WHAT", default_value = "default")]
-    schedule: String,
+    /// Schedule to start from: a preset, fractions of the prompt, or a file [default: default, or early for models that skip nothing by default]
+    #[arg(long, value_name = "WHAT")]
+    schedule: Option<String>,
     /// Most schedules to try
     #[arg(long, value_name = "N", default_value_t = 24, value_parser = clap::value_parser!(u16).range(1..=1000))]
     candidates: u16,
@@ -106,6 +107,11 @@ impl TuneArgs {
         self.ctx_size.filter(|&n| n > 0).map(|n| n as usize)
     }
 
+    /// The schedule to start from, as `--schedule` would name it.
+    fn base(&self, shape: &Shape) -> &str {
+        self.schedule.as_deref().unwrap_or(if Schedule::is_too_narrow(shape) { "early" } else { "default" })
+    }
+
     /// Whether a schedule could lose more than the bound where dense has this score, from 0 to 1.
     fn has_something_to_lose(&self, score_of_dense: f64) -> bool {
         100.0 * score_of_dense > self.max_loss
@@ -126,7 +132,7 @@ pub fn tune(args: &TuneArgs) -> Result<String, Failure> {
     args.device.set_up_process();
     let model = Model::open(&args.model, args.device.model_options(None))?;
     warn(model.file());
-    let base = parse_schedule_arg(&args.schedule, model.shape())?;
+    let base = parse_schedule_arg(args.base(model.shape()), model.shape())?;
     let prompts = match args.text {
         Some(_) => hidden_numbers(args, &model, &base, &source)?,
         None => with_answers(args, &model, &source)?,
@@ -203,7 +209,7 @@ pub fn tune(args: &TuneArgs) -> Result<String, Failure> {
     check_dense(args, score_of_dense, &journal).map_err(but_tried)?;
     let label = &all[found].label;
     let summary = Summary::new(&Results { header, lines }, &[DENSE.to_owned(), label.clone()]);
-    let outcome = Outcome { args, candidates: &all, found, summary: &summary };
+    let outcome = Outcome { args, base: args.base(model.shape()), candidates: &all, found, summary: &summary };
     outcome.check(&journal).map_err(but_tried)?;
     write(file, &(outcome.comments() + &tuned(&all[found].schedule).to_string()))?;
     Ok(tried + &outcome.text(&out))
@@ -234,8 +240,9 @@ fn failed(e: impl Into<EvalError>) -> Failure {
 
 /// Creates the schedule's file before the work. A file that this command has not written stays, and what is read.
 fn create(out: &Path, args: &TuneArgs) -> Result<OutputFile, Failure> {
-    let (sidecar, base) = (Sidecar::path_beside(&args.model), PathBuf::from(&args.schedule));
-    let file = OutputFile::create(out, &[&args.model, args.source(), &sidecar, &base])?;
+    let sidecar = Sidecar::path_beside(&args.model);
+    let base = Path::new(args.schedule.as_deref().unwrap_or(""));
+    let file = OutputFile::create(out, &[&args.model, args.source(), &sidecar, base])?;
     if out.is_file() && !std::fs::read(out).is_ok_and(|bytes| bytes.starts_with(MARK.as_bytes())) {
         return Err(Failure::Failed(format!(
             "{}: exists, and was not written by tune; choose another --out, or remove it",

@@ -4,9 +4,11 @@
 //! dense graph --method--> budgets, rewritten graph --last_row, fuse_ffn, keep_normalized--> graph of the target
 //!             --verify--> proof --phases--> phases of tiles, a place for every value
 //! ```
+//! A graph that runs for what it captures ends there ([`captures`]).
 //! [`target`] is what has to be known of the devices. A [`Compiled`] is run by a session, tile by tile: [`forms`] chooses what a
 //! device computes in one step, [`lower`] turns a tile into a ggml graph, on the [`memory`] that the session holds.
 
+pub mod captures;
 pub mod forms;
 pub mod fuse_ffn;
 pub mod keep_normalized;
@@ -20,8 +22,10 @@ pub mod target;
 use crate::Result;
 use crate::graph::Graph;
 use crate::graph::verify::{Verified, verify};
+use crate::method::spts::capture::{Capture, insert_captures};
 use crate::method::{Budgets, Method};
 
+use captures::end_at_captures;
 use fuse_ffn::fuse_gated_ffn;
 use keep_normalized::keep_normalized;
 use last_row::keep_last_row;
@@ -77,6 +81,18 @@ pub fn as_written(graph: Graph, tile: usize, target: &Target) -> Result<Compiled
     let budgets = Budgets::dense(graph.layers.len(), graph.n_tokens);
     let cuts = (0..graph.layers.len()).map(|l| target.changes_device_at(l)).collect();
     Ok(Compiled::new(verify(graph)?, budgets, tile, cuts))
+}
+
+/// Compiles the part of `dense` that a capture needs: it ends behind the last value captured, without logits.
+///
+/// # Errors
+/// A rewrite broke an invariant of the graph: a bug.
+pub fn up_to_captures(dense: &Graph, capture: &Capture, target: &Target) -> Result<Compiled> {
+    let graph = end_at_captures(insert_captures(dense, capture));
+    let graph = if target.has_gpu() { fuse(&graph, target) } else { graph };
+    let budgets = Budgets::dense(graph.layers.len(), graph.n_tokens);
+    let cuts = (0..graph.layers.len() + 1).map(|l| target.changes_device_at(l)).collect();
+    Ok(Compiled::new(verify(graph)?, budgets, target.tile(), cuts))
 }
 
 /// Rewrites a graph for what GPUs compute in one operation.

@@ -3,7 +3,7 @@
 //! The first line says what was measured on what; every further one is an answer. A file takes more configurations later on, but
 //! never those of another model, other data or another device.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::{File, TryLockError};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
@@ -186,6 +186,30 @@ pub fn read(path: &Path) -> Result<Results, ResultsError> {
     parse(&content, path)?.ok_or_else(none)
 }
 
+/// Reads several files of the same data: parts of one measurement.
+///
+/// # Errors
+/// As [`read`]; or the files are of different models, data, devices or programs, or two hold the same answer.
+///
+/// # Panics
+/// Without a file.
+pub fn read_all(paths: &[PathBuf]) -> Result<Results, ResultsError> {
+    let mut all = read(&paths[0])?;
+    for path in &paths[1..] {
+        let more = read(path)?;
+        let named: HashMap<&str, &str> = all.lines.iter().map(|l| (l.config.as_str(), l.settings.as_str())).collect();
+        let configs: Vec<(&str, &str)> = named.into_iter().collect();
+        check(path, &more, &all.header, &configs)?;
+        let there: HashSet<(usize, &str)> = all.lines.iter().map(|l| (l.line, l.config.as_str())).collect();
+        if let Some(twice) = more.lines.iter().position(|l| there.contains(&(l.line, l.config.as_str()))) {
+            let what = "an answer that another of the files has, too".to_owned();
+            return Err(ResultsError::Line { path: path.clone(), line: twice + 2, what });
+        }
+        all.lines.extend(more.lines);
+    }
+    Ok(all)
+}
+
 /// A file that results are added to.
 pub struct ResultsWriter {
     path: PathBuf,
@@ -305,6 +329,33 @@ mod tests {
 
     fn open(path: &Path, header: &Header) -> Result<(ResultsWriter, Vec<ResultLine>), ResultsError> {
         ResultsWriter::open(path, header, &[("dense", "all")])
+    }
+
+    #[test]
+    fn parts_are_taken_together_if_they_are_of_one_measurement() {
+        let dir = tempfile::tempdir().unwrap();
+        let write = |name: &str, header: &Header, lines: &[ResultLine]| {
+            let path = dir.path().join(name);
+            let (mut writer, _) = open(&path, header).unwrap();
+            lines.iter().for_each(|line| writer.add(line).unwrap());
+            path
+        };
+        let a = write("a", &header(), &[line(1), line(3)]);
+        let b = write("b", &header(), &[line(2)]);
+        let all = read_all(&[a.clone(), b]).unwrap();
+        assert_eq!(all.lines.iter().map(|l| l.line).collect::<Vec<_>>(), [1, 3, 2]);
+        let again = write("again", &header(), &[line(4), line(3)]);
+        let message = read_all(&[a.clone(), again]).unwrap_err().to_string();
+        assert!(message.ends_with("line 3: no results of eval tasks: an answer that another of the files has, too"));
+        let other = write("other", &Header { data: "8".into(), ..header() }, &[line(2)]);
+        assert!(
+            matches!(read_all(&[a.clone(), other]), Err(ResultsError::Foreign { what, .. }) if what == "data file")
+        );
+        let set = ResultLine { settings: "some".into(), ..line(2) };
+        let path = dir.path().join("set");
+        let (mut writer, _) = ResultsWriter::open(&path, &header(), &[("dense", "some")]).unwrap();
+        writer.add(&set).unwrap();
+        assert!(matches!(read_all(&[a, path]), Err(ResultsError::Foreign { .. })));
     }
 
     #[test]

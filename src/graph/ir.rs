@@ -396,7 +396,8 @@ pub struct Graph {
     pub positions: NodeId,
     /// Residual stream after the last layer.
     pub hidden: NodeId,
-    /// Values that are read when all is computed; the first are the logits `[n_vocab, 1]` of the last token.
+    /// Values that are read when all is computed; the first are the logits `[n_vocab, 1]` of the last token. Empty for a graph
+    /// that runs for its captures alone.
     pub outputs: Vec<NodeId>,
     /// Rows the graph starts with.
     pub n_tokens: usize,
@@ -408,9 +409,9 @@ impl Graph {
         &self.nodes[id.index()]
     }
 
-    /// Logits `[n_vocab, 1]` of the last token.
-    pub fn logits(&self) -> NodeId {
-        self.outputs[0]
+    /// Logits `[n_vocab, 1]` of the last token, unless the graph ends before them.
+    pub fn logits(&self) -> Option<NodeId> {
+        self.outputs.first().copied()
     }
 }
 

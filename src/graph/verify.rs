@@ -9,7 +9,7 @@
 //!    same rows, and no fewer than its queries.
 //! 6. Rows are in position order: indices come from `top_k`, which sorts them.
 //! 7. A value that is scattered into, or of which rows are normalised anew, has no reader afterwards: it is written in place.
-//! 8. The logits have one row.
+//! 8. The logits, where there are outputs, have one row.
 
 use std::ops::Deref;
 
@@ -61,9 +61,9 @@ pub fn check(graph: &Graph) -> Result<(), VerifyError> {
     }
     check_layers(graph)?;
     check_scatter_targets(graph)?;
-    if graph.node(graph.logits()).n_rows != 1 {
-        let found = graph.node(graph.logits()).n_rows;
-        return Err(error(graph, graph.logits(), format!("logits of {found} rows, expected 1")));
+    if let Some(&logits) = graph.outputs.first().filter(|id| graph.node(**id).n_rows != 1) {
+        let found = graph.node(logits).n_rows;
+        return Err(error(graph, logits, format!("logits of {found} rows, expected 1")));
     }
     Ok(())
 }

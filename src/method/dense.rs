@@ -1,9 +1,6 @@
 //! The method that leaves nothing out.
 
-use super::spts::schedule::ScheduleError;
-use super::{Budgets, Method, Prompt};
-use crate::graph::Graph;
-use crate::graph::verify::VerifyError;
+use super::{Budgets, Method, MethodError, Prompt};
 use crate::model::shape::Shape;
 
 /// Every token in every layer.
@@ -15,11 +12,7 @@ impl Method for Dense {
         "dense"
     }
 
-    fn budgets(&self, shape: &Shape, prompt: Prompt) -> Result<Budgets, ScheduleError> {
+    fn budgets(&self, shape: &Shape, prompt: Prompt) -> Result<Budgets, MethodError> {
         Ok(Budgets::dense(shape.n_layer, prompt.n_tokens))
-    }
-
-    fn rewrite(&self, dense: &Graph, _: &Budgets) -> Result<Graph, VerifyError> {
-        Ok(dense.clone())
     }
 }

@@ -1,10 +1,14 @@
 //! Methods: what of a prompt's work is left out.
 //!
-//! A [`Method`] says how many tokens each layer works on ([`Budgets`]) and rewrites the dense graph so that it computes just these.
-//! [`Dense`] leaves nothing out; [`spts`] skips and prunes. A method knows graphs; it knows nothing of devices, weights or sessions.
+//! A [`Method`] says which tokens of a prompt enter the network ([`Entry`]) and how many of them each layer works on
+//! ([`Budgets`]), and rewrites the dense graph so that it computes just these. [`Dense`] leaves nothing out; [`spts`] skips and
+//! prunes; [`rivals`] are other papers' methods and controls, to compare with. A method knows graphs; it knows nothing of
+//! devices, weights or sessions.
 
 pub mod budget;
 mod dense;
+pub mod entry;
+pub mod rivals;
 pub mod spts;
 
 use std::fmt;
@@ -15,7 +19,20 @@ use crate::model::shape::Shape;
 
 pub use budget::{Budgets, Held, LayerBudget};
 pub use dense::Dense;
+pub use entry::Entry;
+use rivals::RivalError;
 use spts::schedule::ScheduleError;
+
+/// Why a method cannot read a prompt with a model.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum MethodError {
+    /// A schedule that does not fit.
+    #[error(transparent)]
+    Schedule(#[from] ScheduleError),
+    /// A rival that does not fit.
+    #[error(transparent)]
+    Rival(#[from] RivalError),
+}
 
 /// What a method may know of a prompt before it is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,11 +59,21 @@ pub trait Method: fmt::Debug + Send + Sync {
     ///
     /// # Errors
     /// The method does not fit the model.
-    fn budgets(&self, shape: &Shape, prompt: Prompt) -> Result<Budgets, ScheduleError>;
+    fn budgets(&self, shape: &Shape, prompt: Prompt) -> Result<Budgets, MethodError>;
+
+    /// The tokens that enter. Those that do are read densely: such a method's budgets say so, and it rewrites nothing.
+    ///
+    /// # Errors
+    /// The method does not fit the model.
+    fn entry(&self, _shape: &Shape, _prompt: Prompt) -> Result<Entry, MethodError> {
+        Ok(Entry::All)
+    }
 
     /// Rewrites the dense graph of a prompt after its budgets.
     ///
     /// # Errors
     /// A rewrite broke an invariant of the graph: a bug.
-    fn rewrite(&self, dense: &Graph, budgets: &Budgets) -> Result<Graph, VerifyError>;
+    fn rewrite(&self, dense: &Graph, _budgets: &Budgets) -> Result<Graph, VerifyError> {
+        Ok(dense.clone())
+    }
 }

@@ -2,7 +2,8 @@
 //!
 //! [`sequence`] is what was read; [`prefill`] and the decode loop extend it by running compiled programs. [`executor`] runs one,
 //! with what [`run`] lists on each [`device`]; [`repeated`] keeps graphs that run again, [`slots`] is what lives between phases,
-//! [`masks`] the attention masks, [`proxy_memory`] the FFN proxies, [`select`] selects on the host. [`generate`] streams tokens,
+//! [`masks`] the attention masks, [`proxy_memory`] the FFN proxies, [`select`] selects on the host. [`search`] scores a prompt's
+//! tokens where a part of them enters. [`generate`] streams tokens,
 //! [`sampler`] picks them.
 
 pub mod device;
@@ -14,6 +15,7 @@ pub mod proxy_memory;
 pub mod repeated;
 pub mod run;
 pub mod sampler;
+pub mod search;
 pub mod select;
 pub mod sequence;
 pub mod slots;
@@ -59,6 +61,8 @@ pub struct SessionOptions {
     pub method: Arc<dyn Method>,
     /// Low-rank FFN proxies, needed if the method uses them.
     pub sidecar: Option<Arc<Sidecar>>,
+    /// A smaller model with the same vocabulary, for methods that read prompts with it first.
+    pub draft: Option<Arc<Model>>,
     /// Record the candidates and active tokens of every layer in the report.
     pub record_selection: bool,
 }
@@ -73,6 +77,7 @@ impl Default for SessionOptions {
             cache_type_v: CacheType::F16,
             method: Arc::new(Dense),
             sidecar: None,
+            draft: None,
             record_selection: false,
         }
     }
@@ -94,6 +99,8 @@ pub struct Session {
     decode: Option<DecodeProgram>,
     answer_room: usize,
     prepared: Option<prefill::Prepared>,
+    /// The draft's session, once a prompt was read with it.
+    draft: Option<Box<Session>>,
     interrupt: Arc<AtomicBool>,
 }
 
@@ -147,6 +154,7 @@ impl Session {
             decode: None,
             answer_room: ANSWER_ROOM,
             prepared: None,
+            draft: None,
             interrupt,
         })
     }
@@ -280,7 +288,7 @@ impl Session {
         }
         self.start_call();
         let Some(d) = &mut self.decode else { unreachable!("made above") };
-        write_inputs(&d.compiled.graph, &d.slots, &mut self.devices, &[token], self.sequence.n_past());
+        write_inputs(&d.compiled.graph, &d.slots, &mut self.devices, &[token], &[self.sequence.n_past()]);
         let run = Run {
             model: &self.model,
             compiled: &d.compiled,
@@ -291,7 +299,8 @@ impl Session {
         };
         executor::run(&run, &mut self.devices, &mut d.repeated, &mut Quiet)?;
         let output = self.model.placement().output;
-        self.logits.read(&mut self.devices[output].backend, d.slots[output].get(d.compiled.graph.logits()));
+        let logits = d.compiled.graph.logits().expect("a token's program has logits");
+        self.logits.read(&mut self.devices[output].backend, d.slots[output].get(logits));
         self.is_suspect = has_no_numbers(self.logits.as_slice());
         self.sequence.advance(1, None);
         Ok(())
@@ -323,10 +332,10 @@ impl fmt::Debug for Session {
     }
 }
 
-/// Writes token ids and positions `first ..` on every device.
-fn write_inputs(graph: &Graph, slots: &[SlotMemory], devices: &mut [Device], tokens: &[u32], first: usize) {
+/// Writes token ids and their positions on every device.
+fn write_inputs(graph: &Graph, slots: &[SlotMemory], devices: &mut [Device], tokens: &[u32], positions: &[usize]) {
     let ids: Vec<u8> = tokens.iter().flat_map(|t| (*t as i32).to_le_bytes()).collect();
-    let positions: Vec<u8> = (first..first + tokens.len()).flat_map(|p| (p as i32).to_le_bytes()).collect();
+    let positions: Vec<u8> = positions.iter().flat_map(|p| (*p as i32).to_le_bytes()).collect();
     let tokens = graph.nodes.iter().position(|n| n.op == Op::Tokens).map(|i| NodeId(i as u32));
     for (slots, device) in slots.iter().zip(devices) {
         if let Some(t) = tokens {

@@ -12,6 +12,7 @@ use crate::compile::target::Target;
 use crate::compile::{self, Compiled};
 use crate::ggml::GgmlError;
 use crate::graph::ir::{Graph, NodeId, Tap};
+use crate::method::entry::Positions;
 use crate::method::spts::capture::{Capture, insert_captures};
 use crate::method::{Budgets, Dense, LayerBudget, Method, Prompt};
 use crate::{Error, Result};
@@ -121,21 +122,68 @@ impl Session {
         if let Some(question_start) = prompt.question_start.filter(|&start| start >= prompt.n_tokens) {
             return Err(Error::QuestionOutside { question_start, n_tokens: prompt.n_tokens });
         }
-        let method: &dyn Method = if n_past == 0 { &*self.options.method } else { &Dense };
+        let method = if n_past == 0 { self.options.method.clone() } else { Arc::new(Dense) };
         let budgets = method.budgets(self.model.shape(), prompt)?;
         self.check_proxies(&budgets)?;
+        if let Some((rows, positions)) = self.entering(&*method, tokens, prompt, progress)? {
+            return self.prefill_rows(start, tokens, &rows, positions, budgets, progress);
+        }
+        let prepared = self.prepared_for(tokens.len(), &*method, budgets)?;
+        let positions = (n_past..n_past + tokens.len()).collect();
+        self.run_prefill(start, Reading { tokens, positions, n_read: tokens.len() }, prepared, progress, None)
+    }
+
+    /// Reads the tokens at `rows` of a prompt as if they were all of it. `budgets`: the method's, for the report.
+    fn prefill_rows(
+        &mut self,
+        start: Instant,
+        tokens: &[u32],
+        rows: &[usize],
+        positions: Positions,
+        budgets: Budgets,
+        progress: &mut dyn FnMut(PrefillProgress) -> ControlFlow<()>,
+    ) -> Result<PrefillReport> {
+        let chosen: Vec<u32> = rows.iter().map(|&row| tokens[row]).collect();
+        let dense = Budgets::dense(budgets.layers.len(), rows.len());
+        let prepared = self.prepared_for(rows.len(), &Dense, dense)?;
+        let (positions, n_read) = match positions {
+            Positions::Own => (rows.to_vec(), tokens.len()),
+            Positions::Renumbered => ((0..rows.len()).collect(), rows.len()),
+        };
+        let reading = Reading { tokens: &chosen, positions, n_read };
+        let report = self.run_prefill(start, reading, prepared, progress, None)?;
+        self.sequence.seal();
+        let in_prompt = |all: Vec<i32>| all.into_iter().map(|i| rows[i as usize] as i32).collect::<Vec<i32>>();
+        let selection = report.selection.into_iter().map(|s| LayerSelection {
+            il: s.il,
+            candidates: in_prompt(s.candidates),
+            active_attn: in_prompt(s.active_attn),
+            active_ffn: in_prompt(s.active_ffn),
+        });
+        Ok(PrefillReport {
+            n_tokens: tokens.len(),
+            seconds: start.elapsed().as_secs_f64(),
+            layers: budgets.layers,
+            cache_kept: rows.len() as f64 / tokens.len() as f64,
+            selection: selection.collect(),
+            ..report
+        })
+    }
+
+    /// The program of a prompt of `n_tokens`, with its memory.
+    fn prepared_for(&mut self, n_tokens: usize, method: &dyn Method, budgets: Budgets) -> Result<Prepared> {
+        let n_past = self.sequence.n_past();
         // Whatever else a program follows from is the same for the whole session. One that does not fit is let go first: two
         // would take twice the memory.
-        let prepared = match self.prepared.take() {
-            Some(p) if p.compiled.budgets == budgets && p.n_past == n_past => p,
+        match self.prepared.take() {
+            Some(p) if p.compiled.budgets == budgets && p.n_past == n_past => Ok(p),
             other => {
                 drop(other);
-                let dense = self.model.graph(tokens.len(), self.n_ctx());
+                let dense = self.model.graph(n_tokens, self.n_ctx());
                 let compiled = compile::prompt(dense, method, budgets, &self.target())?;
-                self.prepare(compiled)?
+                self.prepare(compiled)
             }
-        };
-        self.run_prefill(start, tokens, prepared, progress, None)
+        }
     }
 
     /// A dense prefill that hands the values of `capture` to `sink`.
@@ -159,9 +207,31 @@ impl Session {
         let graph = insert_captures(&self.model.graph(tokens.len(), self.n_ctx()), capture);
         let compiled = compile::as_written(graph, self.tile(), &self.target())?;
         let prepared = self.prepare(compiled)?;
-        let report = self.run_prefill(start, tokens, prepared, progress, Some(sink));
+        let n_past = self.sequence.n_past();
+        let positions = (n_past..n_past + tokens.len()).collect();
+        let reading = Reading { tokens, positions, n_read: tokens.len() };
+        let report = self.run_prefill(start, reading, prepared, progress, Some(sink));
         self.prepared = None;
         report
+    }
+
+    /// Runs the layers that a capture needs over a prompt, for `sink` alone: nothing counts as read.
+    pub(super) fn run_captures(
+        &mut self,
+        tokens: &[u32],
+        capture: &Capture,
+        progress: &mut dyn FnMut(PrefillProgress) -> ControlFlow<()>,
+        sink: &mut CaptureSink,
+    ) -> Result<()> {
+        self.prepared = None;
+        let dense = self.model.graph(tokens.len(), self.n_ctx());
+        let compiled = compile::up_to_captures(&dense, capture, &self.target())?;
+        let mut prepared = self.prepare(compiled)?;
+        self.start_call();
+        let reading = Reading { tokens, positions: (0..tokens.len()).collect(), n_read: 0 };
+        self.execute(&reading, &mut prepared, progress, Some(sink), false)?;
+        self.is_suspect = false;
+        Ok(())
     }
 
     /// What programs are compiled for.
@@ -190,50 +260,32 @@ impl Session {
     fn run_prefill(
         &mut self,
         start: Instant,
-        tokens: &[u32],
+        reading: Reading<'_>,
         mut prepared: Prepared,
         progress: &mut dyn FnMut(PrefillProgress) -> ControlFlow<()>,
         sink: Option<&mut CaptureSink>,
     ) -> Result<PrefillReport> {
-        let n = tokens.len();
+        let n = reading.tokens.len();
         self.start_call();
-        let Prepared { compiled, slots, repeated, .. } = &mut prepared;
-        let (graph, entries) = (&compiled.graph, entries(&compiled.graph));
         let first = self.sequence.n_past();
-        write_inputs(graph, slots, &mut self.devices, tokens, first);
-        let run = Run {
-            model: &self.model,
-            compiled,
-            sequence: &self.sequence,
-            proxies: &self.proxies,
-            slots,
-            mode: CacheMode::Fixed,
-        };
         let has_windows = self.model.shape().swa.is_some();
-        let prunes_windows = has_windows && graph.layers.iter().any(|a| a.kept.is_some());
-        let mut watch = Watch {
-            graph,
-            progress,
-            sink,
-            interrupt: self.interrupt.clone(),
-            records: self.options.record_selection || prunes_windows,
-            selected: HashMap::new(),
-            work_done: 0,
-            work_all: work(&compiled.program.phases),
-            n_tokens: n,
-        };
-        executor::run(&run, &mut self.devices, repeated, &mut watch)?;
+        let prunes_windows = has_windows && prepared.compiled.graph.layers.iter().any(|a| a.kept.is_some());
+        let records = self.options.record_selection || prunes_windows;
+        let selected = self.execute(&reading, &mut prepared, progress, sink, records)?;
 
+        let Prepared { compiled, slots, .. } = &prepared;
+        let (graph, entries) = (&compiled.graph, entries(&compiled.graph));
         let output = self.model.placement().output;
-        self.logits.read(&mut self.devices[output].backend, slots[output].get(graph.logits()));
+        let logits = graph.logits().expect("a prompt's program has logits");
+        self.logits.read(&mut self.devices[output].backend, slots[output].get(logits));
         self.is_suspect = has_no_numbers(self.logits.as_slice());
-        let selection = if watch.records { selections(graph, &watch.selected, first) } else { Vec::new() };
+        let selection = if records { selections(graph, &selected, first) } else { Vec::new() };
         // With a sliding window decode masks by position, so gaps have to be known.
         let kept = |layer: usize| match prunes_windows {
             true => Kept::At(selection[layer].active_attn.clone()),
             false => Kept::Count(entries[layer]),
         };
-        self.sequence.advance(n, Some((0..entries.len()).map(kept).collect()));
+        self.sequence.advance(reading.n_read, Some((0..entries.len()).map(kept).collect()));
         let budgets = &compiled.budgets;
         let report = PrefillReport {
             n_tokens: n,
@@ -248,6 +300,42 @@ impl Session {
         };
         self.prepared = Some(prepared);
         Ok(report)
+    }
+
+    /// Runs a program over what is read. Returns what was selected, if it is recorded.
+    fn execute(
+        &mut self,
+        reading: &Reading<'_>,
+        prepared: &mut Prepared,
+        progress: &mut dyn FnMut(PrefillProgress) -> ControlFlow<()>,
+        sink: Option<&mut CaptureSink>,
+        records: bool,
+    ) -> Result<HashMap<NodeId, Vec<i32>>> {
+        let Prepared { compiled, slots, repeated, .. } = prepared;
+        let graph = &compiled.graph;
+        write_inputs(graph, slots, &mut self.devices, reading.tokens, &reading.positions);
+        let run = Run {
+            model: &self.model,
+            compiled,
+            sequence: &self.sequence,
+            proxies: &self.proxies,
+            slots,
+            mode: CacheMode::Fixed,
+        };
+        let mut watch = Watch {
+            graph,
+            progress,
+            sink,
+            interrupt: self.interrupt.clone(),
+            records,
+            selected: HashMap::new(),
+            work_done: 0,
+            work_all: work(&compiled.program.phases),
+            n_layer: self.model.hparams().n_layer,
+            n_tokens: reading.tokens.len(),
+        };
+        executor::run(&run, &mut self.devices, repeated, &mut watch)?;
+        Ok(watch.selected)
     }
 
     /// Makes room for what a graph will keep in the caches, and for the answer behind it.
@@ -349,12 +437,22 @@ struct Watch<'a, 's> {
     selected: HashMap<NodeId, Vec<i32>>,
     work_done: usize,
     work_all: usize,
+    n_layer: usize,
     n_tokens: usize,
+}
+
+/// The tokens that a program reads.
+struct Reading<'t> {
+    tokens: &'t [u32],
+    /// One for each token.
+    positions: Vec<usize>,
+    /// Tokens of the prompt that they stand for.
+    n_read: usize,
 }
 
 impl Watcher for Watch<'_, '_> {
     fn phase(&mut self, phase: &Phase) -> Result<()> {
-        let n_layer = self.graph.layers.len();
+        let n_layer = self.n_layer;
         let layer = phase.layer.or_else(|| self.graph.node(phase.nodes[0]).layer).unwrap_or(if self.work_done == 0 {
             0
         } else {

@@ -116,6 +116,12 @@ impl Sequence {
         self.layers.iter().map(|c| c.least).max().unwrap_or(0)
     }
 
+    /// What was read so far is no prefix of the caller's tokens any more: only whole can it be kept.
+    pub fn seal(&mut self) {
+        let least = self.n_past;
+        self.layers.iter_mut().for_each(|cache| cache.least = least);
+    }
+
     /// Forgets all tokens but the first `n`.
     ///
     /// # Errors

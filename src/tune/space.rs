@@ -157,7 +157,7 @@ mod tests {
 
     fn bases(shape: &Shape) -> [Schedule; 3] {
         let fractions = Schedule::fractional(shape, [0.5, 0.4, 0.3, 0.2], 0.1).unwrap();
-        [Schedule::default_for(shape).unwrap(), Schedule::paper_for(shape).unwrap(), fractions]
+        [Schedule::early_for(shape).unwrap(), Schedule::paper_for(shape).unwrap(), fractions]
     }
 
     fn check(shape: &Shape, base: &Schedule, found: &[Candidate], most: usize) {

@@ -28,7 +28,7 @@ pub(super) struct NeedleArgs {
     #[arg(long, value_name = "N", default_value_t = 6, value_parser = clap::value_parser!(u16).range(1..))]
     samples: u16,
     /// Configuration, once for each [default: dense, paper, default]
-    #[arg(long = "config", value_name = "WHAT", value_parser = configuration)]
+    #[arg(long = "config", value_name = "WHAT", allow_hyphen_values = true, value_parser = configuration)]
     configs: Vec<Configuration>,
     /// Also draw which needles were found, by depth and length, as an SVG file
     #[arg(long, value_name = "FILE")]

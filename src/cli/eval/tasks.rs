@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::io::IsTerminal;
 use std::ops::ControlFlow;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -15,6 +15,7 @@ use spts::eval::results::{self, Header, ResultLine, Results, ResultsWriter};
 use spts::eval::summary::Summary;
 use spts::eval::tasks::{self, Task, TaskData};
 use spts::ggml::backend;
+use spts::method::Method;
 use spts::method::spts::schedule::Schedule;
 use spts::method::spts::sidecar::{Sidecar, fingerprint};
 use spts::tokenizer::ChatPrompt;
@@ -23,7 +24,7 @@ use spts::{Model, Session, SessionOptions};
 use super::configuration::{Configuration, configuration, or_default};
 use super::tables::{self, Format};
 use crate::cli::failure::Failure;
-use crate::cli::options::{DeviceArgs, MemoryArgs, method};
+use crate::cli::options::{DeviceArgs, MemoryArgs};
 use crate::cli::proxies::{self as sidecars, Waiting};
 use crate::cli::{note, prompt, schedule};
 use crate::report::{Progress, grouped, seconds};
@@ -35,10 +36,25 @@ pub(super) const HELP: &str = "A line of the data is a JSON object:
 
 A configuration is dense, or what --schedule takes, then more flags of token skipping; NAME= before it names it:
   --config dense --config paper --config 'mild=0.5,0.4,0.3,0.2 --probe-queries 16 --pool max:7'
+  --config 'one shot=--method fastkv:0.1@12'
 The first one is what the others are compared with.";
 
 /// Time between two notes where standard error is no terminal.
 const NOTE_EVERY: Duration = Duration::from_secs(30);
+
+/// One of several parts of the prompts.
+#[derive(Clone, Copy, Debug)]
+struct Part {
+    /// From 1.
+    number: usize,
+    of: usize,
+}
+
+fn part(text: &str) -> Result<Part, String> {
+    let numbers = text.split_once('/').and_then(|(k, n)| Some((k.parse().ok()?, n.parse().ok()?)));
+    let good = numbers.filter(|(number, of): &(usize, usize)| (1..=*of).contains(number));
+    good.map(|(number, of)| Part { number, of }).ok_or_else(|| "expected a part of how many, as in 1/4".into())
+}
 
 /// Prompts with answers.
 #[derive(Args, Clone, Debug)]
@@ -50,7 +66,7 @@ pub(super) struct TasksArgs {
     #[arg(long, value_name = "FILE", required_unless_present = "report")]
     data: Option<PathBuf>,
     /// Configuration, once for each [default: dense, default]
-    #[arg(long = "config", value_name = "WHAT", value_parser = configuration)]
+    #[arg(long = "config", value_name = "WHAT", allow_hyphen_values = true, value_parser = configuration)]
     configs: Vec<Configuration>,
     /// Only these tasks, separated by commas
     #[arg(long, value_name = "NAME,...", value_delimiter = ',')]
@@ -58,15 +74,18 @@ pub(super) struct TasksArgs {
     /// Only the first N prompts of each task and length
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     samples: Option<u32>,
+    /// Only part K of N of the prompts, for several GPUs or machines at once; --report takes their files together
+    #[arg(long, value_name = "K/N", value_parser = part)]
+    part: Option<Part>,
     /// Keep each result in a file, line by line; answers that are there already are not asked for again
     #[arg(short, long, value_name = "FILE")]
     out: Option<PathBuf>,
     /// Keep the text of each answer, too
     #[arg(long)]
     keep_text: bool,
-    /// Print what a file of --out says, without a model
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["model", "data", "out", "configs", "tasks", "samples", "keep_text"])]
-    report: Option<PathBuf>,
+    /// Print what a file of --out says, without a model; once for each file of the same data
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["model", "data", "out", "configs", "tasks", "samples", "part", "keep_text"])]
+    report: Vec<PathBuf>,
     /// Of a report, only these configurations, separated by commas; the first is what the others are compared with
     #[arg(long, value_name = "NAME,...", value_delimiter = ',', requires = "report")]
     only: Vec<String>,
@@ -87,15 +106,15 @@ pub(super) struct TasksArgs {
 
 /// The text to print.
 pub(super) fn run(args: &TasksArgs) -> Result<String, Failure> {
-    let (results, only) = match &args.report {
-        Some(path) => {
-            let results = results::read(path).map_err(failed)?;
+    let (results, only) = match args.report.as_slice() {
+        [] => measure(args)?,
+        [path, ..] => {
+            let results = results::read_all(&args.report).map_err(failed)?;
             if let Some(name) = args.only.iter().find(|name| !results.lines.iter().any(|l| l.config == **name)) {
                 return Err(Failure::Failed(format!("{}: no results of a configuration `{name}`", path.display())));
             }
             (results, args.only.clone())
         }
-        None => measure(args)?,
     };
     let summary = Summary::new(&results, &only);
     if let Some(path) = &args.svg {
@@ -126,7 +145,7 @@ fn plot(s: &Summary) -> String {
 /// A configuration, ready to run.
 struct Ready {
     name: String,
-    schedule: Option<Schedule>,
+    method: Arc<dyn Method>,
     settings: String,
 }
 
@@ -147,12 +166,20 @@ fn measure(args: &TasksArgs) -> Result<(Results, Vec<String>), Failure> {
     let path = args.data.clone().unwrap_or_default();
     let origin = path.display().to_string();
     let data = TaskData::parse(&prompt::read_document(&path)?, &origin).map_err(failed)?;
-    let chosen = data.choose(&args.tasks, args.samples.map(|n| n as usize), &origin).map_err(failed)?;
+    let mut chosen = data.choose(&args.tasks, args.samples.map(|n| n as usize), &origin).map_err(failed)?;
+    if let Some(Part { number, of }) = args.part {
+        let mut index = 0..;
+        chosen.retain(|_| index.next().is_some_and(|i: usize| i % of == number - 1));
+        if chosen.is_empty() {
+            return Err(Failure::Failed(format!("--part {number}/{of}: there are fewer prompts than parts")));
+        }
+    }
     let model = Model::open(args.model.as_deref().unwrap_or("".as_ref()), args.device.model_options(None))?;
     let n_ctx = args.ctx_size.filter(|&n| n > 0).map(|n| n as usize);
     let prompts = encode(&model, &chosen, n_ctx.unwrap_or(model.hparams().n_ctx_train))?;
     let mut progress = Progress::new();
     let (ready, sidecar) = prepare(args, &model, &configs, &prompts, &mut progress)?;
+    let draft = draft(args, &configs)?;
 
     let header = Header::new(
         model.shape().name.clone(),
@@ -184,6 +211,7 @@ fn measure(args: &TasksArgs) -> Result<(Results, Vec<String>), Failure> {
                 cache_type_k: args.memory.cache_type_k.library(),
                 cache_type_v: args.memory.cache_type_v.library(),
                 sidecar,
+                draft,
                 ..SessionOptions::default()
             },
         )?;
@@ -196,7 +224,7 @@ fn measure(args: &TasksArgs) -> Result<(Results, Vec<String>), Failure> {
                     continue;
                 }
                 let at = format!("prompt {}/{}, {}, {}", i + 1, prompts.len(), task.task, config.name);
-                session.set_method(method(config.schedule.clone()))?;
+                session.set_method(config.method.clone())?;
                 let answer = tasks::ask(&mut session, task, text, &mut |p| {
                     progress.note(&format!("{at}, layer {}/{}, {}", p.layer + 1, p.n_layer, pace.left()));
                     ControlFlow::Continue(())
@@ -300,16 +328,38 @@ fn prepare(
             }
         }
         let settings = settings(args, config, schedule.as_ref());
-        ready.push(Ready { name: config.name.clone(), schedule, settings });
+        ready.push(Ready { name: config.name.clone(), method: config.spts.method(schedule), settings });
     }
     Ok((ready, shared.map(|(_, sidecar)| sidecar)))
 }
 
+/// The draft that the configurations share.
+fn draft(args: &TasksArgs, configs: &[Configuration]) -> Result<Option<Arc<Model>>, Failure> {
+    let mut shared: Option<(Option<&Path>, Arc<Model>)> = None;
+    for config in configs {
+        let path = config.spts.draft.as_deref();
+        match &shared {
+            Some((other, _)) if *other == path || path.is_none() => continue,
+            Some(_) => {
+                return Err(Failure::Failed(
+                    "--draft: configurations that are measured together share one; measure the others in a second run, with the same --out".into(),
+                ));
+            }
+            None => shared = config.spts.open_draft(&args.device)?.map(|draft| (path, draft)),
+        }
+    }
+    Ok(shared.map(|(_, draft)| draft))
+}
+
 /// Everything that an answer and its time depend on, besides model, prompt and device.
 fn settings(args: &TasksArgs, config: &Configuration, schedule: Option<&Schedule>) -> String {
-    let schedule = match schedule {
-        Some(schedule) => format!("{schedule:?}"),
-        None => "dense".into(),
+    let schedule = match (schedule, config.spts.method) {
+        (Some(schedule), _) => format!("{schedule:?}"),
+        (None, Some(rival)) => {
+            let draft = config.spts.draft.as_ref().map_or(String::new(), |path| format!("; draft {}", path.display()));
+            format!("{rival:?}{draft}")
+        }
+        (None, None) => "dense".into(),
     };
     let memory = &args.memory;
     let or_default = |n: Option<usize>| n.map_or("default".into(), |n| n.to_string());

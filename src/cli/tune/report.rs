@@ -53,6 +53,8 @@ pub(super) fn nothing_found(args: &TuneArgs, all: &[Candidate], search: &Search,
 /// A schedule was found.
 pub(super) struct Outcome<'a> {
     pub(super) args: &'a TuneArgs,
+    /// The schedule that the search started from.
+    pub(super) base: &'a str,
     pub(super) candidates: &'a [Candidate],
     pub(super) found: usize,
     /// Of dense and the schedule found, on the prompts to report.
@@ -113,7 +115,7 @@ impl Outcome<'_> {
                 "# {} of {} schedules around {}, on half of the prompts of {} (seed {}), within --max-loss {}.",
                 self.label(),
                 self.candidates.len(),
-                args.schedule,
+                self.base,
                 args.source().display(),
                 args.seed,
                 args.max_loss

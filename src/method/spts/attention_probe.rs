@@ -17,10 +17,10 @@
 
 use std::collections::HashMap;
 
-use super::schedule::{Pool, Selection};
+use super::schedule::{Pool, Schedule, Selection};
 use crate::graph::ir::*;
 use crate::graph::rewrite::Rewrite;
-use crate::method::{Held, LayerBudget};
+use crate::method::{Budgets, Held, LayerBudget};
 
 /// How candidates are scored.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -39,6 +39,21 @@ pub struct ProbeSettings {
     pub selection: Selection,
     /// Gather even where every candidate is active (for tests).
     pub forced: bool,
+}
+
+impl ProbeSettings {
+    /// A schedule's, for a prompt of these budgets.
+    pub fn of(schedule: &Schedule, budgets: &Budgets) -> ProbeSettings {
+        ProbeSettings {
+            queries: budgets.queries,
+            held: budgets.held,
+            join: schedule.probe.join,
+            carry: schedule.probe.carry,
+            pool: schedule.probe.pool,
+            selection: schedule.selection,
+            forced: budgets.forced,
+        }
+    }
 }
 
 impl Held {

@@ -19,11 +19,12 @@ pub mod sidecar;
 
 use std::sync::Arc;
 
-use super::{Budgets, Method, Prompt};
+use super::{Budgets, Method, MethodError, Prompt};
 use crate::graph::Graph;
 use crate::graph::verify::VerifyError;
 use crate::model::shape::Shape;
-use schedule::{Reach, Schedule, ScheduleError};
+use attention_probe::ProbeSettings;
+use schedule::{Reach, Schedule};
 
 /// Skips and prunes tokens after a schedule.
 #[derive(Clone, Debug, PartialEq)]
@@ -46,13 +47,13 @@ impl Method for Spts {
         &self.schedule.name
     }
 
-    fn budgets(&self, shape: &Shape, prompt: Prompt) -> Result<Budgets, ScheduleError> {
+    fn budgets(&self, shape: &Shape, prompt: Prompt) -> Result<Budgets, MethodError> {
         let schedule = self.schedule.for_question(prompt.n_tokens, prompt.question_start);
-        schedule.resolve(shape.n_layer, prompt.n_tokens, &|l| shape.is_swa(l), self.reach)
+        Ok(schedule.resolve(shape.n_layer, prompt.n_tokens, &|l| shape.is_swa(l), self.reach)?)
     }
 
     fn rewrite(&self, dense: &Graph, budgets: &Budgets) -> Result<Graph, VerifyError> {
-        passes::skip_and_prune(dense, budgets, &self.schedule)
+        passes::skip_and_prune(dense, budgets, &ProbeSettings::of(&self.schedule, budgets))
     }
 }
 

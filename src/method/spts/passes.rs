@@ -7,25 +7,15 @@ use crate::method::Budgets;
 use super::attention_probe::{ProbeSettings, insert_attention_probes};
 use super::ffn_proxy::insert_ffn_proxies;
 use super::prune::insert_pruning;
-use super::schedule::Schedule;
 
 /// Rewrites a dense graph so that it skips and prunes after the budgets.
 ///
 /// # Errors
 /// A pass broke an invariant of the graph: a bug.
-pub fn skip_and_prune(graph: &Graph, budgets: &Budgets, schedule: &Schedule) -> Result<Graph, VerifyError> {
-    let probe = ProbeSettings {
-        queries: budgets.queries,
-        held: budgets.held,
-        join: schedule.probe.join,
-        carry: schedule.probe.carry,
-        pool: schedule.probe.pool,
-        selection: schedule.selection,
-        forced: budgets.forced,
-    };
-    let probed = insert_attention_probes(graph, &budgets.layers, &probe);
+pub fn skip_and_prune(graph: &Graph, budgets: &Budgets, probe: &ProbeSettings) -> Result<Graph, VerifyError> {
+    let probed = insert_attention_probes(graph, &budgets.layers, probe);
     check(&probed)?;
-    let skipping = insert_ffn_proxies(&probed, &budgets.layers, &probe);
+    let skipping = insert_ffn_proxies(&probed, &budgets.layers, probe);
     check(&skipping)?;
     Ok(insert_pruning(&skipping, &budgets.layers, probe.held))
 }

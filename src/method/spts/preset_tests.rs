@@ -39,20 +39,59 @@ fn the_rule_gives_llamas_table() {
 }
 
 #[test]
-fn paper_differs_from_default_in_probe_proxies_and_ramp_alone() {
-    let paper = Schedule::preset("paper", &coder()).unwrap().unwrap();
-    let default = Schedule::preset("default", &coder()).unwrap().unwrap();
-    assert_eq!((paper.probe, default.probe), (Probe::PAPER, Probe::SPANS));
-    assert_eq!((paper.use_proxy, default.use_proxy), (true, false));
-    assert_eq!(Schedule { name: "rule".into(), probe: Probe::SPANS, use_proxy: false, ramp: RAMP, ..paper }, default);
+fn paper_differs_from_its_table_or_the_rule_in_probe_proxies_and_ramp_alone() {
+    for (shape, name) in [(coder(), "rule"), (llama(), "llama-3.1-8b")] {
+        let paper = Schedule::preset("paper", &shape).unwrap().unwrap();
+        let other = Schedule::preset(name, &shape).unwrap().unwrap();
+        assert_eq!((paper.probe, other.probe), (Probe::PAPER, Probe::SPANS));
+        assert_eq!((paper.use_proxy, other.use_proxy), (true, false));
+        assert_eq!(Schedule { name: name.into(), probe: Probe::SPANS, use_proxy: false, ramp: RAMP, ..paper }, other);
+    }
+}
+
+/// What docs/quality.md reports.
+#[test]
+fn early_is_what_was_measured() {
+    let k = |n: usize| Budget::Tokens(n * 1024);
+    let stages = |s: &Schedule| s.stages.iter().map(|s| (s.last_layer, s.budget, s.cut)).collect::<Vec<_>>();
+    let early = Schedule::early_for(&coder()).unwrap();
+    assert_eq!((early.skip_from, early.probe, early.ramp, early.use_proxy), (4, Probe::SPANS, 1.5, false));
+    let late =
+        [(12, k(10), Some(k(2))), (16, k(8), Some(k(2))), (20, k(5), Some(k(2))), (24, k(3), Some(k(1)))].to_vec();
+    assert_eq!(stages(&early), [vec![(8, k(20), None)], late.clone()].concat());
+    let fast = Schedule::fast_for(&coder()).unwrap();
+    assert_eq!((fast.skip_from, stages(&fast)), (6, late));
+    let small = Schedule::early_for(&Shape::named("qwen2.5-0.5b").unwrap()).unwrap();
+    assert_eq!((small.skip_from, lasts(&small)), (3, vec![7, 10, 13, 17, 21]));
+}
+
+#[test]
+fn the_default_goes_by_table_and_width() {
+    let default = |shape: &Shape| Schedule::default_for(shape).unwrap();
+    assert_eq!(default(&coder()), Schedule::early_for(&coder()).unwrap());
+    let other = Shape { arch: "other".into(), ..llama() };
+    assert_eq!(default(&other), Schedule::rule_for(&other).unwrap());
+    for name in ["qwen2.5-0.5b", "smollm2-135m", "gemma-3-270m"] {
+        let shape = Shape::named(name).unwrap();
+        assert!(Schedule::is_too_narrow(&shape));
+        let schedule = default(&shape);
+        for n in [1, 1000, 1 << 17, 1 << 24] {
+            let layers = shape.n_layer;
+            let budgets = schedule.resolve(layers, n, &|l| shape.is_swa(l), Default::default()).unwrap();
+            assert!(budgets.is_dense(), "{name}: {n} tokens");
+        }
+    }
+    assert!(![coder(), llama(), qwen(), other].iter().any(Schedule::is_too_narrow));
 }
 
 #[test]
 fn every_model_size_has_a_valid_rule() {
     for n_layer in 1..200 {
-        for (n_embd, n_ff) in [(8, 16), (576, 1536), (896, 4864), (4096, 14336), (8192, 28672)] {
+        for (n_embd, n_ff) in [(8, 16), (576, 1536), (896, 4864), (2048, 8192), (4096, 14336), (8192, 28672)] {
             let shape = Shape { arch: "x".into(), n_layer, n_embd, n_ff, ..llama() };
-            Schedule::rule_for(&shape).unwrap().validate_for(n_layer).unwrap();
+            for schedule in [Schedule::rule_for, Schedule::early_for, Schedule::fast_for, Schedule::default_for] {
+                schedule(&shape).unwrap().validate_for(n_layer).unwrap();
+            }
             Schedule::fractional(&shape, FRACTIONS.0, FRACTIONS.1).unwrap().validate_for(n_layer).unwrap();
         }
     }
