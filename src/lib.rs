@@ -20,7 +20,8 @@
 //! Data flows one way: a file ([`gguf`]) becomes a [`model`] (hyperparameters, weights, [`tokenizer`]); an architecture builds the
 //! dense [`graph`] of a prompt; a [`method`] says what of it is left out and rewrites it; [`compile`] makes the result a program of
 //! phases for the devices at hand; a [`session`] runs it, tile by tile, on [`ggml`]'s kernels. [`proxies`] finds and makes what a
-//! method has to know of a model beforehand, [`plan`] counts what a prompt will cost, [`mod@bench`] and [`eval`] measure what comes out.
+//! method has to know of a model beforehand, [`plan`] counts what a prompt will cost, [`mod@bench`] and [`eval`] measure what comes out,
+//! [`tune`] searches the schedule that suits a model and its prompts.
 //! What holds for the whole process is in [`runtime`]; files are written by [`output_file`] alone.
 #![deny(unsafe_code)]
 #![warn(missing_docs)]
@@ -43,6 +44,7 @@ mod random;
 pub mod runtime;
 pub mod session;
 pub mod tokenizer;
+pub mod tune;
 
 pub use error::{Error, Result};
 pub use model::file::ModelFile;

@@ -67,6 +67,21 @@ pub struct Generation {
     pub decoded: usize,
 }
 
+impl Generation {
+    /// This, unless it was cut off by something that has nothing to do with the answer: for measurements, where a cut answer would
+    /// count as a wrong one.
+    ///
+    /// # Errors
+    /// [`Error::Interrupted`], or the failure.
+    pub fn unless_cut(self) -> Result<Generation> {
+        match (self.stop, self.failure) {
+            (StopReason::Interrupted, _) | (StopReason::Failed, None) => Err(Error::Interrupted),
+            (StopReason::Failed, Some(e)) => Err(e),
+            (_, failure) => Ok(Generation { failure, ..self }),
+        }
+    }
+}
+
 impl Session {
     /// Reads `prompt` and generates. `on_token` sees each token as it is sampled; `on_progress` sees the prefill.
     ///
