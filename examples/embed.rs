@@ -3,7 +3,8 @@
 use std::io::Write;
 
 use spts::{
-    GenerateOptions, Message, Model, ModelOptions, Sampler, SamplerParams, Schedule, Session, SessionOptions, StreamDecoder,
+    GenerateOptions, Message, Model, ModelOptions, Sampler, SamplerParams, Schedule, Session, SessionOptions,
+    StreamDecoder,
 };
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {

@@ -18,7 +18,9 @@ pub mod prompt;
 pub mod proxies;
 pub mod quantize;
 pub mod run;
+pub mod schedule;
 pub mod tokenize;
+pub mod tune;
 pub mod usage;
 
 use std::ffi::OsString;
@@ -39,6 +41,7 @@ const EXAMPLES: &str = "Examples:
   spts-cli plan --shape llama-3.1-8b -n 32768
   spts-cli calibrate -m model.gguf -f essays.txt
   spts-cli bench -m model.gguf -p 8192,32768
+  spts-cli tune -m model.gguf --data prompts.jsonl
 
 The answer goes to standard output, everything else to standard error.
 Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted.";
@@ -73,6 +76,9 @@ enum Sub {
     Calibrate(CalibrateArgs),
     /// Measure what skipping costs in quality
     Eval(eval::EvalArgs),
+    /// Search the fastest schedule that loses little on your prompts
+    #[command(after_help = tune::HELP)]
+    Tune(Box<tune::TuneArgs>),
     /// Measure time to first token and speed, dense and with SPTS in turns
     Bench(Box<BenchArgs>),
     /// Write a model in other types: smaller, or back to floats
@@ -97,6 +103,8 @@ pub enum Command {
     Calibrate(Box<CalibrateArgs>),
     /// Measure quality.
     Eval(Box<eval::EvalArgs>),
+    /// Search a schedule.
+    Tune(Box<tune::TuneArgs>),
     /// Measure speed.
     Bench(Box<BenchArgs>),
     /// Write a model in other types.
@@ -349,6 +357,7 @@ pub fn parse(argv: impl IntoIterator<Item = OsString>) -> Parsed {
         Ok(Cli { command: Some(Sub::Eval(args)), .. }) => Parsed::Command(Command::Eval(Box::new(args))),
         Ok(Cli { command: Some(Sub::Quantize(args)), .. }) => Parsed::Command(Command::Quantize(args)),
         Ok(Cli { command: Some(Sub::Tokenize(args)), .. }) => Parsed::Command(Command::Tokenize(args)),
+        Ok(Cli { command: Some(Sub::Tune(args)), .. }) => Parsed::Command(Command::Tune(args)),
         Ok(Cli { command: Some(Sub::Bench(args)), .. }) => Parsed::Command(Command::Bench(args)),
         Ok(Cli { run, .. }) if run.list_devices => Parsed::Command(Command::ListDevices),
         Ok(Cli { run, .. }) => Parsed::Command(Command::Run(Box::new(run))),

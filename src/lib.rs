@@ -23,9 +23,9 @@
 //! Data flows one way: a file (`gguf`) becomes a `model` (hyperparameters, weights, `tokenizer`); an architecture builds the dense
 //! `graph` of a prompt; a `method` says what of it is left out and rewrites it; `compile` makes the result a program of phases for
 //! the devices at hand; a `session` runs it, tile by tile, on `ggml`'s kernels. `proxies` finds and makes what a method has to know
-//! of a model beforehand, `plan` counts what a prompt will cost, `bench` and `eval` measure what comes out. Files are written by
-//! `output_file` alone. These rooms are open with the feature `internals`, which the crate's own program, tests and benchmarks
-//! use; they are no part of the interface.
+//! of a model beforehand, `plan` counts what a prompt will cost, `bench` and `eval` measure what comes out, `tune` searches
+//! the schedule that suits a model and its prompts. Files are written by `output_file` alone. These rooms are open with the
+//! feature `internals`, which the crate's own program, tests and benchmarks use; they are no part of the interface.
 #![deny(unsafe_code)]
 #![warn(missing_docs)]
 // Seen from the interface alone, what only the crate's own program calls is dead.
@@ -49,7 +49,7 @@ rooms! {
     bench, compile, error, eval,
     #[allow(unsafe_code)]
     ggml,
-    gguf, graph, method, model, output_file, plan, proxies, quantize, session, tokenizer,
+    gguf, graph, method, model, output_file, plan, proxies, quantize, session, tokenizer, tune,
 }
 mod random;
 pub mod runtime;

@@ -26,6 +26,7 @@ fn main() -> ExitCode {
         Parsed::Command(Command::Eval(args)) => cli::eval::eval(&args).and_then(|text| write_stdout(&text)),
         Parsed::Command(Command::Quantize(args)) => cli::quantize::quantize(&args).and_then(|text| write_stdout(&text)),
         Parsed::Command(Command::Tokenize(args)) => cli::tokenize::tokenize(&args),
+        Parsed::Command(Command::Tune(args)) => cli::tune::tune(&args).and_then(|text| write_stdout(&text)),
         Parsed::Command(Command::Bench(args)) => cli::bench::bench(&args).and_then(|text| write_stdout(&text)),
         Parsed::Command(Command::Plan(args)) => cli::plan::plan(&args).and_then(|text| write_stdout(&text)),
     };

@@ -249,7 +249,10 @@ fn templates_of_all_kinds() {
     assert_eq!(prompt_tokens(&scene, &["-p", "qqqq"]), 1 + 1 + 4);
     for (template, expected) in [
         ("<|im_start|>user", "the text that it writes lacks the user message"),
-        ("{{ messages[0].role }}", "the text that it writes lacks the user message; the model also runs without it (--no-cnv)"),
+        (
+            "{{ messages[0].role }}",
+            "the text that it writes lacks the user message; the model also runs without it (--no-cnv)",
+        ),
         ("{%}", "line 1: "),
         ("{% for i in [1] %}{{ loop.cycle(*[]) }}{% endfor %}", "key `tokenizer.chat_template`: "),
         ("{{ '{:1000000000000}'.format(1) }}", "a width or precision beyond reason"),

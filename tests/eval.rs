@@ -128,7 +128,7 @@ fn divergence_from_dense() {
 #[test]
 fn proxies_are_measured_where_the_schedule_skips() {
     let scene = scene();
-    let args = ["eval", "proxies", "-m", "tiny.gguf", "-f", "text.txt", "-n", "500", "--json"];
+    let args = ["eval", "proxies", "-m", "tiny.gguf", "-f", "text.txt", "-n", "500", "--schedule", "rule", "--json"];
     assert!(scene.bad(1, &args).contains("tiny.spts.gguf"));
     // All channels at full rank: the proxy is the FFN, up to F16.
     scene.good(&["calibrate", "-m", "tiny.gguf", "-f", "text.txt", "--tokens", "600"]);
@@ -147,7 +147,11 @@ fn proxies_are_measured_where_the_schedule_skips() {
         assert!(poor["norm_by_c"].as_f64() < good["norm_by_c"].as_f64());
     }
     assert!(scene.bad(2, &[args.as_slice(), &["--share", "1.5"]].concat()).contains("between 0 and 1"));
-    assert!(scene.bad(1, &[args.as_slice(), &["--no-spts"]].concat()).contains("--no-spts"));
+    assert!(
+        scene
+            .bad(1, &["eval", "proxies", "-m", "tiny.gguf", "-f", "text.txt", "-n", "500", "--no-spts"])
+            .contains("--no-spts")
+    );
 }
 
 /// Results that are no numbers are compared with nothing.

@@ -24,7 +24,7 @@ use spts::session::physical_cores;
 use spts::{Model, SessionOptions, runtime};
 
 use super::failure::Failure;
-use super::{BenchArgs, interrupt, note, run, warn};
+use super::{BenchArgs, interrupt, note, run, schedule, warn};
 use crate::report::{self, Progress, grouped};
 
 /// Seed of weights and prompts: the same ones every time.
@@ -174,7 +174,11 @@ type WithProxies = (Schedule, Option<Arc<Sidecar>>);
 
 /// What is measured beside dense.
 fn skipping(args: &BenchArgs, model: &Model) -> Result<Option<WithProxies>, Failure> {
-    let Some(mut schedule) = args.spts.schedule(model.shape())? else { return Ok(None) };
+    let schedule = match &args.model {
+        Some(path) => schedule::of_model(&args.spts, path, model.shape())?,
+        None => args.spts.schedule(model.shape())?,
+    };
+    let Some(mut schedule) = schedule else { return Ok(None) };
     let sidecar = match schedule.use_proxy && schedule.skip_ffn {
         true => sidecar(args, model, &mut schedule)?,
         false => None,
@@ -300,7 +304,7 @@ fn model_report(args: &BenchArgs, model: &Model) -> ModelReport {
 }
 
 /// Days since 1970 to a date, by Hinnant's `civil_from_days`.
-fn date(unix_seconds: u64) -> String {
+pub(super) fn date(unix_seconds: u64) -> String {
     let (days, seconds) = (unix_seconds / 86_400, unix_seconds % 86_400);
     // Eras of 400 years that begin on 1 March, so that leap days come last.
     let z = days + 719_468;

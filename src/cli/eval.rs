@@ -4,8 +4,8 @@ mod configuration;
 mod kl;
 mod needle;
 mod proxies;
-mod tables;
-mod tasks;
+pub(super) mod tables;
+pub(super) mod tasks;
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -19,7 +19,7 @@ use spts::{Model, Session, SessionOptions};
 use super::failure::Failure;
 use super::options::{DeviceArgs, SptsArgs};
 use super::proxies::{self as sidecars, Waiting};
-use super::{interrupt, prompt, warn};
+use super::{interrupt, prompt, schedule, warn};
 use crate::report::Progress;
 use configuration::{CONFIGURATIONS, Configuration};
 
@@ -116,7 +116,7 @@ impl<'a> Subject<'a> {
     }
 
     fn schedule(&self, spts: &SptsArgs) -> Result<Option<Schedule>, Failure> {
-        Ok(spts.schedule(self.model.shape())?)
+        schedule::of_model(spts, &self.args.model, self.model.shape())
     }
 
     /// A session for prompts like `prompt`.

@@ -213,7 +213,7 @@ pub struct SptsArgs {
     /// Smaller model of the same vocabulary that reads first, for --method specprefill
     #[arg(long, value_name = "FILE", help_heading = "Other methods", requires = "method")]
     pub model_draft: Option<PathBuf>,
-    /// Budgets, and what the options below don't set: a preset (default, early, fast, paper, rule, llama-3.1-8b, qwen2.5-7b, openpangu-1b), fractions of the prompt (0.28,0.22,0.125,0.0625:0.03, the cut last), or a file
+    /// Budgets, and what the options below don't set: a preset (default, early, fast, paper, rule, llama-3.1-8b, qwen2.5-7b, openpangu-1b), fractions (0.28,0.22,0.125,0.0625:0.03, the cut last), or a file [default: MODEL.schedule beside the model, else default]
     #[arg(long, value_name = "WHAT")]
     pub schedule: Option<String>,
     /// Multiply all budgets by X
@@ -279,7 +279,15 @@ impl SptsArgs {
         if self.no_spts || self.method.is_some() {
             return Ok(None);
         }
-        let mut s = parse_schedule_arg(self.schedule.as_deref().unwrap_or("default"), shape)?;
+        let s = parse_schedule_arg(self.schedule.as_deref().unwrap_or("default"), shape)?;
+        self.changed(s, shape).map(Some)
+    }
+
+    /// A schedule with what the flags change of it.
+    ///
+    /// # Errors
+    /// What comes out does not fit the model.
+    pub fn changed(&self, mut s: Schedule, shape: &Shape) -> Result<Schedule, ScheduleFileError> {
         let invalid = |source| ScheduleFileError::Invalid { origin: "flags".into(), source };
         if let Some(keep) = self.keep {
             s = s.scaled(keep).map_err(invalid)?;
@@ -319,7 +327,7 @@ impl SptsArgs {
         s.skip_attn &= !self.no_attn_skip;
         s.skip_ffn &= !self.no_ffn_skip;
         s.validate_for(shape.n_layer).map_err(invalid)?;
-        Ok(Some(s))
+        Ok(s)
     }
 
     /// Whether nothing was asked for: no method, no schedule, and skipping not refused.

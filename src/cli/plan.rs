@@ -14,14 +14,16 @@ use spts::model::shape::Shape;
 use spts::plan::{Plan, PlanOptions};
 
 use super::failure::Failure;
-use super::{PlanArgs, run, warn};
+use super::{PlanArgs, run, schedule, warn};
 
 /// The text that `plan` prints.
 pub fn plan(args: &PlanArgs) -> Result<String, Failure> {
     let n_tokens = args.n_tokens as usize;
-    let shape = match (&args.shape, &args.model) {
+    let (shape, schedule) = match (&args.shape, &args.model) {
         (Some(name), _) => {
-            Shape::named(name).ok_or_else(|| Failure::Failed(format!("--shape {name}: no such shape")))?
+            let shape = Shape::named(name).ok_or_else(|| Failure::Failed(format!("--shape {name}: no such shape")))?;
+            let schedule = args.spts.schedule(&shape)?;
+            (shape, schedule)
         }
         (None, Some(path)) if args.graph => return graph(args, path),
         (None, path) => {
@@ -30,7 +32,7 @@ pub fn plan(args: &PlanArgs) -> Result<String, Failure> {
             if n_tokens > n_ctx_train {
                 run::note_beyond_training("-n", n_tokens, n_ctx_train);
             }
-            file.shape().clone()
+            (file.shape().clone(), schedule::of_model(&args.spts, file.gguf().path(), file.shape())?)
         }
     };
     let defaults = PlanOptions::default();
@@ -40,7 +42,7 @@ pub fn plan(args: &PlanArgs) -> Result<String, Failure> {
         n_ubatch: args.memory.n_ubatch().unwrap_or(defaults.n_ubatch),
         reach: if args.forced { Reach::EveryLayer } else { Reach::AboveFirstBudget },
     };
-    let plan = match args.spts.schedule(&shape)? {
+    let plan = match schedule {
         Some(schedule) => Plan::new(&shape, &schedule, n_tokens, &options)?,
         None => Plan::of_method(&shape, &*args.spts.method(None), n_tokens, &options)?,
     };
@@ -60,7 +62,7 @@ fn open(path: &Path) -> Result<ModelFile, Failure> {
 /// The program that would run, all rewrites done, with the devices of its layers.
 fn graph(args: &PlanArgs, path: &Path) -> Result<String, Failure> {
     let file = open(path)?;
-    let schedule = args.spts.schedule(file.shape())?;
+    let schedule = schedule::of_model(&args.spts, file.gguf().path(), file.shape())?;
     let placement = Placement::choose(
         file.shape().n_layer,
         args.placement.device.as_deref(),

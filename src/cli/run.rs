@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use spts::ggml::backend;
 use spts::method::spts::schedule::Schedule;
+use spts::method::spts::schedule_file::path_beside;
 use spts::method::spts::sidecar::Sidecar;
 use spts::output_file::OutputFile;
 use spts::plan::{Plan, PlanOptions};
@@ -23,7 +24,7 @@ use spts::{Model, ModelFile, Session, SessionOptions, runtime};
 use super::failure::Failure;
 use super::prompt::Prompt;
 use super::proxies::{self, Waiting};
-use super::{RunArgs, interrupt, note, prompt, warn};
+use super::{RunArgs, interrupt, note, prompt, schedule, warn};
 use crate::report::{self, PrefillStep, Progress, RunReport, Stop};
 
 /// From so many tokens on a prompt is one that other models' schedules would shorten.
@@ -45,11 +46,13 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
     // What is wrong with the prompt, the schedule or the sidecar is found before any weight is placed.
     let file = ModelFile::open(args.model.as_deref().unwrap_or(Path::new("")), args.device.open_options())?;
     warn(&file);
-    let schedule = args.spts.schedule(file.shape())?;
+    let schedule = schedule::of_model(&args.spts, file.gguf().path(), file.shape())?;
     let noted = note_unread_input(args);
     let ChatPrompt { tokens, question, .. } = encode(args, &file, message)?;
     check_context(args, &file, tokens.len())?;
-    if args.spts.is_default() && Schedule::is_too_narrow(file.shape()) && tokens.len() >= LONG {
+    // One that lies beside the model has another name.
+    let is_dense = schedule.as_ref().is_none_or(|s| s.name == "dense");
+    if args.spts.is_default() && is_dense && Schedule::is_too_narrow(file.shape()) && tokens.len() >= LONG {
         note(&format!(
             "nothing is skipped: answers of models narrower than {} lose too much by it; --schedule fast or early skips all the same",
             Schedule::WIDTH_THAT_SKIPS
@@ -133,8 +136,9 @@ fn used(session: &Session, prefill: &PrefillReport) {
 
 /// The file of `--dump-selection`, which is none of the files that the run reads.
 fn create_dump(path: &Path, args: &RunArgs) -> Result<OutputFile, Failure> {
-    let beside = args.model.as_deref().map(Sidecar::path_beside);
-    let own = [args.model.as_deref(), beside.as_deref(), args.file.as_deref()];
+    let sidecar = args.model.as_deref().map(Sidecar::path_beside);
+    let schedule = args.model.as_deref().map(path_beside);
+    let own = [args.model.as_deref(), sidecar.as_deref(), schedule.as_deref(), args.file.as_deref()];
     let inputs: Vec<&Path> = own.into_iter().flatten().chain(args.spts.files()).collect();
     Ok(OutputFile::create(path, &inputs)?)
 }

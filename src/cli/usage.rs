@@ -172,6 +172,9 @@ impl<'a> Place<'a> {
                 ("--prompt", None) => "-p TEXT (a prompt) or -f FILE (a document)".to_owned(),
                 ("--model", Some("plan")) => "-m FILE (a model) or --shape NAME".to_owned(),
                 ("--model", Some("bench")) => "-m FILE (a model) or --synthetic SHAPE".to_owned(),
+                ("--data", Some("tune")) => {
+                    "--data FILE (prompts with answers) or --text FILE (a long text)".to_owned()
+                }
                 ("--model", _) => "-m FILE (a model)".to_owned(),
                 ("--json", _) => "--json, which --logprobs needs".to_owned(),
                 ("--synthetic", _) => "--synthetic SHAPE, which --write needs".to_owned(),

@@ -29,7 +29,8 @@ pub fn log_probs(
     Ok(out)
 }
 
-fn log_softmax(logits: &[f32]) -> Vec<f32> {
+/// Log probabilities of logits `[n_vocab]`.
+pub fn log_softmax(logits: &[f32]) -> Vec<f32> {
     let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let sum: f64 = logits.iter().map(|&x| f64::from(x - max).exp()).sum();
     let log_sum = max + sum.ln() as f32;

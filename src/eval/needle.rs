@@ -38,7 +38,7 @@ const KEYS: [&str; 16] = [
 ];
 
 /// Tokens of an answer: a number of seven digits, each perhaps a token, and some room.
-const ANSWER_TOKENS: usize = 14;
+pub const ANSWER_TOKENS: usize = 14;
 
 /// Tokens looked through for the end of a sentence, where a needle goes in.
 const SENTENCE: usize = 128;
@@ -167,6 +167,7 @@ pub fn ask(
     let mut sampler = Sampler::new(SamplerParams::greedy())?;
     let options = GenerateOptions { n_predict: ANSWER_TOKENS, ..GenerateOptions::default() };
     let out = session.generate(&prompt.tokens, &mut sampler, options, progress, &mut |_| ControlFlow::Continue(()))?;
+    let out = out.unless_cut()?;
     let text = session.model().tokenizer().decode(&out.tokens);
     let correct = first_number(&text) == prompt.expected;
     Ok(NeedleAnswer { text, correct, cache_kept: out.prefill.cache_kept })

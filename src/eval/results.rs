@@ -115,6 +115,28 @@ pub struct ResultLine {
     /// The answer, if it was to be kept.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub text: Option<String>,
+    /// What dense did in the same turn, where that was measured with it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub beside_dense: Option<BesideDense>,
+}
+
+/// A configuration beside dense, one directly after the other: the times of another day say little about these.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct BesideDense {
+    /// Dense's time to the first token, in seconds.
+    pub dense_ttft_s: f64,
+    /// How near it stays to dense's answer, where it was led along that.
+    #[serde(flatten, default, skip_serializing_if = "Option::is_none")]
+    pub nearness: Option<Nearness>,
+}
+
+/// How near a configuration stays to dense's own answer when it is led along that, token by token.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Nearness {
+    /// Share of the answer's tokens that it would have chosen, too.
+    pub agreement: f64,
+    /// Mean KL divergence of its next-token distributions from dense's, in nats.
+    pub kl: f64,
 }
 
 /// A file's content.
@@ -301,6 +323,7 @@ mod tests {
             cache_kept: 1.0,
             n_generated: 3,
             text: None,
+            beside_dense: None,
         }
     }
 

@@ -23,6 +23,16 @@ pub struct Estimate {
     pub interval: Option<[f64; 2]>,
 }
 
+impl Estimate {
+    /// In another unit; below 0 the ends of the interval change places.
+    pub fn times(self, unit: f64) -> Estimate {
+        let ordered =
+            |[low, high]: [f64; 2]| if unit < 0.0 { [unit * high, unit * low] } else { [unit * low, unit * high] };
+        // Nothing is lost or gained alike: no -0.0 in a report.
+        Estimate { value: unit * self.value + 0.0, interval: self.interval.map(ordered).map(|i| i.map(|x| x + 0.0)) }
+    }
+}
+
 /// The mean over strata of the mean over each one's values; empty strata do not count.
 pub fn mean_of_means(strata: &[Vec<f64>]) -> Estimate {
     estimate(strata, &|strata| {

@@ -162,6 +162,7 @@ mod tests {
             cache_kept: 0.5,
             n_generated: 1,
             text: None,
+            beside_dense: None,
         }
     }
 

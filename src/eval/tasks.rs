@@ -219,6 +219,7 @@ pub fn ask(
         text.push_str(&decoder.push(token));
         if task.metric.is_settled(&text, &task.answers) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     })?;
+    let out = out.unless_cut()?;
     text.push_str(&decoder.flush());
     let score = task.metric.score(&text, &task.answers);
     Ok(TaskAnswer { text, score, n_generated: out.tokens.len(), ttft_s: out.ttft, cache_kept: out.prefill.cache_kept })

@@ -69,6 +69,21 @@ pub struct Generation {
     pub decoded: usize,
 }
 
+impl Generation {
+    /// This, unless it was cut off by something that has nothing to do with the answer: for measurements, where a cut answer would
+    /// count as a wrong one.
+    ///
+    /// # Errors
+    /// [`Error::Interrupted`], or the failure.
+    pub fn unless_cut(self) -> Result<Generation> {
+        match (self.stop, self.failure) {
+            (StopReason::Interrupted, _) | (StopReason::Failed, None) => Err(Error::Interrupted),
+            (StopReason::Failed, Some(e)) => Err(e),
+            (_, failure) => Ok(Generation { failure, ..self }),
+        }
+    }
+}
+
 /// An answer under way: an iterator over its tokens. Each is computed when it is asked for, so that dropping the iterator ends
 /// the answer; what was read and written so far stays in the session.
 #[derive(Debug)]

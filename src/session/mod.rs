@@ -197,7 +197,7 @@ impl Session {
         self.interrupt.clone()
     }
 
-    /// Times every operation of the calls to come by itself, which slows them down; see [`crate::ggml::profile`].
+    /// Times every operation of the calls to come by itself, which slows them down; see `ggml::profile`.
     pub fn record_op_times(&mut self) {
         self.devices.iter_mut().for_each(|d| d.op_times = Some(OpTimes::new()));
     }

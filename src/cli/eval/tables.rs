@@ -9,7 +9,7 @@ use crate::report::grouped;
 
 /// How tables are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub(super) enum Format {
+pub(in crate::cli) enum Format {
     /// Columns aligned with blanks
     Text,
     /// Tables in Markdown
@@ -19,14 +19,14 @@ pub(super) enum Format {
 }
 
 /// Rows under a header; the first column is aligned to the left.
-struct Table {
-    title: String,
-    header: Vec<String>,
-    rows: Vec<Vec<String>>,
+pub(in crate::cli) struct Table {
+    pub(in crate::cli) title: String,
+    pub(in crate::cli) header: Vec<String>,
+    pub(in crate::cli) rows: Vec<Vec<String>>,
 }
 
 impl Table {
-    fn write(&self, format: Format, out: &mut String) {
+    pub(in crate::cli) fn write(&self, format: Format, out: &mut String) {
         // Writing to a String cannot fail.
         let _ = writeln!(out, "\n{}\n", self.title);
         if format == Format::Markdown {
@@ -52,7 +52,7 @@ impl Table {
 }
 
 /// The whole report as text.
-pub(super) fn report(s: &Summary, format: Format) -> String {
+pub(in crate::cli) fn report(s: &Summary, format: Format) -> String {
     let mut out = String::new();
     let _ = writeln!(out, "{} on {}, {} prompts of {} tasks", s.model, s.device, grouped(s.n_prompts), s.tasks.len());
     if s.incomplete > 0 {
@@ -116,7 +116,7 @@ fn by_task(
 }
 
 /// `64.6 [60.1, 68.8]`.
-pub(super) fn spread(e: &Estimate, unit: f64, digits: usize) -> String {
+pub(in crate::cli) fn spread(e: &Estimate, unit: f64, digits: usize) -> String {
     let number = |x: f64| format!("{:.digits$}", unit * x);
     match e.interval {
         Some([low, high]) => format!("{} [{}, {}]", number(e.value), number(low), number(high)),

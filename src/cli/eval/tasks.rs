@@ -26,7 +26,7 @@ use super::tables::{self, Format};
 use crate::cli::failure::Failure;
 use crate::cli::options::{DeviceArgs, MemoryArgs};
 use crate::cli::proxies::{self as sidecars, Waiting};
-use crate::cli::{note, prompt};
+use crate::cli::{note, prompt, schedule};
 use crate::report::{Progress, grouped, seconds};
 
 /// For help texts.
@@ -243,6 +243,7 @@ fn measure(args: &TasksArgs) -> Result<(Results, Vec<String>), Failure> {
                     cache_kept: answer.cache_kept,
                     n_generated: answer.n_generated,
                     text: args.keep_text.then_some(answer.text),
+                    beside_dense: None,
                 };
                 if let Some(writer) = &mut writer {
                     writer.add(&line).map_err(failed)?;
@@ -257,7 +258,7 @@ fn measure(args: &TasksArgs) -> Result<(Results, Vec<String>), Failure> {
 }
 
 /// The devices of a model, as their makers call them: two of ggml's CUDA0 need not be alike.
-fn device_names(model: &Model) -> String {
+pub(in crate::cli) fn device_names(model: &Model) -> String {
     let all = backend::devices();
     let described =
         |name: &String| all.iter().find(|d| d.name == *name).map_or(name.clone(), |d| d.description.clone());
@@ -265,7 +266,11 @@ fn device_names(model: &Model) -> String {
 }
 
 /// The prompts' tokens, without the prompts that the context cannot hold.
-fn encode<'t>(model: &Arc<Model>, chosen: &[&'t Task], n_ctx: usize) -> Result<Vec<(&'t Task, ChatPrompt)>, Failure> {
+pub(in crate::cli) fn encode<'t>(
+    model: &Arc<Model>,
+    chosen: &[&'t Task],
+    n_ctx: usize,
+) -> Result<Vec<(&'t Task, ChatPrompt)>, Failure> {
     let (tokenizer, template) = (model.tokenizer(), model.chat_template());
     let encoded: Vec<_> = chosen.par_iter().map(|task| (*task, task.text.encode(tokenizer, template))).collect();
     let mut prompts = Vec::new();
@@ -306,7 +311,7 @@ fn prepare(
     let mut shared: Option<(Option<PathBuf>, Arc<Sidecar>)> = None;
     let mut ready = Vec::new();
     for config in configs {
-        let mut schedule = config.spts.schedule(model.shape())?;
+        let mut schedule = schedule::of_model(&config.spts, model.gguf().path(), model.shape())?;
         let given = config.spts.sidecar.clone();
         let found = sidecars::find(model.file(), given.as_deref(), schedule.as_ref(), longest.len())?;
         let n_threads = args.device.threads.map(usize::from);

@@ -232,7 +232,7 @@ impl Schedule {
         Ok(schedule)
     }
 
-    /// A schedule by its name (one of [`PRESET_NAMES`]): `default`, `early`, `fast`, `paper` and `rule` are made for the model,
+    /// A schedule by its name (one of `PRESET_NAMES`): `default`, `early`, `fast`, `paper` and `rule` are made for the model,
     /// the others are the paper's tables whatever the model (proxies are always of the model's own size). `Ok(None)`: no such name.
     pub fn preset(name: &str, shape: &Shape) -> Result<Option<Schedule>, ScheduleError> {
         match name {

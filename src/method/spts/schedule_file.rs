@@ -31,7 +31,7 @@
 use std::fmt;
 use std::fs::File;
 use std::io::Read;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use thiserror::Error;
@@ -86,6 +86,33 @@ pub fn parse_schedule_arg(arg: &str, shape: &Shape) -> Result<Schedule, Schedule
     };
     schedule.validate_for(shape.n_layer).map_err(invalid)?;
     Ok(schedule)
+}
+
+/// Where a model's own schedule lies: `model.gguf` -> `model.schedule`. Of other names nothing is taken away, so that no two models
+/// share one: `model-1.5b` -> `model-1.5b.schedule`.
+pub fn path_beside(model: &Path) -> PathBuf {
+    if model.extension().is_some_and(|extension| extension == "gguf") {
+        return model.with_extension("schedule");
+    }
+    let mut name = model.file_name().unwrap_or_default().to_owned();
+    name.push(".schedule");
+    model.with_file_name(name)
+}
+
+/// The schedule that lies beside a model, and its file; `None` if there is no such file.
+///
+/// # Errors
+/// There is one, and it is broken, or does not fit the model.
+pub fn beside(model: &Path, shape: &Shape) -> Result<Option<(PathBuf, Schedule)>, ScheduleFileError> {
+    let path = path_beside(model);
+    let schedule = match read_schedule(&path, shape) {
+        // A link that leads nowhere is none.
+        Err(ScheduleFileError::Unknown(_)) => return Ok(None),
+        read => read?,
+    };
+    let origin = || path.display().to_string();
+    schedule.validate_for(shape.n_layer).map_err(|source| ScheduleFileError::Invalid { origin: origin(), source })?;
+    Ok(Some((path, schedule)))
 }
 
 /// Reads a schedule file.
@@ -295,7 +322,7 @@ fn parse_fractions(arg: &str, shape: &Shape) -> Result<Schedule, ScheduleFileErr
         .map_err(|source| ScheduleFileError::Invalid { origin: format!("--schedule {arg:?}"), source })
 }
 
-/// The schedule's file: [`parse_schedule`] reads back the same schedule.
+/// The schedule's file: `parse_schedule` reads back the same schedule.
 impl fmt::Display for Schedule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "name = {}", self.name)?;
@@ -455,6 +482,35 @@ mod tests {
             parse_schedule_arg(dir.path().to_str().unwrap(), &llama()),
             Err(ScheduleFileError::Io { .. })
         ));
+    }
+
+    #[test]
+    fn a_models_own_schedule_lies_beside_it() {
+        for (model, expected) in [
+            ("a/model.gguf", "a/model.schedule"),
+            ("model-a.b.gguf", "model-a.b.schedule"),
+            ("model-a.gguf", "model-a.schedule"),
+            ("model-1.5b", "model-1.5b.schedule"),
+            ("model.bin", "model.bin.schedule"),
+        ] {
+            assert_eq!(path_beside(Path::new(model)), Path::new(expected));
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let model = dir.path().join("m.gguf");
+        assert_eq!(beside(&model, &llama()).unwrap(), None);
+        let preset = Schedule { name: "tuned".into(), ..Schedule::default_for(&llama()).unwrap() };
+        let path = dir.path().join("m.schedule");
+        std::fs::write(&path, format!("# found by tune\n{preset}")).unwrap();
+        assert_eq!(beside(&model, &llama()).unwrap(), Some((path.clone(), preset)));
+        // Broken ones are named: for a model with fewer layers, no schedule at all, no file.
+        let small = Shape { n_layer: 16, ..llama() };
+        let named = |e: ScheduleFileError| assert!(e.to_string().starts_with(&format!("{}", path.display())), "{e}");
+        named(beside(&model, &small).unwrap_err());
+        std::fs::write(&path, "skip_from = 1\n").unwrap();
+        named(beside(&model, &llama()).unwrap_err());
+        std::fs::remove_file(&path).unwrap();
+        std::fs::create_dir(&path).unwrap();
+        named(beside(&model, &llama()).unwrap_err());
     }
 
     proptest! {
