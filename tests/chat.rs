@@ -191,7 +191,7 @@ fn a_lost_message_is_an_error() {
     for source in ["<|im_start|>user\n<|im_end|>", "{{ messages[0].role }}", "{{ messages[0].content[:0] }}"] {
         let e = ChatTemplate::new(source, "", "").encode(&t, &user("the rain"), true).unwrap_err();
         assert!(matches!(&e, TokenizerError::MessageLost { role } if role == "user"), "{e}");
-        assert!(e.to_string().contains("--no-cnv"));
+        assert!(e.to_string().contains("runs without it"));
     }
     let last = ChatTemplate::new("{{ messages[-1].content }}", "", "");
     let e = last.encode(&t, &[Message::new("system", "be brief"), Message::new("user", "x")], true).unwrap_err();
@@ -265,7 +265,10 @@ fn refusals_and_breakage_are_told_apart() {
         "{% if messages[0].role == 'system' %}{{ raise_exception('System role not \x1b[31m supported') }}{% endif %}";
     let e = ChatTemplate::new(refusing, "", "").apply(&[Message::new("system", "x")], true);
     let Err(TokenizerError::Refused { reason }) = e else { panic!("{e:?}") };
-    assert!(reason.contains("-sys") && reason.contains("\\u{1b}") && !reason.contains('\x1b'), "{reason}");
+    assert!(
+        reason.contains("the first user message") && reason.contains("\\u{1b}") && !reason.contains('\x1b'),
+        "{reason}"
+    );
     assert!(matches!(render("{% if %}"), Err(TokenizerError::Template { .. })));
 }
 

@@ -105,10 +105,7 @@ fn nothing_is_quantized_twice_unless_allowed() {
     run(&from, &q8, Preset::Q8_0, false).expect("quantized");
     let e = run(&q8, &q4, Preset::Q4_K_M, false).expect_err("refused");
     let message = e.to_string();
-    assert!(
-        message.contains("q8.gguf") && message.contains("--allow-requantize") && message.contains("Q8_0"),
-        "{message}"
-    );
+    assert!(message.contains("q8.gguf") && message.contains("or allow it") && message.contains("Q8_0"), "{message}");
     assert!(!q4.exists());
     run(&q8, &q4, Preset::Q4_K_M, true).expect("allowed");
     assert_eq!(open(&q4).tensor("blk.0.ffn_up.weight").map(|t| t.ty), Some(GgmlType::Q4_K));

@@ -69,7 +69,10 @@ impl From<super::prompt::PromptError> for Failure {
 
 impl From<spts::method::spts::schedule_file::ScheduleFileError> for Failure {
     fn from(e: spts::method::spts::schedule_file::ScheduleFileError) -> Failure {
-        Failure::Failed(e.to_string())
+        use spts::method::spts::schedule_file::ScheduleFileError::{Fractions, Unknown};
+        // These two speak of what stands behind the flag, the others of a file.
+        let flag = if matches!(e, Unknown(_) | Fractions { .. }) { "--" } else { "" };
+        Failure::Failed(format!("{flag}{e}"))
     }
 }
 
