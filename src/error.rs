@@ -23,7 +23,7 @@ pub enum Error {
     Schedule(#[from] crate::method::spts::schedule::ScheduleError),
     /// Another method that does not fit the model.
     #[error(transparent)]
-    Rival(#[from] crate::method::rivals::RivalError),
+    Rival(#[from] crate::method::rivals::error::RivalError),
     /// A method that reads with a draft, and there is none.
     #[error(
         "method {method} reads the prompt with a draft model first, but none is given: name a smaller one of the same vocabulary"

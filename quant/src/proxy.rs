@@ -80,7 +80,7 @@ pub enum ProxyError {
     /// A value of the proxy is beyond what F16 holds.
     #[error("FFN proxy: {matrix} holds {value}, beyond F16's 65504; store it in F32")]
     F16Range {
-        /// Which factor.
+        /// Name of the factor that holds the value.
         matrix: &'static str,
         /// The value, printed.
         value: String,
@@ -92,7 +92,7 @@ pub enum ProxyError {
 pub struct RestrictedFfn<'a> {
     /// Size of the hidden state.
     pub n_embd: usize,
-    /// Channels kept.
+    /// Number of FFN channels that the proxy keeps.
     pub d_low: usize,
     /// Rows of ffn_gate, `[n_embd, d_low]`.
     pub gate: &'a [f32],
@@ -108,7 +108,7 @@ pub struct RestrictedFfn<'a> {
 pub struct LayerProxy {
     /// Size of the hidden state.
     pub n_embd: usize,
-    /// Channels kept.
+    /// Number of FFN channels that the proxy keeps.
     pub d_low: usize,
     /// Rank of each factor.
     pub rank: usize,

@@ -38,7 +38,7 @@ pub enum SaliencyError {
     Parameter {
         /// The parameter's name.
         what: &'static str,
-        /// Its value.
+        /// Value that was found.
         found: String,
         /// What it has to be.
         expected: &'static str,

@@ -27,7 +27,7 @@ pub enum TensorType {
 }
 
 impl TensorType {
-    /// Every type.
+    /// All types that the policy chooses from.
     pub const ALL: [Self; 9] =
         [Self::F32, Self::F16, Self::Q4_0, Self::Q5_0, Self::Q5_1, Self::Q8_0, Self::Q4_K, Self::Q5_K, Self::Q6_K];
 

@@ -20,7 +20,7 @@ use crate::model::shape::Shape;
 pub use budget::{Budgets, Held, LayerBudget};
 pub use dense::Dense;
 pub use entry::Entry;
-use rivals::RivalError;
+use rivals::error::RivalError;
 use spts::schedule::ScheduleError;
 
 /// Why a method cannot read a prompt with a model.

@@ -19,7 +19,7 @@ fn a_rival_is_a_name_a_share_and_a_layer() {
         assert_eq!(parsed(&format!("{name}:1")).name(), name);
     }
     for (text, expected) in [
-        ("fast", "method 'fast': no such method; expected one of dense, spts, fastkv, gemfilter"),
+        ("fast", "method 'fast': no such method; expected one of fastkv, gemfilter"),
         ("fastkv:", "share ''; expected a number above 0"),
         ("fastkv:0", "share '0'"),
         ("fastkv:1.5", "share '1.5'"),
