@@ -200,6 +200,9 @@ pub enum JoinArg {
     Max,
 }
 
+/// Help of `--method`.
+const METHODS: &str = "Read the prompt by another method, to compare: NAME[:SHARE[@LAYER]] with the share of tokens that is left and the layer that chooses; fastkv, gemfilter, uniprefill, sliminfer, specprefill, random, last";
+
 /// What the prefill skips.
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Token skipping (SPTS)")]
@@ -207,8 +210,8 @@ pub struct SptsArgs {
     /// Compute every token in every layer
     #[arg(long, conflicts_with_all = ["method", "model_draft", "schedule", "keep", "use_proxy", "no_proxy", "no_prune", "no_attn_skip", "no_ffn_skip", "random_selection", "ramp", "probe_queries", "join", "pool", "sinks", "recent", "carry", "sidecar"])]
     pub no_spts: bool,
-    /// Read the prompt by another method, to compare: NAME[:SHARE[@LAYER]] with the share of tokens that is left and the layer that chooses; fastkv, gemfilter, uniprefill, sliminfer, specprefill, random, last
-    #[arg(long, value_name = "NAME", help_heading = "Other methods", value_parser = rival, conflicts_with_all = ["schedule", "keep", "use_proxy", "no_proxy", "no_prune", "no_attn_skip", "no_ffn_skip", "random_selection", "ramp", "probe_queries", "join", "pool", "sinks", "recent", "carry", "sidecar"])]
+    /// A method of another paper in place of the schedule.
+    #[arg(long, value_name = "NAME", help = METHODS, help_heading = "Other methods", value_parser = rival, conflicts_with_all = ["schedule", "keep", "use_proxy", "no_proxy", "no_prune", "no_attn_skip", "no_ffn_skip", "random_selection", "ramp", "probe_queries", "join", "pool", "sinks", "recent", "carry", "sidecar"])]
     pub method: Option<Rival>,
     /// Smaller model of the same vocabulary that reads first, for --method specprefill
     #[arg(long, value_name = "FILE", help_heading = "Other methods", requires = "method")]
