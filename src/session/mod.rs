@@ -3,7 +3,7 @@
 //! [`sequence`] is what was read; [`prefill`] and the decode loop extend it by running compiled programs. [`executor`] runs one,
 //! with what [`run`] lists on each [`device`]; [`repeated`] keeps graphs that run again, [`slots`] is what lives between phases,
 //! [`masks`] the attention masks, [`proxy_memory`] the FFN proxies, [`select`] selects on the host. [`search`] scores a prompt's
-//! tokens where a part of them enters. [`generate`] streams tokens,
+//! tokens where a part of them enters; [`watch`] is what a run tells while it goes on. [`generate`] streams tokens,
 //! [`sampler`] picks them.
 
 pub mod device;
@@ -19,6 +19,7 @@ pub mod search;
 pub mod select;
 pub mod sequence;
 pub mod slots;
+mod watch;
 
 use std::fmt;
 use std::sync::Arc;
@@ -36,13 +37,13 @@ use crate::model::weights::Model;
 use crate::{Error, Result};
 
 use device::Device;
-use prefill::Quiet;
 use proxy_memory::ProxyMemory;
 use repeated::RepeatedGraphs;
 use run::Run;
 use sampler::has_no_numbers;
 use sequence::{CacheType, LayerCache, Sequence};
 use slots::SlotMemory;
+use watch::Quiet;
 
 /// How a session runs.
 #[derive(Clone, Debug)]

@@ -3,11 +3,9 @@
 use std::collections::HashMap;
 use std::ops::ControlFlow;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use crate::compile::memory::CacheMode;
-use crate::compile::phases::Phase;
 use crate::compile::target::Target;
 use crate::compile::{self, Compiled};
 use crate::ggml::GgmlError;
@@ -17,28 +15,16 @@ use crate::method::spts::capture::{Capture, insert_captures};
 use crate::method::{Budgets, Dense, LayerBudget, Method, Prompt};
 use crate::{Error, Result};
 
-use super::executor::{self, Captured, Watcher};
+use super::executor;
 use super::repeated::RepeatedGraphs;
 use super::run::Run;
 use super::sampler::has_no_numbers;
 use super::sequence::Kept;
 use super::slots::SlotMemory;
-use super::{Session, write_inputs};
+use super::watch::{Watch, work};
 
-/// Where a prefill is.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct PrefillProgress {
-    /// Layer under way, from 0.
-    pub layer: usize,
-    /// Layers of the model.
-    pub n_layer: usize,
-    /// Rows of the work under way: active tokens, or candidates being scored.
-    pub active: usize,
-    /// Tokens of the prompt.
-    pub n_tokens: usize,
-    /// Share of the work that is done, estimated from the layers' rows.
-    pub fraction: f32,
-}
+pub use super::watch::{CaptureSink, PrefillProgress};
+use super::{Session, write_inputs};
 
 /// What is known of a prompt besides its tokens.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -83,9 +69,6 @@ pub struct LayerSelection {
     /// Active in the FFN. Where a stage ends, those of them that it prunes are not computed.
     pub active_ffn: Vec<i32>,
 }
-
-/// Receives captured values, tile by tile and layer by layer.
-pub type CaptureSink<'a> = dyn FnMut(Captured<'_>) + 'a;
 
 impl Session {
     /// Reads a prompt. Afterwards [`Session::logits`] are those of its last token.
@@ -398,15 +381,6 @@ fn entries(graph: &Graph) -> Vec<usize> {
     graph.layers.iter().map(|a| graph.node(graph.node(a.attn).src[1]).n_rows).collect()
 }
 
-/// A measure of a program's work for the progress bar: rows times nodes.
-fn work(phases: &[Phase]) -> usize {
-    phases.iter().map(phase_work).sum()
-}
-
-fn phase_work(phase: &Phase) -> usize {
-    phase.rows * phase.nodes.len()
-}
-
 /// Turns the indices selected by each node into positions, layer by layer.
 fn selections(graph: &Graph, selected: &HashMap<NodeId, Vec<i32>>, first: usize) -> Vec<LayerSelection> {
     let mut candidates: Vec<i32> = (0..graph.n_tokens).map(|i| (first + i) as i32).collect();
@@ -427,20 +401,6 @@ fn selections(graph: &Graph, selected: &HashMap<NodeId, Vec<i32>>, first: usize)
     all
 }
 
-/// Progress, interruption, records and captures of a prefill.
-struct Watch<'a, 's> {
-    graph: &'a Graph,
-    progress: &'a mut dyn FnMut(PrefillProgress) -> ControlFlow<()>,
-    sink: Option<&'a mut CaptureSink<'s>>,
-    interrupt: Arc<AtomicBool>,
-    records: bool,
-    selected: HashMap<NodeId, Vec<i32>>,
-    work_done: usize,
-    work_all: usize,
-    n_layer: usize,
-    n_tokens: usize,
-}
-
 /// The tokens that a program reads.
 struct Reading<'t> {
     tokens: &'t [u32],
@@ -448,51 +408,4 @@ struct Reading<'t> {
     positions: Vec<usize>,
     /// Tokens of the prompt that they stand for.
     n_read: usize,
-}
-
-impl Watcher for Watch<'_, '_> {
-    fn phase(&mut self, phase: &Phase) -> Result<()> {
-        let n_layer = self.n_layer;
-        let layer = phase.layer.or_else(|| self.graph.node(phase.nodes[0]).layer).unwrap_or(if self.work_done == 0 {
-            0
-        } else {
-            n_layer - 1
-        });
-        let fraction = self.work_done as f32 / self.work_all.max(1) as f32;
-        self.work_done += phase_work(phase);
-        let at = PrefillProgress { layer, n_layer, active: phase.rows, n_tokens: self.n_tokens, fraction };
-        let stop = (self.progress)(at).is_break() || self.interrupt.load(Ordering::Relaxed);
-        if stop { Err(Error::Interrupted) } else { Ok(()) }
-    }
-
-    fn selected(&mut self, node: NodeId, indices: &[i32]) {
-        self.selected.insert(node, indices.to_vec());
-    }
-
-    fn wants_selections(&self) -> bool {
-        self.records
-    }
-
-    fn captured(&mut self, captured: Captured<'_>) {
-        if let Some(sink) = &mut self.sink {
-            sink(captured);
-        }
-    }
-}
-
-/// A watcher that does nothing (decode).
-pub(super) struct Quiet;
-
-impl Watcher for Quiet {
-    fn phase(&mut self, _: &Phase) -> Result<()> {
-        Ok(())
-    }
-
-    fn selected(&mut self, _: NodeId, _: &[i32]) {}
-
-    fn wants_selections(&self) -> bool {
-        false
-    }
-
-    fn captured(&mut self, _: Captured<'_>) {}
 }
