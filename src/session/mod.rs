@@ -19,7 +19,7 @@ pub mod search;
 pub mod select;
 pub mod sequence;
 pub mod slots;
-mod watch;
+pub mod watch;
 
 use std::fmt;
 use std::sync::Arc;
