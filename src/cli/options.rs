@@ -348,18 +348,26 @@ impl SptsArgs {
         }
     }
 
+    /// Checks that a draft is given where the method needs one, before anything is opened.
+    ///
+    /// # Errors
+    /// None is given.
+    pub fn check_draft(&self) -> Result<(), spts::Error> {
+        match self.method {
+            Some(rival) if rival.needs_draft() && self.model_draft.is_none() => {
+                Err(spts::Error::DraftMissing { method: rival.method().name().to_owned() })
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Opens the draft, on the devices of the model.
     ///
     /// # Errors
     /// The method needs one and none is given, or the file is no model.
     pub fn open_draft(&self, device: &DeviceArgs) -> Result<Option<Arc<Model>>, spts::Error> {
-        match (&self.model_draft, self.method) {
-            (Some(path), _) => Model::open(path, device.model_options(None)).map(Some),
-            (None, Some(rival)) if rival.needs_draft() => {
-                Err(spts::Error::DraftMissing { method: rival.method().name().to_owned() })
-            }
-            _ => Ok(None),
-        }
+        self.check_draft()?;
+        self.model_draft.as_deref().map(|path| Model::open(path, device.model_options(None))).transpose()
     }
 }
 

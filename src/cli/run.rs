@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use spts::ggml::backend;
+use spts::method;
 use spts::method::spts::schedule::Schedule;
 use spts::method::spts::schedule_file::path_beside;
 use spts::method::spts::sidecar::Sidecar;
@@ -58,6 +59,8 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
             Schedule::WIDTH_THAT_SKIPS
         ));
     }
+    args.spts.check_draft()?;
+    args.spts.method(schedule.clone()).budgets(file.shape(), method::Prompt::of(tokens.len()))?;
     let found = proxies::find(&file, args.spts.sidecar.as_deref(), schedule.as_ref(), tokens.len())?;
     let model = place(args, file, &progress)?;
     let load = start.elapsed();

@@ -79,7 +79,7 @@ fn steps_are_where_the_papers_have_them() {
 }
 
 #[test]
-fn the_same_graph_as_a_schedule_that_prunes_once() {
+fn the_same_budgets_and_probe_as_a_schedule_that_prunes_once() {
     use crate::graph::ir::Pool;
     let shape = llama();
     let schedule = Schedule {
