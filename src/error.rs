@@ -32,6 +32,12 @@ pub enum Error {
         /// The method.
         method: String,
     },
+    /// A model that scores tokens by what is no number.
+    #[error("the scores that {model} gives the prompt's tokens are no numbers: its weights are damaged, or the prompt overflows it")]
+    NoScores {
+        /// Name of the model.
+        model: String,
+    },
     /// A draft that does not know the model's tokens.
     #[error("the draft {draft} has another vocabulary than the model: expected one of the same family")]
     DraftVocabulary {

@@ -198,6 +198,27 @@ fn what_is_missing_or_does_not_fit_is_said() {
 }
 
 #[test]
+fn scores_that_are_no_numbers_choose_nothing() {
+    let pair = without_windows().next().expect("a model");
+    let mut file = pair.tiny.build();
+    file.tensors.iter_mut().find(|t| t.name == "blk.1.attn_k.weight").expect("keys").data[3] = f32::NAN;
+    let gguf = spts::gguf::Gguf::from_bytes(file.to_bytes(), "broken").expect("a valid file");
+    let model = spts::Model::from_gguf(std::sync::Arc::new(gguf), runtime::on_cpu()).expect("a model that opens");
+    for method in ["gemfilter:0.3@1", "specprefill:0.5"] {
+        let options = spts::SessionOptions {
+            method: Rival::parse(method).expect("a rival").method(),
+            draft: Some(model.clone()),
+            ..runtime::exact(pair.n_ctx)
+        };
+        let reader = if method.starts_with("gem") { model.clone() } else { pair.model.clone() };
+        let mut session = Session::new(reader, options).expect("a session");
+        let e = prefill(&mut session, &pair.tiny.prompt(N)).unwrap_err();
+        assert!(matches!(e, Error::NoScores { .. }), "{method}: {e}");
+        assert_eq!(session.n_past(), 0, "{method}");
+    }
+}
+
+#[test]
 fn an_interrupted_search_leaves_the_session_as_it_was() {
     let pair = without_windows().next().expect("a model");
     let draft = Pair::new(Tiny { seed: 2, ..pair.tiny.clone() });

@@ -57,13 +57,16 @@ impl Session {
         progress: &mut dyn FnMut(PrefillProgress) -> ControlFlow<()>,
     ) -> Result<Vec<f32>> {
         let mut scores = vec![0.0_f32; tokens.len()];
+        let mut are_numbers = true;
         let capture = Capture { layers, taps: &[Tap::ProbeScores], probe: search.probe };
         self.run_captures(tokens, &capture, progress, &mut |captured| {
+            are_numbers &= captured.values.iter().all(|score| score.is_finite());
             for (score, &of_layer) in scores[captured.rows].iter_mut().zip(captured.values) {
                 *score = score.max(of_layer);
             }
         })?;
-        Ok(scores)
+        // They would choose the first tokens, in silence.
+        if are_numbers { Ok(scores) } else { Err(Error::NoScores { model: self.model.shape().name.clone() }) }
     }
 
     /// The session that reads prompts with the draft, on the devices where the draft lies.
