@@ -32,6 +32,15 @@ pub enum Error {
         /// The method.
         method: String,
     },
+    /// A method that chooses a prompt's tokens before any layer reads them, or skips from the first layer on.
+    #[error("method {method} leaves nothing of a document that would serve another question: it reads every prompt anew")]
+    MethodReadsAnew {
+        /// The method.
+        method: String,
+    },
+    /// A file of a document that cannot be used.
+    #[error(transparent)]
+    Document(#[from] crate::session::document_file::DocumentError),
     /// A model that scores tokens by what is no number.
     #[error("the scores that {model} gives the prompt's tokens are no numbers: its weights are damaged, or the prompt overflows it")]
     NoScores {

@@ -249,6 +249,7 @@ fn session(
         sidecar,
         draft: args.spts.open_draft(&args.device)?,
         record_selection: args.dump_selection.is_some(),
+        ..SessionOptions::default()
     };
     Ok(Session::new(model.clone(), options)?)
 }

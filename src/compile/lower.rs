@@ -130,7 +130,7 @@ impl<'a> Lowerer<'a, '_> {
         let form = self.forms.get(id);
         let value = match &node.op {
             _ if form == Form::InReader => return,
-            Op::Tokens | Op::Positions => return,
+            Op::Tokens | Op::Positions | Op::Residual => return,
             Op::Embed { weight, scale } => {
                 let rows = self.ops.get_rows(self.memory.weight(*weight), self.index(node.src[0]));
                 if *scale == 1.0 { rows } else { self.ops.scale(rows, *scale) }

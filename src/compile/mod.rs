@@ -4,10 +4,12 @@
 //! dense graph --method--> budgets, rewritten graph --last_row, fuse_ffn, keep_normalized--> graph of the target
 //!             --verify--> proof --phases--> phases of tiles, a place for every value
 //! ```
-//! A graph that runs for what it captures ends there ([`captures`]).
+//! A graph that runs for what it captures ends there ([`captures`]); a prompt that begins like one before it runs in two parts
+//! ([`between_layers`]).
 //! [`target`] is what has to be known of the devices. A [`Compiled`] is run by a session, tile by tile: [`forms`] chooses what a
 //! device computes in one step, [`lower`] turns a tile into a ggml graph, on the [`memory`] that the session holds.
 
+pub mod between_layers;
 pub mod captures;
 pub mod forms;
 pub mod fuse_ffn;
@@ -64,13 +66,48 @@ impl Compiled {
 /// # Errors
 /// A rewrite broke an invariant of the graph: a bug.
 pub fn prompt(dense: Graph, method: &dyn Method, budgets: Budgets, target: &Target) -> Result<Compiled> {
-    let graph = if budgets.is_dense() { dense } else { method.rewrite(&dense, &budgets)? };
-    let graph = keep_last_row(&graph, target.last_queries());
-    let graph = if target.has_gpu() { fuse(&graph, target) } else { graph };
-    // A program that skips is long. Cut by layers, it has a GPU compute one while the next is built.
-    let in_layers = target.has_gpu() && graph.layers.iter().any(|a| a.scores.is_some());
-    let cuts = (0..graph.layers.len()).map(|l| l > 0 && (in_layers || target.changes_device_at(l))).collect();
+    let n_layer = dense.layers.len();
+    let graph = computed(dense, method, &budgets, target)?;
+    let cuts = prompt_cuts(&graph, n_layer, target);
     Ok(Compiled::new(verify(graph)?, budgets, target.tile(), cuts))
+}
+
+/// Compiles the layers before `cut` of the tokens that `dense` is the graph of. Its output is the residual stream that enters
+/// layer `cut`.
+///
+/// # Errors
+/// A rewrite broke an invariant of the graph: a bug.
+pub fn before_layer(dense: Graph, cut: usize, target: &Target) -> Result<Compiled> {
+    let graph = between_layers::before_layer(dense, cut);
+    let graph = if target.has_gpu() { fuse(&graph, target) } else { graph };
+    let budgets = Budgets::dense(cut, graph.n_tokens);
+    let cuts = (0..cut).map(|l| target.changes_device_at(l)).collect();
+    Ok(Compiled::new(verify(graph)?, budgets, target.tile(), cuts))
+}
+
+/// Compiles what [`prompt`] does from layer `cut` on. The residual stream that enters it is the program's input.
+///
+/// # Errors
+/// A rewrite broke an invariant of the graph: a bug.
+pub fn from_layer(dense: Graph, cut: usize, method: &dyn Method, budgets: Budgets, target: &Target) -> Result<Compiled> {
+    let n_layer = dense.layers.len();
+    let graph = between_layers::from_layer(&computed(dense, method, &budgets, target)?, cut);
+    let cuts = prompt_cuts(&graph, n_layer, target);
+    Ok(Compiled::new(verify(graph)?, budgets, target.tile(), cuts))
+}
+
+/// The graph of what a prompt computes.
+fn computed(dense: Graph, method: &dyn Method, budgets: &Budgets, target: &Target) -> Result<Graph> {
+    let graph = if budgets.is_dense() { dense } else { method.rewrite(&dense, budgets)? };
+    let graph = keep_last_row(&graph, target.last_queries());
+    Ok(if target.has_gpu() { fuse(&graph, target) } else { graph })
+}
+
+/// The layers at which a prompt's phases end. A program that skips is long: cut by layers, it has a GPU compute one while the next
+/// is built.
+fn prompt_cuts(graph: &Graph, n_layer: usize, target: &Target) -> Vec<bool> {
+    let in_layers = target.has_gpu() && graph.layers.iter().any(|a| a.scores.is_some());
+    (0..n_layer).map(|l| l > 0 && (in_layers || target.changes_device_at(l))).collect()
 }
 
 /// Compiles a dense graph as its layers are written down: no rewrites, tiles of `tile` rows. For single tokens, and for captures.

@@ -131,7 +131,7 @@ fn partition(graph: &Graph, tile: usize, cuts: &dyn Fn(usize) -> bool) -> Vec<Ph
     let mut last_layer = None;
     for (i, node) in graph.nodes.iter().enumerate() {
         let id = NodeId(i as u32);
-        if matches!(node.op, Op::Tokens | Op::Positions) {
+        if graph.is_input(id) {
             continue;
         }
         let (kind, rows) = (kind(&node.op), domain(graph, node));
@@ -192,7 +192,7 @@ fn place(graph: &Graph, phases: &[Phase]) -> (Vec<Storage>, Vec<Slot>) {
     }
     for (stored, node) in stored.iter_mut().zip(&graph.nodes) {
         // A prune makes the residual stream's new home, where later sums are added to it.
-        *stored |= matches!(node.op, Op::Tokens | Op::Positions | Op::Prune);
+        *stored |= matches!(node.op, Op::Tokens | Op::Positions | Op::Residual | Op::Prune);
     }
     for output in &graph.outputs {
         stored[output.index()] = true;
@@ -211,7 +211,8 @@ fn place(graph: &Graph, phases: &[Phase]) -> (Vec<Storage>, Vec<Slot>) {
     // Inputs first, then phase by phase: take slots for what is made, release those whose last reader has run.
     let inputs = (0..n).filter(|&i| phase_of[i] == usize::MAX);
     for i in inputs {
-        storage[i] = Storage::Slot(slots.take(graph.nodes[i].n_rows, Contents::Words));
+        let elements = graph.nodes[i].n_feat * graph.nodes[i].n_rows;
+        storage[i] = Storage::Slot(slots.take(elements, Contents::Words));
     }
     let mut live_until: Vec<usize> = vec![0; n];
     for (p, phase) in phases.iter().enumerate() {

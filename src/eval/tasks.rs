@@ -8,6 +8,7 @@ use std::ops::ControlFlow;
 use serde::Deserialize;
 
 use super::score::Metric;
+use crate::hash::fnv1a;
 use crate::session::generate::GenerateOptions;
 use crate::session::prefill::{PrefillOptions, PrefillProgress};
 use crate::session::sampler::{Sampler, SamplerParams};
@@ -173,11 +174,6 @@ fn task(number: usize, line: &str) -> std::result::Result<Task, String> {
         length: parsed.length,
         hash: fnv1a(line.trim_end().as_bytes()),
     })
-}
-
-/// 64-bit FNV-1a.
-pub fn fnv1a(bytes: &[u8]) -> u64 {
-    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, b| (hash ^ u64::from(*b)).wrapping_mul(0x0000_0100_0000_01b3))
 }
 
 /// What a session answered.

@@ -196,18 +196,18 @@ impl Arena {
         }
     }
 
-    /// Copies the first `n_rows` rows of `from [n, rows]` to those of a tensor of the same type and width, within a device's memory
-    /// where both lie in one.
+    /// Copies the first `n_rows` rows of `from [n, rows]` to those from `first` on of a tensor of the same type and width, within a
+    /// device's memory where both lie in one.
     ///
     /// # Panics
     /// If one of the two has fewer rows, or they differ in type or width.
-    pub fn copy_rows(&self, to: TensorId, from: Tensor<'_>, n_rows: usize) {
+    pub fn copy_rows(&self, to: TensorId, first: usize, from: Tensor<'_>, n_rows: usize) {
         if n_rows == 0 {
             return;
         }
         let to = self.get(to);
         assert!(to.ty() == from.ty() && to.ne(0) == from.ne(0) && to.nb(1) == from.nb(1), "rows of another kind");
-        assert!(n_rows <= to.ne(1) && n_rows <= from.ne(1), "a copy of more rows than there are");
+        assert!(first + n_rows <= to.ne(1) && n_rows <= from.ne(1), "a copy of more rows than there are");
         // SAFETY: a scratch context for two headers, freed here; both views lie within tensors that have memory and are alive,
         // which the checks above and ggml's own assert.
         unsafe {
@@ -216,13 +216,13 @@ impl Arena {
                 mem_buffer: std::ptr::null_mut(),
                 no_alloc: true,
             });
-            let view = |t: Tensor<'_>| {
-                let v = sys::ggml_view_2d(ctx, t.raw(), t.ne(0) as i64, n_rows as i64, t.nb(1), 0);
+            let view = |t: Tensor<'_>, first: usize| {
+                let v = sys::ggml_view_2d(ctx, t.raw(), t.ne(0) as i64, n_rows as i64, t.nb(1), first * t.nb(1));
                 let status = sys::ggml_backend_view_init(v);
                 assert_eq!(status, sys::GGML_STATUS_SUCCESS, "a view of rows");
                 v
             };
-            sys::ggml_backend_tensor_copy(view(from), view(to));
+            sys::ggml_backend_tensor_copy(view(from, 0), view(to, first));
             sys::ggml_free(ctx);
         }
     }

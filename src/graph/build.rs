@@ -110,7 +110,7 @@ impl Builder {
     /// Appends a copy of a node with other sources; rows follow the sources, features stay.
     pub fn copy(&mut self, node: &Node, src: &[NodeId]) -> NodeId {
         let n_rows = match &node.op {
-            Op::Tokens | Op::Positions => node.n_rows,
+            Op::Tokens | Op::Positions | Op::Residual => node.n_rows,
             Op::GetRows | Op::Prune | Op::ProbeScores { .. } => self.node(src[1]).n_rows,
             Op::LastRows { rows } => *rows,
             Op::TopK { m, .. } => *m,
@@ -125,7 +125,7 @@ impl Builder {
     /// The finished graph. The first of its outputs are the logits.
     pub fn finish(self, layers: Vec<LayerAnchors>, positions: NodeId, hidden: NodeId, outputs: Vec<NodeId>) -> Graph {
         let n_tokens = self.nodes[positions.index()].n_rows;
-        Graph { nodes: self.nodes, layers, positions, hidden, outputs, n_tokens }
+        Graph { nodes: self.nodes, layers, first_layer: 0, positions, hidden, outputs, n_tokens }
     }
 }
 

@@ -137,6 +137,8 @@ pub enum Op {
     Tokens,
     /// `-> I32 [1, n]`: the original positions of these tokens.
     Positions,
+    /// `-> [n_embd, n]`: the residual stream of these tokens as another program has left it, where a graph begins between layers.
+    Residual,
     /// `tokens -> [n_embd, n]`: rows of the embedding matrix, times `scale`.
     Embed {
         /// `[n_embd, n_vocab]`
@@ -300,6 +302,7 @@ impl Op {
         match self {
             Op::Tokens => "tokens",
             Op::Positions => "positions",
+            Op::Residual => "residual",
             Op::Embed { .. } => "embed",
             Op::RmsNorm { .. } => "rms_norm",
             Op::Normalize { .. } => "normalize",
@@ -392,12 +395,14 @@ pub struct Graph {
     pub nodes: Vec<Node>,
     /// Anchors, one a layer.
     pub layers: Vec<LayerAnchors>,
+    /// The model's layer that the first anchors belong to: above 0 where the graph begins between layers.
+    pub first_layer: usize,
     /// Positions of the tokens.
     pub positions: NodeId,
     /// Residual stream after the last layer.
     pub hidden: NodeId,
-    /// Values that are read when all is computed; the first are the logits `[n_vocab, 1]` of the last token. Empty for a graph
-    /// that runs for its captures alone.
+    /// Values that are read when all is computed: the logits `[n_vocab, 1]` of the last token, or, where the graph ends between
+    /// layers, the residual stream there. Empty for a graph that runs for its captures alone.
     pub outputs: Vec<NodeId>,
     /// Rows the graph starts with.
     pub n_tokens: usize,
@@ -411,7 +416,12 @@ impl Graph {
 
     /// Logits `[n_vocab, 1]` of the last token, unless the graph ends before them.
     pub fn logits(&self) -> Option<NodeId> {
-        self.outputs.first().copied()
+        self.outputs.first().copied().filter(|id| self.node(*id).layer.is_none())
+    }
+
+    /// Whether a value comes from outside.
+    pub fn is_input(&self, id: NodeId) -> bool {
+        matches!(self.node(id).op, Op::Tokens | Op::Positions | Op::Residual)
     }
 }
 

@@ -9,7 +9,7 @@
 //!    same rows, and no fewer than its queries.
 //! 6. Rows are in position order: indices come from `top_k`, which sorts them.
 //! 7. A value that is scattered into, or of which rows are normalised anew, has no reader afterwards: it is written in place.
-//! 8. The logits, where there are outputs, have one row.
+//! 8. The logits, where there are any, have one row.
 
 use std::ops::Deref;
 
@@ -61,7 +61,7 @@ pub fn check(graph: &Graph) -> Result<(), VerifyError> {
     }
     check_layers(graph)?;
     check_scatter_targets(graph)?;
-    if let Some(&logits) = graph.outputs.first().filter(|id| graph.node(**id).n_rows != 1) {
+    if let Some(logits) = graph.logits().filter(|id| graph.node(*id).n_rows != 1) {
         let found = graph.node(logits).n_rows;
         return Err(error(graph, logits, format!("logits of {found} rows, expected 1")));
     }
@@ -79,7 +79,7 @@ fn check_node(graph: &Graph, id: NodeId) -> Result<(), String> {
         return Err(format!("source {s} is not an earlier node"));
     }
     let arity = match node.op {
-        Op::Tokens | Op::Positions => 0,
+        Op::Tokens | Op::Positions | Op::Residual => 0,
         Op::Rope { .. } | Op::Glu { .. } | Op::Add | Op::GetRows | Op::ProbeScores { .. } | Op::Mul => 2,
         Op::AddScaled { .. } => 2,
         Op::IsMember | Op::Prune => 2,
@@ -112,6 +112,7 @@ fn check_node(graph: &Graph, id: NodeId) -> Result<(), String> {
     want(node.dtype == result, "not the operation's element type")?;
     match &node.op {
         Op::Tokens | Op::Positions => want(node.n_feat == 1, "one feature"),
+        Op::Residual => Ok(()),
         Op::RandomScores { .. } => want(node.n_feat == 1 && src(0).n_rows == node.n_rows, "one score a row"),
         Op::Embed { .. } => want(src(0).n_rows == node.n_rows, "one token id a row"),
         Op::RmsNorm { group, .. } => {
@@ -204,12 +205,12 @@ fn check_layers(graph: &Graph) -> Result<(), VerifyError> {
     for i in 0..graph.nodes.len() {
         let id = NodeId(i as u32);
         if let Op::Attention { layer, .. } = graph.node(id).op
-            && layer >= graph.layers.len()
+            && !(graph.first_layer..graph.first_layer + graph.layers.len()).contains(&layer)
         {
             return Err(error(graph, id, format!("layer {layer} has no anchors")));
         }
     }
-    for (l, a) in graph.layers.iter().enumerate() {
+    for (l, a) in (graph.first_layer..).zip(&graph.layers) {
         let of_layer: Vec<NodeId> = (0..graph.nodes.len() as u32)
             .map(NodeId)
             .filter(|&id| matches!(graph.node(id).op, Op::Attention { layer, .. } if layer == l))

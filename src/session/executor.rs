@@ -364,9 +364,13 @@ struct Homes {
 
 impl Homes {
     fn new(run: &Run, devices: usize) -> Self {
-        let inputs =
-            run.compiled.graph.nodes.iter().enumerate().filter(|(_, n)| matches!(n.op, Op::Tokens | Op::Positions));
-        let at = inputs.map(|(i, _)| (NodeId(i as u32), (0..devices).collect())).collect();
+        let nodes = run.compiled.graph.nodes.iter().enumerate();
+        let at = nodes.filter_map(|(i, node)| match node.op {
+            Op::Tokens | Op::Positions => Some((NodeId(i as u32), (0..devices).collect())),
+            Op::Residual => Some((NodeId(i as u32), vec![run.model.placement().of(node.layer, false)])),
+            _ => None,
+        });
+        let at = at.collect();
         Self { devices, at }
     }
 

@@ -2,17 +2,21 @@
 //!
 //! [`sequence`] is what was read; [`prefill`] and the decode loop extend it by running compiled programs. [`executor`] runs one,
 //! with what [`run`] lists on each [`device`]; [`repeated`] keeps graphs that run again, [`slots`] is what lives between phases,
+//! [`document`] is what stays of a document for the questions about it, with its [`residual`] stream and its [`document_file`];
 //! [`masks`] the attention masks, [`proxy_memory`] the FFN proxies, [`select`] selects on the host. [`search`] scores a prompt's
 //! tokens where a part of them enters; [`watch`] is what a run tells while it goes on. [`generate`] streams tokens,
 //! [`sampler`] picks them.
 
 pub mod device;
+pub mod document;
+pub mod document_file;
 pub mod executor;
 pub mod generate;
 pub mod masks;
 pub mod prefill;
 pub mod proxy_memory;
 pub mod repeated;
+pub mod residual;
 pub mod run;
 pub mod sampler;
 pub mod search;
@@ -37,8 +41,10 @@ use crate::model::weights::Model;
 use crate::{Error, Result};
 
 use device::Device;
+use document::{DocumentMemory, Prefix};
 use proxy_memory::ProxyMemory;
 use repeated::RepeatedGraphs;
+use residual::Residual;
 use run::Run;
 use sampler::has_no_numbers;
 use sequence::{CacheType, LayerCache, Sequence};
@@ -66,6 +72,8 @@ pub struct SessionOptions {
     pub draft: Option<Arc<Model>>,
     /// Record the candidates and active tokens of every layer in the report.
     pub record_selection: bool,
+    /// Where the residual stream of a document lies ([`Session::read`]).
+    pub document_memory: DocumentMemory,
 }
 
 impl Default for SessionOptions {
@@ -80,6 +88,7 @@ impl Default for SessionOptions {
             sidecar: None,
             draft: None,
             record_selection: false,
+            document_memory: DocumentMemory::Device,
         }
     }
 }
@@ -100,6 +109,8 @@ pub struct Session {
     decode: Option<DecodeProgram>,
     answer_room: usize,
     prepared: Option<prefill::Prepared>,
+    /// What stays when the session is cleared, once a document was read.
+    prefix: Option<Prefix>,
     /// The draft's session, once a prompt was read with it.
     draft: Option<Box<Session>>,
     interrupt: Arc<AtomicBool>,
@@ -155,6 +166,7 @@ impl Session {
             decode: None,
             answer_room: ANSWER_ROOM,
             prepared: None,
+            prefix: None,
             draft: None,
             interrupt,
         })
@@ -182,7 +194,7 @@ impl Session {
 
     /// Bytes held by caches, masks and scratch.
     pub fn n_bytes(&self) -> usize {
-        let caches = self.sequence.n_bytes();
+        let caches = self.sequence.n_bytes() + self.prefix.as_ref().map_or(0, Prefix::residual_bytes);
         let devices: usize = self.devices.iter().map(|d| d.masks.n_bytes() + d.backend.scratch_bytes()).sum();
         caches + devices
     }
@@ -226,9 +238,12 @@ impl Session {
         Ok(())
     }
 
-    /// Forgets everything read; memory stays allocated.
+    /// Forgets everything read, but for what a document's later questions need ([`Session::read`]); memory stays allocated.
     pub fn clear(&mut self) {
-        self.sequence.clear();
+        match &self.prefix {
+            Some(prefix) => self.sequence.rewind(prefix.cut(), prefix.tokens().len()),
+            None => self.sequence.clear(),
+        }
         self.logits.clear();
     }
 
@@ -238,6 +253,9 @@ impl Session {
     /// [`Error::Truncate`] inside a prompt of which tokens were left out.
     pub fn truncate(&mut self, n: usize) -> Result<()> {
         self.sequence.truncate(n)?;
+        if let Some(prefix) = &mut self.prefix {
+            prefix.truncate(n);
+        }
         self.logits.clear();
         Ok(())
     }
@@ -289,7 +307,8 @@ impl Session {
         }
         self.start_call();
         let Some(d) = &mut self.decode else { unreachable!("made above") };
-        write_inputs(&d.compiled.graph, &d.slots, &mut self.devices, &[token], &[self.sequence.n_past()]);
+        let inputs = Inputs { tokens: &[token], positions: &[self.sequence.n_past()], residual: None };
+        write_inputs(&d.compiled.graph, &d.slots, &mut self.devices, &inputs);
         let run = Run {
             model: &self.model,
             compiled: &d.compiled,
@@ -304,6 +323,9 @@ impl Session {
         self.logits.read(&mut self.devices[output].backend, d.slots[output].get(logits));
         self.is_suspect = has_no_numbers(self.logits.as_slice());
         self.sequence.advance(1, None);
+        if let Some(prefix) = &mut self.prefix {
+            prefix.extend_dense(&[token]);
+        }
         Ok(())
     }
 
@@ -333,11 +355,25 @@ impl fmt::Debug for Session {
     }
 }
 
-/// Writes token ids and their positions on every device.
-fn write_inputs(graph: &Graph, slots: &[SlotMemory], devices: &mut [Device], tokens: &[u32], positions: &[usize]) {
-    let ids: Vec<u8> = tokens.iter().flat_map(|t| (*t as i32).to_le_bytes()).collect();
-    let positions: Vec<u8> = positions.iter().flat_map(|p| (*p as i32).to_le_bytes()).collect();
-    let tokens = graph.nodes.iter().position(|n| n.op == Op::Tokens).map(|i| NodeId(i as u32));
+/// What a program reads besides weights and caches.
+struct Inputs<'i> {
+    /// Ids, unless the program begins between layers.
+    tokens: &'i [u32],
+    /// One for each row.
+    positions: &'i [usize],
+    /// The residual stream, where the program begins between layers, and the device that reads it.
+    residual: Option<(&'i Residual, usize)>,
+}
+
+/// Writes token ids and their positions on every device, and the residual stream on the one that reads it.
+fn write_inputs(graph: &Graph, slots: &[SlotMemory], devices: &mut [Device], inputs: &Inputs) {
+    let ids: Vec<u8> = inputs.tokens.iter().flat_map(|t| (*t as i32).to_le_bytes()).collect();
+    let positions: Vec<u8> = inputs.positions.iter().flat_map(|p| (*p as i32).to_le_bytes()).collect();
+    let node = |op: Op| graph.nodes.iter().position(|n| n.op == op).map(|i| NodeId(i as u32));
+    if let (Some((residual, device)), Some(rows)) = (inputs.residual, node(Op::Residual)) {
+        slots[device].copy_rows(rows, residual.rows(), inputs.positions.len());
+    }
+    let tokens = node(Op::Tokens);
     for (slots, device) in slots.iter().zip(devices) {
         if let Some(t) = tokens {
             device.backend.write(slots.get(t), &ids);

@@ -10,21 +10,23 @@ use crate::compile::target::Target;
 use crate::compile::{self, Compiled};
 use crate::ggml::GgmlError;
 use crate::graph::ir::{Graph, NodeId, Tap};
-use crate::method::entry::Positions;
+use crate::method::entry::{Entry, Positions};
 use crate::method::spts::capture::{Capture, insert_captures};
 use crate::method::{Budgets, Dense, LayerBudget, Method, Prompt};
 use crate::{Error, Result};
 
+use super::document::dense_layers;
 use super::executor;
 use super::repeated::RepeatedGraphs;
 use super::run::Run;
 use super::sampler::has_no_numbers;
+use super::residual::Residual;
 use super::sequence::Kept;
 use super::slots::SlotMemory;
 use super::watch::{Watch, work};
 
 pub use super::watch::{CaptureSink, PrefillProgress};
-use super::{Session, write_inputs};
+use super::{Inputs, Session, write_inputs};
 
 /// What is known of a prompt besides its tokens.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -39,6 +41,8 @@ pub struct PrefillOptions {
 pub struct PrefillReport {
     /// Tokens of the prompt.
     pub n_tokens: usize,
+    /// Its first tokens that were not read anew, since an earlier prompt began with them ([`Session::read`]).
+    pub n_reused: usize,
     /// Wall time in seconds, from the call to the logits.
     pub seconds: f64,
     /// Budgets of every layer; empty if the prefill was dense.
@@ -108,12 +112,23 @@ impl Session {
         let method = if n_past == 0 { self.options.method.clone() } else { Arc::new(Dense) };
         let budgets = method.budgets(self.model.shape(), prompt)?;
         self.check_proxies(&budgets)?;
+        let begins_prompts = n_past == 0 && self.prefix.is_some() && dense_layers(&budgets) > 0;
+        if begins_prompts && method.entry(self.model.shape(), prompt)? == Entry::All {
+            return self.prefill_behind_prefix(start, tokens, &*method, budgets, progress);
+        }
+        if n_past == 0 {
+            self.empty_prefix();
+        }
         if let Some((rows, positions)) = self.entering(&*method, tokens, prompt, progress)? {
             return self.prefill_rows(start, tokens, &rows, positions, budgets, progress);
         }
         let prepared = self.prepared_for(tokens.len(), &*method, budgets)?;
-        let positions = (n_past..n_past + tokens.len()).collect();
-        self.run_prefill(start, Reading { tokens, positions, n_read: tokens.len() }, prepared, progress, None)
+        let reading = Reading::all(tokens, n_past);
+        let report = self.run_prefill(start, reading, prepared, Share::WHOLE, progress, None)?;
+        if let Some(prefix) = &mut self.prefix {
+            prefix.extend_dense(tokens);
+        }
+        Ok(report)
     }
 
     /// Reads the tokens at `rows` of a prompt as if they were all of it. `budgets`: the method's, for the report.
@@ -133,8 +148,8 @@ impl Session {
             Positions::Own => (rows.to_vec(), tokens.len()),
             Positions::Renumbered => ((0..rows.len()).collect(), rows.len()),
         };
-        let reading = Reading { tokens: &chosen, positions, n_read };
-        let report = self.run_prefill(start, reading, prepared, progress, None)?;
+        let reading = Reading { tokens: &chosen, positions, n_read, residual: None };
+        let report = self.run_prefill(start, reading, prepared, Share::WHOLE, progress, None)?;
         self.sequence.seal();
         let in_prompt = |all: Vec<i32>| all.into_iter().map(|i| rows[i as usize] as i32).collect::<Vec<i32>>();
         let selection = report.selection.into_iter().map(|s| LayerSelection {
@@ -154,7 +169,7 @@ impl Session {
     }
 
     /// The program of a prompt of `n_tokens`, with its memory.
-    fn prepared_for(&mut self, n_tokens: usize, method: &dyn Method, budgets: Budgets) -> Result<Prepared> {
+    pub(super) fn prepared_for(&mut self, n_tokens: usize, method: &dyn Method, budgets: Budgets) -> Result<Prepared> {
         let n_past = self.sequence.n_past();
         // Whatever else a program follows from is the same for the whole session. One that does not fit is let go first: two
         // would take twice the memory.
@@ -186,14 +201,15 @@ impl Session {
         let start = Instant::now();
         self.check_prompt(tokens)?;
         self.prepared = None;
+        if self.sequence.n_past() == 0 {
+            self.empty_prefix();
+        }
         // As the layers are written down: calibration looks into them.
         let graph = insert_captures(&self.model.graph(tokens.len(), self.n_ctx()), capture);
         let compiled = compile::as_written(graph, self.tile(), &self.target())?;
         let prepared = self.prepare(compiled)?;
-        let n_past = self.sequence.n_past();
-        let positions = (n_past..n_past + tokens.len()).collect();
-        let reading = Reading { tokens, positions, n_read: tokens.len() };
-        let report = self.run_prefill(start, reading, prepared, progress, Some(sink));
+        let reading = Reading::all(tokens, self.sequence.n_past());
+        let report = self.run_prefill(start, reading, prepared, Share::WHOLE, progress, Some(sink));
         self.prepared = None;
         report
     }
@@ -207,12 +223,13 @@ impl Session {
         sink: &mut CaptureSink,
     ) -> Result<()> {
         self.prepared = None;
+        self.empty_prefix();
         let dense = self.model.graph(tokens.len(), self.n_ctx());
         let compiled = compile::up_to_captures(&dense, capture, &self.target())?;
         let mut prepared = self.prepare(compiled)?;
         self.start_call();
-        let reading = Reading { tokens, positions: (0..tokens.len()).collect(), n_read: 0 };
-        self.execute(&reading, &mut prepared, progress, Some(sink), false)?;
+        let reading = Reading { n_read: 0, ..Reading::all(tokens, 0) };
+        self.execute(&reading, &mut prepared, Share::WHOLE, progress, Some(sink), false)?;
         self.is_suspect = false;
         Ok(())
     }
@@ -223,7 +240,7 @@ impl Session {
         Target::new(self.model.file(), self.model.placement(), self.options.n_ubatch, proxy)
     }
 
-    fn check_prompt(&self, tokens: &[u32]) -> Result<()> {
+    pub(super) fn check_prompt(&self, tokens: &[u32]) -> Result<()> {
         if tokens.is_empty() {
             return Err(Error::EmptyPrompt);
         }
@@ -240,21 +257,22 @@ impl Session {
         }
     }
 
-    fn run_prefill(
+    pub(super) fn run_prefill(
         &mut self,
         start: Instant,
         reading: Reading<'_>,
         mut prepared: Prepared,
+        share: Share,
         progress: &mut dyn FnMut(PrefillProgress) -> ControlFlow<()>,
         sink: Option<&mut CaptureSink>,
     ) -> Result<PrefillReport> {
-        let n = reading.tokens.len();
+        let n = reading.positions.len();
         self.start_call();
         let first = self.sequence.n_past();
         let has_windows = self.model.shape().swa.is_some();
         let prunes_windows = has_windows && prepared.compiled.graph.layers.iter().any(|a| a.kept.is_some());
         let records = self.options.record_selection || prunes_windows;
-        let selected = self.execute(&reading, &mut prepared, progress, sink, records)?;
+        let selected = self.execute(&reading, &mut prepared, share, progress, sink, records)?;
 
         let Prepared { compiled, slots, .. } = &prepared;
         let (graph, entries) = (&compiled.graph, entries(&compiled.graph));
@@ -268,35 +286,45 @@ impl Session {
             true => Kept::At(selection[layer].active_attn.clone()),
             false => Kept::Count(entries[layer]),
         };
-        self.sequence.advance(reading.n_read, Some((0..entries.len()).map(kept).collect()));
+        let kept = (0..entries.len()).map(kept).collect();
+        let dense = graph.first_layer;
+        match dense {
+            0 => self.sequence.advance(reading.n_read, Some(kept)),
+            _ => self.sequence.complete(dense, n, kept),
+        }
         let budgets = &compiled.budgets;
+        let n_entries = dense * n + entries.iter().sum::<usize>();
         let report = PrefillReport {
             n_tokens: n,
+            n_reused: 0,
             seconds: start.elapsed().as_secs_f64(),
             layers: if budgets.is_dense() { Vec::new() } else { budgets.layers.clone() },
-            cache_kept: entries.iter().sum::<usize>() as f64 / (n * entries.len()) as f64,
+            cache_kept: n_entries as f64 / (n * (dense + entries.len())) as f64,
             slot_bytes: slots.iter().map(|s| s.n_bytes()).sum(),
             scratch_bytes: self.devices.iter().map(|d| d.backend.scratch_bytes()).sum(),
             n_nodes: graph.nodes.len(),
             tile: compiled.tile,
-            selection: if self.options.record_selection { selection } else { Vec::new() },
+            selection: if self.options.record_selection { whole_selection(dense, n, selection) } else { Vec::new() },
         };
-        self.prepared = Some(prepared);
+        // Another program of the same budgets begins with tokens.
+        self.prepared = (dense == 0).then_some(prepared);
         Ok(report)
     }
 
-    /// Runs a program over what is read. Returns what was selected, if it is recorded.
-    fn execute(
+    /// Runs a program over what is read, as its share of the whole work. Returns what was selected, if it is recorded.
+    pub(super) fn execute(
         &mut self,
         reading: &Reading<'_>,
         prepared: &mut Prepared,
+        share: Share,
         progress: &mut dyn FnMut(PrefillProgress) -> ControlFlow<()>,
         sink: Option<&mut CaptureSink>,
         records: bool,
     ) -> Result<HashMap<NodeId, Vec<i32>>> {
         let Prepared { compiled, slots, repeated, .. } = prepared;
         let graph = &compiled.graph;
-        write_inputs(graph, slots, &mut self.devices, reading.tokens, &reading.positions);
+        let inputs = Inputs { tokens: reading.tokens, positions: &reading.positions, residual: reading.residual };
+        write_inputs(graph, slots, &mut self.devices, &inputs);
         let run = Run {
             model: &self.model,
             compiled,
@@ -312,10 +340,10 @@ impl Session {
             interrupt: self.interrupt.clone(),
             records,
             selected: HashMap::new(),
-            work_done: 0,
-            work_all: work(&compiled.program.phases),
+            work_done: share.before,
+            work_all: share.before + work(&compiled.program.phases) + share.behind,
             n_layer: self.model.hparams().n_layer,
-            n_tokens: reading.tokens.len(),
+            n_tokens: reading.positions.len(),
         };
         executor::run(&run, &mut self.devices, repeated, &mut watch)?;
         Ok(watch.selected)
@@ -324,12 +352,12 @@ impl Session {
     /// Makes room for what a graph will keep in the caches, and for the answer behind it.
     fn reserve_caches(&mut self, graph: &Graph) -> Result<()> {
         let room = self.n_ctx().saturating_sub(self.sequence.n_past() + graph.n_tokens);
-        Ok(self.sequence.reserve(&entries(graph), self.answer_room.min(room))?)
+        Ok(self.sequence.reserve(graph.first_layer, &entries(graph), self.answer_room.min(room))?)
     }
 
     /// Gives a program memory. Where a device has too little for tiles of the usual size, they are made smaller, unless their
     /// size was asked for.
-    fn prepare(&mut self, mut compiled: Compiled) -> Result<Prepared> {
+    pub(super) fn prepare(&mut self, mut compiled: Compiled) -> Result<Prepared> {
         self.reserve_caches(&compiled.graph)?;
         loop {
             let slots = self.slot_memory(&compiled)?;
@@ -369,23 +397,23 @@ const SMALLEST_TILE: usize = 256;
 
 /// A prefill's program with its memory. It stays, since the next prompt may have the same length.
 pub(super) struct Prepared {
-    compiled: Compiled,
-    slots: Vec<SlotMemory>,
+    pub(super) compiled: Compiled,
+    pub(super) slots: Vec<SlotMemory>,
     /// Tokens read before, when it was made.
     n_past: usize,
     repeated: RepeatedGraphs,
 }
 
-/// Entries that each layer adds to its cache.
-fn entries(graph: &Graph) -> Vec<usize> {
+/// Entries that each of a graph's layers adds to its cache.
+pub(super) fn entries(graph: &Graph) -> Vec<usize> {
     graph.layers.iter().map(|a| graph.node(graph.node(a.attn).src[1]).n_rows).collect()
 }
 
-/// Turns the indices selected by each node into positions, layer by layer.
-fn selections(graph: &Graph, selected: &HashMap<NodeId, Vec<i32>>, first: usize) -> Vec<LayerSelection> {
+/// Turns the indices selected by each node into positions, layer by layer from the graph's first.
+pub(super) fn selections(graph: &Graph, selected: &HashMap<NodeId, Vec<i32>>, first: usize) -> Vec<LayerSelection> {
     let mut candidates: Vec<i32> = (0..graph.n_tokens).map(|i| (first + i) as i32).collect();
     let mut all = Vec::with_capacity(graph.layers.len());
-    for (il, a) in graph.layers.iter().enumerate() {
+    for (il, a) in (graph.first_layer..).zip(&graph.layers) {
         let of = |node: Option<NodeId>| match node.and_then(|n| selected.get(&n)) {
             Some(indices) => indices.iter().map(|&i| candidates[i as usize]).collect(),
             None => candidates.clone(),
@@ -401,11 +429,48 @@ fn selections(graph: &Graph, selected: &HashMap<NodeId, Vec<i32>>, first: usize)
     all
 }
 
+/// The selections of a program that begins at layer `dense`, behind those of the layers before, which work on all `n` tokens.
+fn whole_selection(dense: usize, n: usize, behind: Vec<LayerSelection>) -> Vec<LayerSelection> {
+    let all: Vec<i32> = (0..n as i32).collect();
+    let before = (0..dense).map(|il| LayerSelection {
+        il,
+        candidates: all.clone(),
+        active_attn: all.clone(),
+        active_ffn: all.clone(),
+    });
+    before.chain(behind).collect()
+}
+
 /// The tokens that a program reads.
-struct Reading<'t> {
-    tokens: &'t [u32],
+pub(super) struct Reading<'t> {
+    /// Ids, unless the program begins between layers.
+    pub(super) tokens: &'t [u32],
     /// One for each token.
-    positions: Vec<usize>,
+    pub(super) positions: Vec<usize>,
     /// Tokens of the prompt that they stand for.
-    n_read: usize,
+    pub(super) n_read: usize,
+    /// The residual stream, where the program begins between layers, and the device that reads it.
+    pub(super) residual: Option<(&'t Residual, usize)>,
+}
+
+impl<'t> Reading<'t> {
+    /// All of `tokens`, behind `n_past` others.
+    pub(super) fn all(tokens: &'t [u32], n_past: usize) -> Self {
+        let positions = (n_past..n_past + tokens.len()).collect();
+        Self { tokens, positions, n_read: tokens.len(), residual: None }
+    }
+}
+
+/// The work of other programs of the same prompt, in [`work`]'s measure, for the progress.
+#[derive(Clone, Copy)]
+pub(super) struct Share {
+    /// Done before this program.
+    pub(super) before: usize,
+    /// To be done behind it.
+    pub(super) behind: usize,
+}
+
+impl Share {
+    /// One program does it all.
+    pub(super) const WHOLE: Share = Share { before: 0, behind: 0 };
 }

@@ -73,12 +73,12 @@ impl Sequence {
         self.layers.iter().map(LayerCache::n_bytes).sum()
     }
 
-    /// Makes room for so many more entries in each layer, and `spare` more.
+    /// Makes room for so many more entries in each layer from `first` on that has any to come, and `spare` more.
     ///
     /// # Errors
     /// Out of memory.
-    pub fn reserve(&mut self, entries: &[usize], spare: usize) -> std::result::Result<(), GgmlError> {
-        self.layers.iter_mut().zip(entries).try_for_each(|(cache, n)| cache.reserve(cache.len + n + spare))
+    pub fn reserve(&mut self, first: usize, entries: &[usize], spare: usize) -> std::result::Result<(), GgmlError> {
+        self.layers[first..].iter_mut().zip(entries).try_for_each(|(cache, n)| cache.reserve(cache.len + n + spare))
     }
 
     /// Makes room for one token, and where a cache has none, for as many as it takes before memory is touched again: up to
@@ -108,6 +108,37 @@ impl Sequence {
             }
             None => self.layers.iter_mut().for_each(|cache| cache.append(Kept::Count(n), first, n)),
         }
+    }
+
+    /// The layers before `cut` have kept `n` more tokens; none counts as read by it.
+    pub fn extend(&mut self, cut: usize, n: usize) {
+        for cache in &mut self.layers[..cut] {
+            cache.append(Kept::Count(n), cache.len, n);
+        }
+    }
+
+    /// Of a sequence of `n` tokens the layers before `cut` have kept all, and those from `cut` on, empty before, the entries at
+    /// `kept`: all of them are read.
+    pub fn complete(&mut self, cut: usize, n: usize, kept: Vec<Kept>) {
+        for (cache, kept) in self.layers[cut..].iter_mut().zip(kept) {
+            cache.append(kept, 0, n);
+        }
+        self.n_past = n;
+    }
+
+    /// Begins again: the layers before `cut` stay as they are behind the first `n` tokens, of which they have kept all; the others
+    /// forget everything. No token counts as read.
+    ///
+    /// # Panics
+    /// If a layer before `cut` has fewer entries.
+    pub fn rewind(&mut self, cut: usize, n: usize) {
+        let (before, behind) = self.layers.split_at_mut(cut);
+        for cache in before {
+            assert!(n <= cache.len, "entries of every token");
+            (cache.len, cache.least, cache.positions) = (n, 0, None);
+        }
+        behind.iter_mut().for_each(LayerCache::clear);
+        self.n_past = 0;
     }
 
     /// The fewest tokens that [`Sequence::truncate`] can leave: which entry a token has in a layer that left some out is known
@@ -215,8 +246,8 @@ impl LayerCache {
         // Cleared: attention reads padding rows (masked), which must not hold NaN.
         arena.allocate(&[k, v], self.buft, "the KV cache")?;
         if let Some((old, old_k, old_v)) = &self.arena {
-            arena.copy_rows(k, old.get(*old_k), self.len);
-            arena.copy_rows(v, old.get(*old_v), self.len);
+            arena.copy_rows(k, 0, old.get(*old_k), self.len);
+            arena.copy_rows(v, 0, old.get(*old_v), self.len);
         }
         self.arena = Some((arena, k, v));
         self.capacity = rows;
@@ -304,6 +335,16 @@ impl LayerCache {
         arena.get(*v)
     }
 
+    /// Writes entries from the first on: whole rows of keys and of values, as they lie in memory.
+    ///
+    /// # Panics
+    /// Without room for them.
+    pub fn write(&self, k: &[u8], v: &[u8]) {
+        let (arena, k_id, v_id) = self.arena.as_ref().expect("a reserved cache");
+        arena.set(*k_id, 0, k);
+        arena.set(*v_id, 0, v);
+    }
+
     /// Bytes held.
     pub fn n_bytes(&self) -> usize {
         self.arena.as_ref().map_or(0, |(a, _, _)| a.n_bytes())
@@ -323,7 +364,7 @@ mod tests {
     #[test]
     fn a_dense_sequence_can_be_cut_anywhere() {
         let mut s = sequence(2);
-        s.reserve(&[10, 10], 0).expect("memory");
+        s.reserve(0, &[10, 10], 0).expect("memory");
         s.advance(10, None);
         s.advance(1, None);
         s.truncate(4).expect("a dense sequence");
@@ -350,9 +391,26 @@ mod tests {
     }
 
     #[test]
+    fn a_sequence_begins_again_behind_a_document() {
+        let mut s = sequence(3);
+        s.reserve(0, &[100, 100], 0).expect("memory");
+        s.extend(2, 100);
+        assert_eq!((s.n_past(), s.lengths()), (0, vec![100, 100, 0]));
+        s.complete(2, 100, vec![Kept::At(vec![3, 99])]);
+        s.advance(5, None);
+        assert_eq!((s.n_past(), s.lengths(), s.least()), (105, vec![105, 105, 7], 100));
+        s.rewind(2, 90);
+        assert_eq!((s.n_past(), s.lengths(), s.least()), (0, vec![90, 90, 0], 0));
+        assert_eq!(s.layers()[2].positions(), None);
+        s.extend(2, 4);
+        s.complete(2, 94, vec![Kept::Count(9)]);
+        assert_eq!((s.n_past(), s.lengths()), (94, vec![94, 94, 9]));
+    }
+
+    #[test]
     fn growing_keeps_entries_and_changes_the_generation() {
         let mut s = sequence(1);
-        s.reserve(&[3], 0).expect("memory");
+        s.reserve(0, &[3], 0).expect("memory");
         let before = s.layers()[0].generation();
         let row: Vec<u8> = (0..64).collect();
         s.layers()[0].arena.as_ref().expect("reserved").0.set(
@@ -369,7 +427,7 @@ mod tests {
         assert_eq!(arena.read(*k, 0, 64), row);
         // The context bounds how far it grows.
         let mut s = sequence(1);
-        s.reserve(&[1], 0).expect("memory");
+        s.reserve(0, &[1], 0).expect("memory");
         s.advance(KV_PAD, None);
         s.reserve_token(KV_PAD + 1).expect("memory");
         assert_eq!(s.layers()[0].capacity(), 2 * KV_PAD);

@@ -82,6 +82,11 @@ impl SlotMemory {
         self.arena.set(self.tensors[&id], 0, bytes);
     }
 
+    /// Copies the first `n_rows` rows of `from` into a stored value.
+    pub fn copy_rows(&self, id: NodeId, from: Tensor<'_>, n_rows: usize) {
+        self.arena.copy_rows(self.tensors[&id], 0, from, n_rows);
+    }
+
     /// Bytes held.
     pub fn n_bytes(&self) -> usize {
         self.arena.n_bytes()

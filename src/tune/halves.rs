@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use crate::eval::tasks::{Task, fnv1a};
+use crate::eval::tasks::Task;
+use crate::hash::fnv1a;
 use crate::random::SplitMix64;
 
 /// Divides prompts into those to choose by and those to report. Of each task and length either half gets as many, save one

@@ -17,6 +17,7 @@ use half::f16;
 use rayon::prelude::*;
 
 use crate::gguf::{GgmlType, Gguf, GgufError, GgufWriter, OpenOptions, no_source};
+use crate::hash::Fnv1a;
 use crate::model::file::ModelFile;
 use crate::output_file::OutputFile;
 use spts_quant::{LayerProxyF16, ProxySize};
@@ -322,12 +323,8 @@ pub fn tensor_name(layer: usize, tensor: &str) -> String {
 /// A model's fingerprint: its tensors' names, types and shapes, and the ends of their data (64-bit FNV-1a, as hex).
 pub fn fingerprint(gguf: &Gguf) -> String {
     const SAMPLE: usize = 4096;
-    let mut hash = 0xcbf2_9ce4_8422_2325u64;
-    let mut eat = |bytes: &[u8]| {
-        for b in bytes {
-            hash = (hash ^ u64::from(*b)).wrapping_mul(0x0000_0100_0000_01b3);
-        }
-    };
+    let mut hash = Fnv1a::default();
+    let mut eat = |bytes: &[u8]| hash.write(bytes);
     for t in gguf.tensors() {
         eat(t.name.as_bytes());
         eat(&t.ty.id().to_le_bytes());
@@ -336,5 +333,5 @@ pub fn fingerprint(gguf: &Gguf) -> String {
         eat(&data[..data.len().min(SAMPLE)]);
         eat(&data[data.len().saturating_sub(SAMPLE)..]);
     }
-    format!("{hash:016x}")
+    format!("{:016x}", hash.finish())
 }

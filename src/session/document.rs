@@ -1,0 +1,407 @@
+//! Documents: a text that is read once and asked about often.
+//!
+//! The layers before the first one that skips never see a question behind the document: they are causal and compute every token.
+//! Their KV caches and the residual stream that leaves them serve every prompt that begins with the document, exactly; only the
+//! question itself runs through them anew, and the layers behind over everything that these leave. Where a prompt is dense in
+//! all layers, all of their caches serve. A session that has read a document ([`Session::read`]) compares every prompt with what
+//! it has of the one before, and begins where the two part.
+
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::time::Instant;
+
+use crate::compile;
+use crate::ggml::backend::{self, BufferType};
+use crate::gguf::GgufError;
+use crate::method::{Budgets, Dense, Entry, LayerBudget, Method, Prompt};
+use crate::output_file::OutputFile;
+use crate::{Error, Result};
+
+use super::Session;
+use super::document_file::{self, DocumentFile};
+use super::prefill::{PrefillProgress, PrefillReport, Reading, Share};
+use super::residual::Residual;
+use super::watch::work;
+
+/// Tokens of questions and answers for which a document's caches have room from the start; they grow as they fill.
+const QUESTION_ROOM: usize = 1024;
+
+/// Where the residual stream of a document lies.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DocumentMemory {
+    /// In the memory of the device that reads it.
+    #[default]
+    Device,
+    /// In host memory, from where it is copied for every question.
+    Host,
+}
+
+/// What reading a document did.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct ReadReport {
+    /// Tokens of the document.
+    pub n_tokens: usize,
+    /// Its first tokens that were not read anew, since the document before began with them.
+    pub n_reused: usize,
+    /// Wall time in seconds.
+    pub seconds: f64,
+}
+
+/// What a session has of the tokens that it read last: the entries of the layers before `cut` are in the sequence's caches.
+pub(super) struct Prefix {
+    tokens: Vec<u32>,
+    /// Layers that computed every token; all layers of a dense prompt.
+    cut: usize,
+    n_layer: usize,
+    /// What leaves these layers, unless they are all.
+    residual: Residual,
+    /// The first tokens, which are the document.
+    n_document: usize,
+}
+
+impl Prefix {
+    fn new(cut: usize, n_layer: usize, residual: Residual) -> Prefix {
+        Prefix { tokens: Vec::new(), cut, n_layer, residual, n_document: 0 }
+    }
+
+    /// Layers before the first one that skips.
+    pub(super) fn cut(&self) -> usize {
+        self.cut
+    }
+
+    /// The tokens whose entries and rows are there.
+    pub(super) fn tokens(&self) -> &[u32] {
+        &self.tokens
+    }
+
+    /// Bytes of the residual stream.
+    pub(super) fn residual_bytes(&self) -> usize {
+        self.residual.n_bytes()
+    }
+
+    /// Forgets what is behind the first `n` tokens.
+    pub(super) fn truncate(&mut self, n: usize) {
+        self.tokens.truncate(n);
+        self.n_document = self.n_document.min(self.tokens.len());
+    }
+
+    /// All layers have read these behind what is there, of a dense prompt.
+    pub(super) fn extend_dense(&mut self, tokens: &[u32]) {
+        if self.is_dense() {
+            self.tokens.extend_from_slice(tokens);
+        }
+    }
+
+    fn is_dense(&self) -> bool {
+        self.cut == self.n_layer
+    }
+
+    /// Whether a prompt whose first `dense` layers compute every token can begin with this.
+    fn serves(&self, dense: usize) -> bool {
+        if dense == self.n_layer { self.is_dense() } else { 0 < self.cut && self.cut <= dense }
+    }
+}
+
+/// The document that a session has read.
+#[derive(Clone, Copy)]
+pub struct Document<'s> {
+    session: &'s Session,
+    prefix: &'s Prefix,
+}
+
+impl Document<'_> {
+    /// Its tokens.
+    pub fn tokens(&self) -> &[u32] {
+        &self.prefix.tokens[..self.prefix.n_document]
+    }
+
+    /// Layers whose work is kept: those before the first one that skips, or all.
+    pub fn n_layer(&self) -> usize {
+        self.prefix.cut
+    }
+
+    /// Bytes of its keys, values and residual stream, which is what its file takes besides a header.
+    pub fn n_bytes(&self) -> u64 {
+        let width = self.session.model.hparams().n_embd_kv();
+        let row = |t: super::CacheType| (width / t.ggml().block_size() * t.ggml().type_size()) as u64;
+        let entry = row(self.session.options.cache_type_k) + row(self.session.options.cache_type_v);
+        let residual = if self.prefix.is_dense() { 0 } else { 4 * self.session.model.hparams().n_embd as u64 };
+        self.prefix.n_document as u64 * (self.prefix.cut as u64 * entry + residual)
+    }
+
+    /// Writes it to a file ([`document_file`](self)), from which [`Session::open_document`] reads it, in this process or another.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn save(&self, path: &Path) -> Result<()> {
+        self.save_into(OutputFile::create(path, &[]).map_err(GgufError::from)?)
+    }
+
+    /// As [`Document::save`], into a file that has been created already: before the document was read.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn save_into(&self, out: OutputFile) -> Result<()> {
+        let prefix = self.prefix;
+        let residual = (!prefix.is_dense()).then_some(&prefix.residual);
+        document_file::write(self.session, self.tokens(), prefix.cut, residual, out)
+    }
+}
+
+impl Session {
+    /// Reads a document, for prompts that begin with it: [`Session::prefill`] and all that is built on it then compute of each
+    /// prompt what is behind the tokens that it shares with the one before, as exactly as if it were read from the start.
+    /// Nothing counts as read yet: the session is cleared, and so it is for every independent question ([`Session::clear`]); a
+    /// conversation's next turn is a prompt that begins with the turns before. A document that begins like the one before is
+    /// read from where they part.
+    ///
+    /// `progress` is called between layers; breaking stops with [`Error::Interrupted`].
+    ///
+    /// # Errors
+    /// As [`Session::prefill`]; and the session's method does not read prompts from the start
+    /// ([`Error::MethodReadsAnew`]).
+    pub fn read(
+        &mut self,
+        document: &[u32],
+        progress: &mut dyn FnMut(PrefillProgress) -> ControlFlow<()>,
+    ) -> Result<ReadReport> {
+        let start = Instant::now();
+        self.clear();
+        self.check_prompt(document)?;
+        let prompt = Prompt::of(document.len());
+        let method = self.options.method.clone();
+        let budgets = method.budgets(self.model.shape(), prompt)?;
+        let dense = dense_layers(&budgets);
+        if dense == 0 || method.entry(self.model.shape(), prompt)? != Entry::All {
+            return Err(Error::MethodReadsAnew { method: method.name().to_owned() });
+        }
+        if self.prefix.is_none() {
+            self.prefix = Some(self.new_prefix(dense)?);
+        }
+        let room = self.answer_room;
+        self.answer_room = room.saturating_add(QUESTION_ROOM);
+        let read = if dense == budgets.layers.len() {
+            let report = self.prefill_behind_prefix(start, document, &Dense, budgets, progress);
+            report.map(|r| r.n_reused)
+        } else {
+            self.reuse(document, dense).and_then(|n_reused| {
+                self.read_before_cut(document, n_reused, 0, progress)?;
+                Ok(n_reused)
+            })
+        };
+        self.answer_room = room;
+        self.clear();
+        let n_reused = read?;
+        if let Some(prefix) = &mut self.prefix {
+            prefix.n_document = document.len();
+        }
+        Ok(ReadReport { n_tokens: document.len(), n_reused, seconds: start.elapsed().as_secs_f64() })
+    }
+
+    /// The document, as far as the prompts since have begun with it.
+    pub fn document(&self) -> Option<Document<'_>> {
+        let prefix = self.prefix.as_ref().filter(|p| p.n_document > 0)?;
+        Some(Document { session: self, prefix })
+    }
+
+    /// Forgets the document and everything read.
+    pub fn forget_document(&mut self) {
+        self.prefix = None;
+        self.sequence.clear();
+        self.logits.clear();
+    }
+
+    /// Opens a document that was saved ([`Document::save`]), as if it had been read just now.
+    ///
+    /// # Errors
+    /// The file is none of a document, is damaged, or belongs to another model, other settings or other types of caches; the
+    /// document does not fit the context or the memory. What the session had is then forgotten.
+    pub fn open_document(&mut self, path: &Path) -> Result<()> {
+        let file = DocumentFile::open(path)?;
+        self.load_document(&file)
+    }
+
+    /// As [`Session::open_document`], of a file that is open.
+    ///
+    /// # Errors
+    /// As [`Session::open_document`].
+    pub fn load_document(&mut self, file: &DocumentFile) -> Result<()> {
+        file.check(&self.model, self.n_ctx(), (self.options.cache_type_k, self.options.cache_type_v))?;
+        let tokens = file.tokens();
+        self.forget_document();
+        self.check_prompt(&tokens)?;
+        let cut = file.n_layer();
+        let mut prefix = self.new_prefix(cut)?;
+        let room = (self.answer_room.saturating_add(QUESTION_ROOM)).min(self.n_ctx() - tokens.len());
+        self.sequence.reserve(0, &vec![tokens.len(); cut], room)?;
+        for (layer, cache) in self.sequence.layers()[..cut].iter().enumerate() {
+            cache.write(file.keys(layer), file.values(layer));
+        }
+        if let Some(rows) = file.residual() {
+            prefix.residual.reserve(tokens.len() + room, 0)?;
+            prefix.residual.write(0, rows);
+        }
+        self.sequence.extend(cut, tokens.len());
+        prefix.n_document = tokens.len();
+        prefix.tokens = tokens;
+        self.prefix = Some(prefix);
+        Ok(())
+    }
+
+    fn new_prefix(&self, cut: usize) -> Result<Prefix> {
+        let n_layer = self.model.hparams().n_layer;
+        Ok(Prefix::new(cut, n_layer, Residual::new(self.residual_memory(cut)?, self.model.hparams().n_embd)))
+    }
+
+    fn residual_memory(&self, cut: usize) -> Result<BufferType> {
+        let layer = cut.min(self.model.hparams().n_layer - 1);
+        Ok(match self.options.document_memory {
+            DocumentMemory::Device => self.devices[self.model.placement().layer[layer]].backend.buffer_type(),
+            DocumentMemory::Host => backend::buffer_type("CPU")?,
+        })
+    }
+
+    /// Forgets what there is of earlier prompts, but not that prompts are to be kept: something else will be in the caches.
+    pub(super) fn empty_prefix(&mut self) {
+        if let Some(prefix) = &mut self.prefix {
+            prefix.truncate(0);
+            self.sequence.clear();
+        }
+    }
+
+    /// Goes back to where a prompt and the one before part, and returns how many tokens they share. `dense`: layers before the
+    /// first that skips.
+    fn reuse(&mut self, tokens: &[u32], dense: usize) -> Result<usize> {
+        let fresh = match &self.prefix {
+            Some(prefix) if prefix.serves(dense) => None,
+            _ => Some(self.new_prefix(dense)?),
+        };
+        if fresh.is_some() {
+            // Its memory goes first.
+            self.prefix = fresh;
+            self.sequence.clear();
+        }
+        let Some(prefix) = &mut self.prefix else { unreachable!("made above") };
+        let shared = prefix.tokens.iter().zip(tokens).take_while(|(a, b)| a == b).count();
+        // A dense prompt's logits come from its last token.
+        let shared = if prefix.is_dense() { shared.min(tokens.len() - 1) } else { shared };
+        prefix.truncate(shared);
+        self.sequence.rewind(prefix.cut, shared);
+        Ok(shared)
+    }
+
+    /// Reads a prompt behind what it shares with the one before.
+    pub(super) fn prefill_behind_prefix(
+        &mut self,
+        start: Instant,
+        tokens: &[u32],
+        method: &dyn Method,
+        budgets: Budgets,
+        progress: &mut dyn FnMut(PrefillProgress) -> ControlFlow<()>,
+    ) -> Result<PrefillReport> {
+        let n_reused = self.reuse(tokens, dense_layers(&budgets))?;
+        let report = if budgets.is_dense() {
+            self.read_all_layers(start, tokens, n_reused, progress)
+        } else {
+            self.read_and_skip(start, tokens, n_reused, method, budgets, progress)
+        };
+        if report.is_err() {
+            self.clear();
+        } else if self.is_suspect {
+            // What is no number would stay in every answer to come.
+            if let Some(prefix) = &mut self.prefix {
+                prefix.truncate(0);
+            }
+        }
+        Ok(PrefillReport { n_tokens: tokens.len(), n_reused, ..report? })
+    }
+
+    fn read_all_layers(
+        &mut self,
+        start: Instant,
+        tokens: &[u32],
+        n_reused: usize,
+        progress: &mut dyn FnMut(PrefillProgress) -> ControlFlow<()>,
+    ) -> Result<PrefillReport> {
+        let n_layer = self.model.hparams().n_layer;
+        let new = &tokens[n_reused..];
+        self.sequence.complete(n_layer, n_reused, Vec::new());
+        let prepared = self.prepared_for(new.len(), &Dense, Budgets::dense(n_layer, new.len()))?;
+        let report = self.run_prefill(start, Reading::all(new, n_reused), prepared, Share::WHOLE, progress, None)?;
+        if let Some(prefix) = &mut self.prefix {
+            prefix.extend_dense(new);
+        }
+        Ok(report)
+    }
+
+    fn read_and_skip(
+        &mut self,
+        start: Instant,
+        tokens: &[u32],
+        n_reused: usize,
+        method: &dyn Method,
+        budgets: Budgets,
+        progress: &mut dyn FnMut(PrefillProgress) -> ControlFlow<()>,
+    ) -> Result<PrefillReport> {
+        let Some(cut) = self.prefix.as_ref().map(Prefix::cut) else { unreachable!("the caller has one") };
+        let dense = self.model.graph(tokens.len(), self.n_ctx());
+        let behind = compile::from_layer(dense, cut, method, budgets, &self.target())?;
+        let before = self.read_before_cut(tokens, n_reused, work(&behind.program.phases), progress)?;
+        let prepared = self.prepare(behind)?;
+        let Some(prefix) = self.prefix.take() else { unreachable!("as above") };
+        let reading = Reading {
+            tokens: &[],
+            positions: (0..tokens.len()).collect(),
+            n_read: tokens.len(),
+            residual: Some((&prefix.residual, self.model.placement().layer[cut])),
+        };
+        let report = self.run_prefill(start, reading, prepared, Share { before, behind: 0 }, progress, None);
+        self.prefix = Some(prefix);
+        report
+    }
+
+    /// Has the layers before the prefix's cut read the tokens behind the first `n_reused`. Returns how much work it was; `behind` is
+    /// how much will follow.
+    fn read_before_cut(
+        &mut self,
+        tokens: &[u32],
+        n_reused: usize,
+        behind: usize,
+        progress: &mut dyn FnMut(PrefillProgress) -> ControlFlow<()>,
+    ) -> Result<usize> {
+        self.prepared = None;
+        let new = &tokens[n_reused..];
+        if new.is_empty() {
+            return Ok(0);
+        }
+        let n_ctx = self.n_ctx();
+        let Some(prefix) = &mut self.prefix else { unreachable!("the caller has one") };
+        let (cut, rows) = (prefix.cut, (tokens.len() + QUESTION_ROOM).min(n_ctx));
+        if prefix.residual.capacity() < tokens.len() {
+            prefix.residual.reserve(rows, n_reused)?;
+        }
+        let compiled = compile::before_layer(self.model.graph(new.len(), n_ctx), cut, &self.target())?;
+        let before = work(&compiled.program.phases);
+        let mut prepared = self.prepare(compiled)?;
+        self.start_call();
+        let reading = Reading::all(new, n_reused);
+        self.execute(&reading, &mut prepared, Share { before: 0, behind }, progress, None, false)?;
+        let device = self.model.placement().layer[cut - 1];
+        self.devices[device].backend.synchronize();
+        let rows = prepared.slots[device].get(prepared.compiled.graph.outputs[0]);
+        if let Some(prefix) = &mut self.prefix {
+            prefix.residual.store(n_reused, rows, new.len());
+            prefix.tokens.extend_from_slice(new);
+        }
+        self.sequence.extend(cut, new.len());
+        self.is_suspect = false;
+        Ok(before)
+    }
+}
+
+/// Layers before the first one that does not compute every token.
+pub(super) fn dense_layers(budgets: &Budgets) -> usize {
+    let dense = LayerBudget::dense(budgets.n_tokens);
+    budgets.layers.iter().position(|l| *l != dense).unwrap_or(budgets.layers.len())
+}

@@ -1,0 +1,274 @@
+//! The file of a document: a GGUF with what the layers before the first one that skips have computed of it.
+//!
+//! Format, version 1. Metadata:
+//! - `general.architecture` = `spts-document`
+//! - `spts.version` (u32), `spts.fingerprint` (string): of the model that read it
+//! - `spts.layers` (u32): so many first layers were computed for every token; all of the model's if the document is dense
+//! - `spts.settings` (string): digest of these layers' graph, in which the settings of rotary embeddings are
+//!
+//! Tensors, in ggml order: `tokens` I32 `[n]`; for each of these layers N `blk.N.k` and `blk.N.v` `[n_embd_kv, n]`, in the types of
+//! the caches; `residual` F32 `[n_embd, n]`, the residual stream that enters the next layer, unless these are all.
+//!
+//! It holds for any question, any budgets and any probe, as long as the schedule skips from no earlier layer.
+
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use crate::Result;
+use crate::ggml::Tensor;
+use crate::ggml::arena::read_bytes;
+use crate::gguf::{GgmlType, Gguf, GgufError, GgufWriter, OpenOptions, no_source};
+use crate::graph::Graph;
+use crate::hash::fnv1a;
+use crate::method::spts::sidecar::fingerprint;
+use crate::model::weights::Model;
+use crate::output_file::OutputFile;
+
+use super::Session;
+use super::residual::Residual;
+use super::sequence::CacheType;
+
+/// Version of the format that is written and read.
+pub const VERSION: u32 = 1;
+/// `general.architecture` of a document's file.
+pub const ARCHITECTURE: &str = "spts-document";
+
+/// Bytes that are copied from a device at a time.
+const CHUNK: usize = 16 << 20;
+
+/// Why a document's file can't be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+#[allow(missing_docs)] // the fields are what the messages name
+pub enum DocumentError {
+    /// The file itself.
+    #[error(transparent)]
+    Gguf(#[from] GgufError),
+    /// Some other GGUF.
+    #[error("{file}: not a document: its architecture is '{found}', expected '{ARCHITECTURE}'")]
+    NotADocument { file: String, found: String },
+    /// A version this program does not read.
+    #[error("{file}: a document of version {found}, expected {VERSION}: read the text again")]
+    Version { file: String, found: u32 },
+    /// Read by other weights.
+    #[error("{file}: read by another model (fingerprint {found}, this model's is {expected})")]
+    OtherModel { file: String, found: String, expected: String },
+    /// Read with other settings of the same model.
+    #[error("{file}: read with other settings of this model, such as another length of its rotary embeddings")]
+    OtherSettings { file: String },
+    /// Caches of another type.
+    #[error("{file}: its keys and values are {found_k} and {found_v}, the session's caches {k} and {v}: take the file's types")]
+    OtherTypes { file: String, found_k: &'static str, found_v: &'static str, k: &'static str, v: &'static str },
+    /// A key that has to be there.
+    #[error("{file}: metadata key '{key}' is missing")]
+    MissingKey { file: String, key: &'static str },
+    /// A tensor that is missing or of the wrong shape or type.
+    #[error("{file}: tensor '{tensor}' is {found}, expected {expected}")]
+    Tensor { file: String, tensor: String, found: String, expected: String },
+}
+
+/// Writes a document.
+///
+/// # Errors
+/// The file cannot be written.
+pub(super) fn write(
+    session: &Session,
+    tokens: &[u32],
+    n_layer: usize,
+    residual: Option<&Residual>,
+    out: OutputFile,
+) -> Result<()> {
+    let write = || -> Result<(), GgufError> {
+        let n = tokens.len();
+        let mut w = GgufWriter::new();
+        w.set_str("general.architecture", ARCHITECTURE)?;
+        w.set_u32("spts.version", VERSION)?;
+        w.set_str("spts.fingerprint", &fingerprint(session.model.gguf()))?;
+        w.set_u32("spts.layers", n_layer as u32)?;
+        w.set_str("spts.settings", &settings(&session.model, session.n_ctx(), n_layer))?;
+        let ids: Vec<u8> = tokens.iter().flat_map(|t| t.to_le_bytes()).collect();
+        w.add_tensor_bytes("tokens", &[n as u64], GgmlType::I32, ids)?;
+        for (layer, cache) in session.sequence.layers()[..n_layer].iter().enumerate() {
+            for (name, rows) in [("k", cache.k()), ("v", cache.v())] {
+                let shape = [rows.ne(0) as u64, n as u64];
+                w.add_tensor(&format!("blk.{layer}.{name}"), &shape, rows.ty(), move |_, out| copy(rows, n, out))?;
+            }
+        }
+        if let Some(residual) = residual {
+            let rows = residual.rows();
+            let shape = [rows.ne(0) as u64, n as u64];
+            w.add_tensor("residual", &shape, GgmlType::F32, move |_, out| copy(rows, n, out))?;
+        }
+        w.write_into(out, no_source)
+    };
+    write().map_err(|e| DocumentError::from(e).into())
+}
+
+/// Writes the first `n` rows.
+fn copy(rows: Tensor<'_>, n: usize, out: &mut dyn Write) -> io::Result<()> {
+    let row = rows.nb(1);
+    let at_once = (CHUNK / row).max(1);
+    for first in (0..n).step_by(at_once) {
+        let count = at_once.min(n - first);
+        out.write_all(&read_bytes(rows, first * row, count * row))?;
+    }
+    Ok(())
+}
+
+/// Digest of what the first layers compute of a token, weights aside.
+fn settings(model: &Model, n_ctx: usize, n_layer: usize) -> String {
+    let Graph { nodes, layers, .. } = model.graph(1, n_ctx);
+    let end = layers[n_layer - 1].out;
+    format!("{:016x}", fnv1a(format!("{:?}", &nodes[..=end.index()]).as_bytes()))
+}
+
+/// A document's file, checked.
+#[derive(Debug)]
+pub struct DocumentFile {
+    gguf: Gguf,
+    fingerprint: String,
+    settings: String,
+    n_layer: usize,
+    n_tokens: usize,
+}
+
+impl DocumentFile {
+    /// Opens and checks a document's file.
+    ///
+    /// # Errors
+    /// Not a document, another version, tensors missing or of shapes that do not fit each other.
+    pub fn open(path: &Path) -> Result<DocumentFile, DocumentError> {
+        Self::from_gguf(Gguf::open(path, OpenOptions { mmap: true, mlock: false })?)
+    }
+
+    /// Checks a file that is open.
+    ///
+    /// # Errors
+    /// As [`DocumentFile::open`].
+    pub fn from_gguf(gguf: Gguf) -> Result<DocumentFile, DocumentError> {
+        let file = gguf.path().display().to_string();
+        let missing = |key: &'static str| DocumentError::MissingKey { file: file.clone(), key };
+        let found = gguf.str("general.architecture")?.unwrap_or_default();
+        if found != ARCHITECTURE {
+            return Err(DocumentError::NotADocument { file: file.clone(), found: crate::error::printable(found) });
+        }
+        let version = gguf.u32("spts.version")?.ok_or_else(|| missing("spts.version"))?;
+        if version != VERSION {
+            return Err(DocumentError::Version { file: file.clone(), found: version });
+        }
+        let string = |key: &'static str| Ok::<_, DocumentError>(gguf.str(key)?.ok_or_else(|| missing(key))?.to_owned());
+        let (fingerprint, settings) = (string("spts.fingerprint")?, string("spts.settings")?);
+        let n_layer = gguf.u32("spts.layers")?.ok_or_else(|| missing("spts.layers"))? as usize;
+        let n_tokens = gguf.tensor("tokens").map_or(0, |t| t.shape.iter().product::<u64>()) as usize;
+        let document = DocumentFile { gguf, fingerprint, settings, n_layer, n_tokens };
+        document.check_tensor("tokens", &[GgmlType::I32], [None, Some(1)])?;
+        if n_layer == 0 {
+            return Err(document.unlike("blk.0.k", "missing".into(), "keys of a first layer".into()));
+        }
+        Ok(document)
+    }
+
+    /// Checks that the document was read by this model as a session with a context of `n_ctx` and such caches would read it.
+    ///
+    /// # Errors
+    /// It was not.
+    pub fn check(&self, model: &Model, n_ctx: usize, types: (CacheType, CacheType)) -> Result<(), DocumentError> {
+        let file = self.file();
+        let expected = fingerprint(model.gguf());
+        if self.fingerprint != expected {
+            let found = crate::error::printable(&self.fingerprint);
+            return Err(DocumentError::OtherModel { file, found, expected });
+        }
+        let hp = model.hparams();
+        if self.n_layer > hp.n_layer {
+            let last = format!("blk.{}.k", self.n_layer - 1);
+            return Err(self.unlike(&last, "claimed".into(), format!("{} layers", hp.n_layer)));
+        }
+        if self.settings != settings(model, n_ctx, self.n_layer) {
+            return Err(DocumentError::OtherSettings { file });
+        }
+        let any = [GgmlType::F32, GgmlType::F16, GgmlType::Q8_0];
+        let shape = |width: usize| [Some(width as u64), Some(self.n_tokens as u64)];
+        for layer in 0..self.n_layer {
+            for (name, ty) in [("k", types.0.ggml()), ("v", types.1.ggml())] {
+                let name = format!("blk.{layer}.{name}");
+                self.check_tensor(&name, &any, shape(hp.n_embd_kv()))?;
+                if self.type_of(&name) != Some(ty) {
+                    let [found_k, found_v] = ["k", "v"].map(|x| {
+                        self.type_of(&format!("blk.{layer}.{x}")).map_or("missing", GgmlType::name)
+                    });
+                    let (k, v) = (types.0.ggml().name(), types.1.ggml().name());
+                    return Err(DocumentError::OtherTypes { file, found_k, found_v, k, v });
+                }
+            }
+        }
+        match self.n_layer == hp.n_layer {
+            true => Ok(()),
+            false => self.check_tensor("residual", &[GgmlType::F32], shape(hp.n_embd)),
+        }
+    }
+
+    /// Its tokens.
+    pub fn tokens(&self) -> Vec<u32> {
+        self.bytes("tokens").chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
+    }
+
+    /// Tokens that it has.
+    pub fn n_tokens(&self) -> usize {
+        self.n_tokens
+    }
+
+    /// Layers whose work is in it.
+    pub fn n_layer(&self) -> usize {
+        self.n_layer
+    }
+
+    /// The path it was opened by.
+    pub fn path(&self) -> PathBuf {
+        self.gguf.path().to_owned()
+    }
+
+    pub(super) fn keys(&self, layer: usize) -> &[u8] {
+        self.bytes(&format!("blk.{layer}.k"))
+    }
+
+    pub(super) fn values(&self, layer: usize) -> &[u8] {
+        self.bytes(&format!("blk.{layer}.v"))
+    }
+
+    pub(super) fn residual(&self) -> Option<&[u8]> {
+        self.gguf.tensor("residual").map(|t| self.gguf.tensor_data(t))
+    }
+
+    fn bytes(&self, name: &str) -> &[u8] {
+        self.gguf.tensor(name).map_or(&[], |t| self.gguf.tensor_data(t))
+    }
+
+    fn type_of(&self, name: &str) -> Option<GgmlType> {
+        self.gguf.tensor(name).map(|t| t.ty)
+    }
+
+    fn file(&self) -> String {
+        self.gguf.path().display().to_string()
+    }
+
+    fn unlike(&self, tensor: &str, found: String, expected: String) -> DocumentError {
+        DocumentError::Tensor { file: self.file(), tensor: tensor.into(), found, expected }
+    }
+
+    /// Checks a tensor's type and, where it is given, its extent in the first two dimensions.
+    fn check_tensor(&self, name: &str, types: &[GgmlType], shape: [Option<u64>; 2]) -> Result<(), DocumentError> {
+        let expected = || {
+            let types: Vec<&str> = types.iter().map(|t| t.name()).collect();
+            let shape = shape.map(|d| d.map_or("n".to_owned(), |d| d.to_string()));
+            format!("{} [{}]", types.join(" or "), shape.join(", "))
+        };
+        let info = self.gguf.tensor(name).ok_or_else(|| self.unlike(name, "missing".into(), expected()))?;
+        let dim = |i: usize| info.shape.get(i).copied().unwrap_or(1);
+        let fits = shape.iter().enumerate().all(|(i, d)| d.is_none_or(|d| d == dim(i)));
+        if !types.contains(&info.ty) || !fits || info.shape.iter().skip(2).any(|&d| d != 1) {
+            return Err(self.unlike(name, format!("{} {:?}", info.ty.name(), info.shape), expected()));
+        }
+        Ok(())
+    }
+}
