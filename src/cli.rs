@@ -289,6 +289,9 @@ pub struct BenchArgs {
     /// Go through the schedule's stages even if a prompt is not longer than the first budget, as the paper does at 8K
     #[arg(long, conflicts_with = "no_spts")]
     pub at_any_length: bool,
+    /// Also read each prompt as a document and ask questions of N tokens about it, 32 unless said otherwise
+    #[arg(long, value_name = "N", num_args = 0..=1, default_missing_value = "32", value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
+    pub questions: Option<u32>,
     /// Also show which kinds of operation take which share of the prefill, from one more run
     #[arg(long)]
     pub ops: bool,

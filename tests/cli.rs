@@ -568,7 +568,8 @@ fn json_of_a_bench() {
     let prompts = json["prompts"].as_array().unwrap();
     assert_eq!(prompts.iter().map(|p| p["n_prompt"].as_u64()).collect::<Vec<_>>(), [Some(120), Some(80)]);
     for p in prompts {
-        assert_eq!(keys(p), ["n_prompt", "dense", "spts", "ratios"]);
+        assert_eq!(keys(p), ["n_prompt", "dense", "spts", "ratios", "questions"]);
+        assert!(p["questions"].is_null());
         for mode in ["dense", "spts"] {
             assert_eq!(
                 keys(&p[mode]),
@@ -615,6 +616,12 @@ fn the_table_of_a_bench() {
     assert!(rows.iter().zip(head.iter().chain(&each).chain(&each)).all(|(row, part)| row.contains(part)), "{table}");
     let columns = |row: &str| row.matches('|').count();
     assert!(rows.iter().all(|row| columns(row) == columns(rows[0])), "{table}");
+    let asked = scene.good(&["bench", "-m", "tiny.gguf", "-p", "60,90", "-n", "0", "-r", "1", "--questions", "5"]);
+    assert_eq!(
+        asked.lines().filter(|l| l.starts_with("| 60 | 5 |") || l.starts_with("| 90 | 5 |")).count(),
+        2,
+        "{asked}"
+    );
     // The default budgets are far above this prompt.
     let dense = scene.good(&["bench", "-m", "tiny.gguf", "-p", "30", "-n", "0", "-r", "1"]);
     assert!(dense.contains("SPTS (stays dense)"), "{dense}");

@@ -114,6 +114,7 @@ fn dense_and_spts_take_turns() {
     let sidecar = synthetic::open_sidecar(model.gguf(), &made.shape, &schedule).expect("proxies");
     let sidecar = Sidecar::from_gguf(sidecar).expect("a sidecar");
     let options = BenchOptions {
+        n_question: Some(3),
         rest: std::time::Duration::ZERO,
         prompts: vec![200, 64],
         n_decode: 3,
@@ -125,7 +126,7 @@ fn dense_and_spts_take_turns() {
     };
     let mut log = Log::default();
     let out = measure(&model, &options, 0, &mut log).expect("measured");
-    assert_eq!(log.sessions, 5);
+    assert_eq!(log.sessions, 7);
     let of_200: Vec<_> = log.runs.iter().filter(|r| r.0 == 200).map(|r| (r.1, r.2)).collect();
     let (d, s) = (Mode::Dense, Mode::Spts);
     assert_eq!(
@@ -144,5 +145,9 @@ fn dense_and_spts_take_turns() {
         }
         assert_eq!(p.dense.decode_tps.as_ref().map(|s| s.samples.len()), Some(3));
         assert!(p.dense.session_bytes > 0 && p.dense.ttft_s.min > 0.0);
+        let q = p.questions.as_ref().expect("questions about each prompt");
+        assert_eq!((q.n_question, q.question_s.samples.len(), q.opened_s.samples.len()), (3, 3, 3));
+        assert_eq!(q.speedup.samples[1], q.fresh_s.samples[1] / q.question_s.samples[1]);
+        assert!(q.document_bytes > 0 && q.document_bytes < q.file_bytes);
     }
 }

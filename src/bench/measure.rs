@@ -24,6 +24,8 @@ use crate::session::prefill::PrefillReport;
 use crate::session::sampler::{Sampler, SamplerParams};
 use crate::{Model, Result, Session, SessionOptions};
 
+use super::questions::{Folder, QuestionResult, measure_questions};
+
 /// Tokens read before decoding with an empty cache.
 const SHORTEST_PROMPT: usize = 1;
 
@@ -34,6 +36,8 @@ pub struct BenchOptions {
     pub prompts: Vec<usize>,
     /// Tokens decoded in each run; 0 measures the prefill alone.
     pub n_decode: usize,
+    /// Tokens of questions that are asked about each prompt as a document; without them none are.
+    pub n_question: Option<usize>,
     /// Runs of each mode that count, at least 1.
     pub repetitions: usize,
     /// Also record which kinds of operation take which share of the prefill's time.
@@ -55,6 +59,8 @@ pub trait Progress {
     fn session(&mut self, stop: &Arc<AtomicBool>);
     /// The next run begins.
     fn run(&mut self, n_prompt: usize, mode: Mode, repetition: Option<usize>);
+    /// The next run of questions about a document begins.
+    fn questions(&mut self, _n_document: usize, _repetition: Option<usize>) {}
 }
 
 /// What a run computes.
@@ -143,6 +149,8 @@ pub struct PromptResult {
     pub spts: Option<ModeResult>,
     /// How the two compare.
     pub ratios: Option<Ratios>,
+    /// Questions about it as a document, if asked for.
+    pub questions: Option<QuestionResult>,
 }
 
 /// All that was measured.
@@ -204,7 +212,11 @@ pub fn measure(
         if let Some(dense) = results.next() {
             let spts = results.next();
             let ratios = spts.as_ref().and_then(|spts| ratios(&dense, spts));
-            out.prompts.push(PromptResult { n_prompt, dense, spts, ratios });
+            let questions = match options.n_question {
+                Some(n) => measure_questions(model, options, n_prompt, n, Folder::new()?.path(), progress)?,
+                None => None,
+            };
+            out.prompts.push(PromptResult { n_prompt, dense, spts, ratios, questions });
         }
     }
     Ok(out)

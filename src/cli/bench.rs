@@ -118,6 +118,7 @@ pub fn bench(args: &BenchArgs) -> Result<String, Failure> {
     let options = BenchOptions {
         prompts: args.prompts.iter().map(|&n| n as usize).collect(),
         n_decode: args.n_gen as usize,
+        n_question: args.questions.map(|n| n as usize),
         repetitions: args.repetitions as usize,
         op_times: args.ops,
         rest: Duration::from_millis(args.rest.into()),
@@ -243,6 +244,14 @@ impl measure::Progress for Watch {
             None => "warm-up".into(),
         };
         self.progress.borrow_mut().note(&format!("{} tokens, {}: {at}", grouped(n_prompt), mode.name()));
+    }
+
+    fn questions(&mut self, n_document: usize, repetition: Option<usize>) {
+        let at = match repetition {
+            Some(i) => format!("run {} of {}", i + 1, self.repetitions),
+            None => "warm-up".into(),
+        };
+        self.progress.borrow_mut().note(&format!("questions about {} tokens: {at}", grouped(n_document)));
     }
 }
 
@@ -372,6 +381,7 @@ fn markdown(r: &BenchReport) -> String {
             let _ = writeln!(out, "| {n} | speed-up | {} | | {decode} | | | |", spread_of(&ratios.ttft, 1.0, "x"));
         }
     }
+    out.push_str(&questions(&r.measured));
     for p in &r.measured.prompts {
         for (mode, result) in [(Mode::Dense, Some(&p.dense)), (Mode::Spts, p.spts.as_ref())] {
             if let Some(ops) = result.and_then(|r| r.ops.as_ref()) {
@@ -381,6 +391,31 @@ fn markdown(r: &BenchReport) -> String {
     }
     if let Some(bytes) = r.peak_rss_bytes {
         let _ = writeln!(out, "\npeak memory of the process {}", report::mib(bytes));
+    }
+    out
+}
+
+/// The table of questions about documents, if there were any.
+fn questions(measured: &Measurements) -> String {
+    let mut out = String::new();
+    for (p, q) in measured.prompts.iter().filter_map(|p| Some((p, p.questions.as_ref()?))) {
+        if out.is_empty() {
+            out.push_str("\n| document | question | TTFT from the start, ms | behind the document, ms | speed-up | from a file, ms | reading, ms | kept | file |\n");
+            out.push_str("|---:|---:|---:|---:|---:|---:|---:|---:|---:|\n");
+        }
+        let _ = writeln!(
+            out,
+            "| {} | {} | {} | {} | {} | {} | {} | {} | {} |",
+            grouped(p.n_prompt),
+            q.n_question,
+            spread(&q.fresh_s, 1e3),
+            spread(&q.question_s, 1e3),
+            spread_of(&q.speedup, 1.0, "x"),
+            spread(&q.opened_s, 1e3),
+            spread(&q.read_s, 1e3),
+            report::mib(q.document_bytes),
+            report::mib(q.file_bytes)
+        );
     }
     out
 }
