@@ -6,6 +6,7 @@
 
 pub mod bench;
 pub mod calibrate;
+mod conversation;
 pub mod eval;
 pub mod failure;
 pub mod flags;
@@ -15,9 +16,12 @@ mod llama_cpp;
 pub mod options;
 pub mod plan;
 pub mod prompt;
+mod prompt_cache;
 pub mod proxies;
 pub mod quantize;
+mod questions;
 pub mod run;
+mod runner;
 pub mod schedule;
 pub mod tokenize;
 pub mod tune;
@@ -37,6 +41,8 @@ const ABOUT: &str = "Runs GGUF language models on long prompts, and skips the to
 const USAGE: &str = "spts-cli -m MODEL [-f FILE] [-p TEXT] [FLAGS]\n       spts-cli COMMAND ...";
 const EXAMPLES: &str = "Examples:
   spts-cli -m model.gguf -f long.txt -p 'What does the author conclude?'
+  spts-cli -m model.gguf -f long.txt                (a conversation about it)
+  spts-cli -m model.gguf -f long.txt --questions questions.txt --prompt-cache long.cache
   spts-cli -m model.gguf -p 'Name three rivers.' -n 64 --temp 0
   spts-cli plan --shape llama-3.1-8b -n 32768
   spts-cli calibrate -m model.gguf -f essays.txt
@@ -131,6 +137,24 @@ pub struct RunArgs {
     /// Prompt, or the question that follows the document
     #[arg(short, long, value_name = "TEXT", allow_hyphen_values = true, required_unless_present_any = ["file", "list_devices"], help_heading = "Prompt and answer")]
     pub prompt: Option<String>,
+    /// Questions about the document, one a line, each answered by itself; - is standard input
+    #[arg(
+        long,
+        value_name = "FILE",
+        requires = "file",
+        conflicts_with_all = ["prompt", "no_cnv", "dump_selection"],
+        help_heading = "Documents"
+    )]
+    pub questions: Option<PathBuf>,
+    /// Keep what was read of the document in FILE, and begin with it the next time
+    #[arg(long, value_name = "FILE", requires = "file", help_heading = "Documents")]
+    pub prompt_cache: Option<PathBuf>,
+    /// Leave the file of --prompt-cache as it is
+    #[arg(long, requires = "prompt_cache", help_heading = "Documents")]
+    pub prompt_cache_ro: bool,
+    /// Where the document's residual stream waits for questions
+    #[arg(long, value_name = "WHERE", value_enum, default_value_t = options::DocumentMemory::Device, help_heading = "Documents")]
+    pub document_memory: options::DocumentMemory,
     /// System prompt
     #[arg(
         long,

@@ -152,6 +152,8 @@ pub enum Stop {
 pub struct RunReport {
     /// Tokens of the prompt, template included.
     pub prompt_tokens: usize,
+    /// The first of them that were read before, for an earlier question or by an earlier run.
+    pub reused_tokens: usize,
     /// Ids of the answer, without the token that ends it.
     pub generated: Vec<u32>,
     /// The answer.
@@ -185,7 +187,13 @@ pub struct RunReport {
 impl fmt::Display for RunReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "load      {}", seconds(self.load_s))?;
-        write!(f, "prefill   {} tokens", grouped(self.prompt_tokens))?;
+        match self.reused_tokens {
+            0 => write!(f, "prefill   {} tokens", grouped(self.prompt_tokens))?,
+            reused => {
+                let anew = grouped(self.prompt_tokens - reused);
+                write!(f, "prefill   {anew} of {} tokens read anew", grouped(self.prompt_tokens))?;
+            }
+        }
         if let Some(tps) = self.prefill_tps {
             write!(f, " at {} t/s", rate(tps))?;
         }
@@ -253,6 +261,7 @@ mod tests {
     fn report() -> RunReport {
         RunReport {
             prompt_tokens: 32768,
+            reused_tokens: 0,
             generated: vec![1, 2],
             text: "a\n".into(),
             logprobs: None,
@@ -294,10 +303,16 @@ mod tests {
     }
 
     #[test]
+    fn what_was_read_anew() {
+        let text = RunReport { reused_tokens: 32_000, prefill_tps: None, ..report() }.to_string();
+        assert!(text.contains("\nprefill   768 of 32,768 tokens read anew, first token after 0.6 s\n"), "{text}");
+    }
+
+    #[test]
     fn json_keys_are_stable() {
         let json = serde_json::to_value(RunReport { logprobs: Some(vec![vec![(1, -0.5)]]), ..report() }).unwrap();
         let keys: Vec<&str> = json.as_object().unwrap().keys().map(String::as_str).collect();
-        let expected = "prompt_tokens generated text logprobs stop load_s ttft_s prefill_tps decode_tps cache_kept schedule stages peak_rss_bytes peak_device_bytes";
+        let expected = "prompt_tokens reused_tokens generated text logprobs stop load_s ttft_s prefill_tps decode_tps cache_kept schedule stages peak_rss_bytes peak_device_bytes";
         assert_eq!(keys, expected.split(' ').collect::<Vec<_>>());
         assert_eq!(json["logprobs"], serde_json::json!([[[1, -0.5]]]));
         assert_eq!(json["stop"], "eog");

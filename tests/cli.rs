@@ -84,6 +84,7 @@ fn json_of_a_run() {
         keys(&json),
         [
             "prompt_tokens",
+            "reused_tokens",
             "generated",
             "text",
             "logprobs",

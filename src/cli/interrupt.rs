@@ -14,6 +14,9 @@ use super::failure::Failure;
 /// The flags of the sessions that were opened, the oldest first.
 static COMPUTATIONS: Mutex<Vec<Weak<AtomicBool>>> = Mutex::new(Vec::new());
 
+/// Nothing is computed: a signal ends the process.
+static AT_REST: AtomicBool = AtomicBool::new(false);
+
 /// Catches Ctrl-C, SIGTERM and SIGHUP from now on; a hangup that `nohup` has ignored stays ignored. Until there is a computation
 /// to stop they end the process.
 ///
@@ -31,14 +34,23 @@ pub fn install() -> Result<(), Failure> {
 
 fn interrupt() {
     let flags = COMPUTATIONS.lock().unwrap_or_else(PoisonError::into_inner);
+    let at_rest = AT_REST.load(Ordering::Relaxed);
     let asked = flags.iter().filter_map(Weak::upgrade).filter(|flag| !flag.swap(true, Ordering::Relaxed)).count();
-    if asked == 0 {
+    if asked == 0 || at_rest {
         output_file::remove_unfinished();
         // The progress line would stand before the shell's prompt.
         let _ = std::io::stderr().write_all(b"\n");
         // At once: the handlers that a usual exit runs take apart what the computing threads still use.
         signal_hook::low_level::exit(crate::INTERRUPTED.into())
     }
+}
+
+/// Waits for the user: signals that come meanwhile have no computation to stop.
+pub fn at_rest<T>(wait: impl FnOnce() -> T) -> T {
+    AT_REST.store(true, Ordering::Relaxed);
+    let out = wait();
+    AT_REST.store(false, Ordering::Relaxed);
+    out
 }
 
 /// Whether whoever started the process had it ignore a signal: Linux lists them as a mask.

@@ -78,8 +78,8 @@ const GROUPS: &[(&str, &str)] = &[
          --no-cache-idle-slots",
     ),
     (
-        "every prompt is read from its beginning: there is no prompt cache on disk",
-        "--prompt-cache* --cache-prompt --no-cache-prompt --cache-reuse --slot-save-path",
+        "--prompt-cache FILE keeps what was read of the document -f, and --prompt-cache-ro leaves that file as it is",
+        "--prompt-cache-all --cache-prompt --no-cache-prompt --cache-reuse --slot-save-path",
     ),
     ("rope is what the model file says", "--rope-* --yarn-* -gan --grp-attn-n -gaw --grp-attn-w"),
     (
@@ -93,7 +93,7 @@ const GROUPS: &[(&str, &str)] = &[
         "-r --reverse-prompt -rea --reasoning* --no-reasoning*",
     ),
     (
-        "one run answers one prompt; nothing is interactive",
+        "-f FILE without -p, at a terminal, is a conversation about the document",
         "-i --interactive -if --interactive-first -mli --multiline-input --in-prefix* --in-suffix --no-bos \
          --spm-infill -ins --instruct -cml --chatml -ptc --print-token-count",
     ),

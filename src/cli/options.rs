@@ -81,6 +81,25 @@ impl DeviceArgs {
     }
 }
 
+/// Where a document's residual stream waits for questions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum DocumentMemory {
+    /// Memory of the device that reads it
+    Device,
+    /// Host memory: slower, where the device has too little
+    Host,
+}
+
+impl DocumentMemory {
+    /// The library's.
+    pub fn library(self) -> spts::DocumentMemory {
+        match self {
+            DocumentMemory::Device => spts::DocumentMemory::Device,
+            DocumentMemory::Host => spts::DocumentMemory::Host,
+        }
+    }
+}
+
 /// Element type of a KV cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum CacheTypeArg {

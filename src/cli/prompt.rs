@@ -87,11 +87,34 @@ pub fn read_text(path: &Path) -> Result<String, PromptError> {
     Ok(serde_json::from_str::<Wrapped>(&text).map_or(text, |w| w.text))
 }
 
+/// A text that is asked about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Document(String);
+
+impl Document {
+    /// Reads it; `-` is standard input.
+    ///
+    /// # Errors
+    /// A document that cannot be read or has no text.
+    pub fn read(path: &Path) -> Result<Document, PromptError> {
+        let text = read_document(path)?;
+        match is_without_text(&text) {
+            true => Err(PromptError::NoDocument { path: path.to_owned() }),
+            false => Ok(Document(text)),
+        }
+    }
+
+    /// The user's message: the document, a blank line, the question.
+    pub fn with(&self, question: &str) -> Message {
+        Message::about(&self.0, question)
+    }
+}
+
 /// What the user says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Prompt {
     /// The text of `-f`.
-    document: Option<String>,
+    document: Option<Document>,
     /// The text of `-p`.
     question: Option<String>,
 }
@@ -102,13 +125,8 @@ impl Prompt {
     /// # Errors
     /// A document that cannot be read or has no text; neither document nor question.
     pub fn read(file: Option<&Path>, question: Option<&str>) -> Result<Prompt, PromptError> {
-        let document = file.map(read_document).transpose()?;
-        if let (Some(path), Some(text)) = (file, &document)
-            && text.trim_matches(is_blank).is_empty()
-        {
-            return Err(PromptError::NoDocument { path: path.to_owned() });
-        }
-        let question = question.filter(|q| !q.trim_matches(is_blank).is_empty()).map(str::to_owned);
+        let document = file.map(Document::read).transpose()?;
+        let question = question.filter(|q| !is_without_text(q)).map(str::to_owned);
         match (&document, &question) {
             (None, None) => Err(PromptError::Empty),
             _ => Ok(Prompt { document, question }),
@@ -118,10 +136,16 @@ impl Prompt {
     /// The user's message: the document, a blank line, the question.
     pub fn message(&self) -> Message {
         match (&self.document, &self.question) {
-            (Some(document), Some(question)) => Message::about(document, question),
-            (one, other) => Message::new("user", one.as_ref().or(other.as_ref()).cloned().unwrap_or_default()),
+            (Some(document), Some(question)) => document.with(question),
+            (Some(Document(text)), None) => Message::new("user", text),
+            (None, question) => Message::new("user", question.clone().unwrap_or_default()),
         }
     }
+}
+
+/// Whether a text has nothing but blanks, if anything.
+pub fn is_without_text(text: &str) -> bool {
+    text.trim_matches(is_blank).is_empty()
 }
 
 /// White space, and the marks of byte order and of zero width that look like none.

@@ -1,12 +1,11 @@
-//! Answering a prompt: `spts-cli -m model.gguf -f long.txt -p question`.
+//! Answering prompts: `spts-cli -m model.gguf -f long.txt -p question`, many questions about a document, or a conversation.
 
 use std::cell::RefCell;
-use std::io::{self, Write};
-use std::ops::ControlFlow;
+use std::io::{self, IsTerminal, Write};
 use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use spts::ggml::backend;
 use spts::method;
@@ -16,26 +15,76 @@ use spts::method::spts::sidecar::Sidecar;
 use spts::output_file::OutputFile;
 use spts::plan::{Plan, PlanOptions};
 use spts::proxies::Found;
-use spts::session::generate::{GenerateOptions, Generation, StopReason};
-use spts::session::prefill::{PrefillOptions, PrefillProgress, PrefillReport};
-use spts::session::sampler::Sampler;
-use spts::tokenizer::{ChatPrompt, Message, StreamDecoder, Tokenizer};
+use spts::session::generate::{Generation, StopReason};
+use spts::session::prefill::PrefillReport;
+use spts::tokenizer::{ChatPrompt, Message, Tokenizer};
 use spts::{Model, ModelFile, Session, SessionOptions, runtime};
 
 use super::failure::Failure;
-use super::prompt::Prompt;
+use super::prompt::{self, Document, Prompt};
+use super::prompt_cache::PromptCache;
 use super::proxies::{self, Waiting};
-use super::{RunArgs, interrupt, note, prompt, schedule, warn};
-use crate::report::{self, PrefillStep, Progress, RunReport, Stop};
+use super::runner::{Answer, Runner, SharedProgress};
+use super::{RunArgs, conversation, interrupt, note, questions, schedule, warn};
+use crate::report::{self, Progress};
 
 /// From so many tokens on a prompt is one that other models' schedules would shorten.
 const LONG: usize = 10 * 1024;
 
-type SharedProgress = Rc<RefCell<Progress>>;
+/// What is asked.
+enum Asked {
+    /// One prompt.
+    Once(Message),
+    /// Questions about a document, each by itself.
+    Questions(Document, Vec<String>),
+    /// Whatever the user types.
+    Conversation(Document),
+}
 
-/// Reads the prompt, opens the model, answers, reports.
+impl Asked {
+    fn read(args: &RunArgs) -> Result<Asked, Failure> {
+        if let (Some(path), Some(file)) = (&args.questions, &args.file) {
+            if path == Path::new("-") && file == Path::new("-") {
+                return Err(Failure::Failed("--questions - and -f -: standard input is read once".into()));
+            }
+            let document = Document::read(file)?;
+            return Ok(Asked::Questions(document, questions::read(path)?));
+        }
+        match &args.file {
+            Some(file) if wants_conversation(args) => Ok(Asked::Conversation(Document::read(file)?)),
+            _ => Ok(Asked::Once(Prompt::read(args.file.as_deref(), args.prompt.as_deref())?.message())),
+        }
+    }
+
+    /// The prompt whose length decides what is needed.
+    fn first(&self) -> Message {
+        match self {
+            Asked::Once(message) => message.clone(),
+            Asked::Questions(document, questions) => {
+                document.with(questions.iter().max_by_key(|q| q.len()).map_or("?", String::as_str))
+            }
+            Asked::Conversation(document) => document.with("?"),
+        }
+    }
+
+    fn document(&self) -> Option<&Document> {
+        match self {
+            Asked::Once(_) => None,
+            Asked::Questions(document, _) | Asked::Conversation(document) => Some(document),
+        }
+    }
+}
+
+/// A document without a question, and somebody at the terminal who has one.
+fn wants_conversation(args: &RunArgs) -> bool {
+    let asks_nothing = args.prompt.as_deref().is_none_or(prompt::is_without_text);
+    let one_answer = args.json || args.no_cnv || args.dump_selection.is_some() || args.predict == 0;
+    asks_nothing && !one_answer && io::stdin().is_terminal() && io::stdout().is_terminal()
+}
+
+/// Reads what is asked, opens the model, answers, reports.
 pub fn run(args: &RunArgs) -> Result<(), Failure> {
-    let message = Prompt::read(args.file.as_deref(), args.prompt.as_deref())?.message();
+    let asked = Asked::read(args)?;
     // Files that cannot be written are found before the work, not after it.
     interrupt::install()?;
     let dump = args.dump_selection.as_deref().map(|path| create_dump(path, args)).transpose()?;
@@ -49,77 +98,106 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
     warn(&file);
     let schedule = schedule::of_model(&args.spts, file.gguf().path(), file.shape())?;
     let noted = note_unread_input(args);
-    let ChatPrompt { tokens, question, .. } = encode(args, &file, message)?;
-    check_context(args, &file, tokens.len())?;
+    if !args.no_cnv && file.chat_template().is_builtin() {
+        note("the model has no chat template: the text goes in without one (--no-cnv also reads control tokens in it)");
+    }
+    let first = encode(args, &file, &[asked.first()])?;
+    check_context(args, &file, first.tokens.len())?;
     // One that lies beside the model has another name.
     let is_dense = schedule.as_ref().is_none_or(|s| s.name == "dense");
-    if args.spts.is_default() && is_dense && Schedule::is_too_narrow(file.shape()) && tokens.len() >= LONG {
+    if args.spts.is_default() && is_dense && Schedule::is_too_narrow(file.shape()) && first.tokens.len() >= LONG {
         note(&format!(
             "nothing is skipped: answers of models narrower than {} lose too much by it; --schedule fast or early skips all the same",
             Schedule::WIDTH_THAT_SKIPS
         ));
     }
     args.spts.check_draft()?;
-    args.spts.method(schedule.clone()).budgets(file.shape(), method::Prompt::of(tokens.len()))?;
-    let found = proxies::find(&file, args.spts.sidecar.as_deref(), schedule.as_ref(), tokens.len())?;
-    let model = place(args, file, &progress)?;
-    let load = start.elapsed();
-    let name = args.spts.method(schedule.clone()).name().to_owned();
-    let mut session = session(args, &model, schedule, found, &tokens, &progress)?;
-    interrupt::stops(&session.interrupt_flag());
-
-    let mut answer = Answer { stream: !args.json, text: String::new(), error: None };
-    let known = PrefillOptions { question_start: question.map(|q| q.start) };
-    let generation = generate(args, &mut session, &tokens, known, &progress, &mut answer);
-    progress.borrow_mut().clear();
-    let generation = match generation {
-        Ok(generation) => generation,
-        Err(e) => {
-            answer.end_line();
-            return Err(e);
-        }
+    args.spts.method(schedule.clone()).budgets(file.shape(), method::Prompt::of(first.tokens.len()))?;
+    let found = proxies::find(&file, args.spts.sidecar.as_deref(), schedule.as_ref(), first.tokens.len())?;
+    let n_document = match (&asked, asked.document()) {
+        (Asked::Once(_), _) => first.question.as_ref().map_or(first.tokens.len(), |q| q.start),
+        (_, Some(document)) => shared_tokens(args, &file, document, &first.tokens)?,
+        (_, None) => 0,
     };
-    if let Some(e) = answer.error {
-        return Err(Failure::stdout(e));
+    let cache = PromptCache::open(args, &file, n_ctx(args))?;
+    let model = place(args, file, &progress)?;
+    let name = args.spts.method(schedule.clone()).name().to_owned();
+    let session = session(args, &model, schedule, found, &first.tokens, &progress)?;
+    interrupt::stops(&session.interrupt_flag());
+    let load = start.elapsed();
+
+    let mut runner = Runner { args, session, schedule: name, load, device_bytes_before, progress };
+    let mut cache_failed = None;
+    if asked.document().is_some() || cache.is_some() {
+        cache_failed = runner.read_document(&first.tokens[..n_document], cache)?;
     }
+    match asked {
+        Asked::Once(_) => answer_once(args, &mut runner, &first, dump, noted)?,
+        Asked::Questions(document, all) => questions::answer(&mut runner, &document, &all)?,
+        Asked::Conversation(document) => conversation::hold(&mut runner, &document)?,
+    }
+    cache_failed.map_or(Ok(()), Err)
+}
+
+/// How many tokens a document's prompts have in common, whatever is asked.
+fn shared_tokens(args: &RunArgs, file: &ModelFile, document: &Document, first: &[u32]) -> Result<usize, Failure> {
+    // It begins with none of the letters of a question.
+    let other = encode(args, file, &[document.with("1")])?.tokens;
+    let shared = first.iter().zip(&other).take_while(|(a, b)| a == b).count();
+    if 2 * shared < first.len() && first.len() > 1000 {
+        note("the model's chat template puts the question before the document: each question reads all of it");
+    }
+    Ok(shared)
+}
+
+/// Answers one prompt, and says what it took.
+fn answer_once(
+    args: &RunArgs,
+    runner: &mut Runner,
+    prompt: &ChatPrompt,
+    dump: Option<OutputFile>,
+    noted: bool,
+) -> Result<(), Failure> {
+    let mut answer = Answer::new(!args.json);
+    let generation = runner.answer(prompt, &mut answer)?;
     if let Some(mut out) = dump {
-        let json = serde_json::json!({ "n_tokens": tokens.len(), "layers": generation.prefill.selection });
+        let json = serde_json::json!({ "n_tokens": prompt.tokens.len(), "layers": generation.prefill.selection });
         serde_json::to_writer(&mut out, &json)
             .map_err(|e| Failure::Failed(format!("{}: cannot write: {e}", out.path().display())))?;
         out.finish()?;
     }
-    let device_bytes = backend::gpu_bytes_used().saturating_sub(device_bytes_before);
-    let report = report(args, &session, &name, load, device_bytes, &generation, answer.text.clone());
+    let report = runner.report(&generation, answer.text().to_owned());
     if args.json {
-        let line = serde_json::to_string(&report).map_err(|e| Failure::Failed(format!("JSON: {e}")))?;
-        crate::write_stdout(&(line + "\n"))?;
+        runner.write_json(&report)?;
     } else {
-        answer.end_line();
-        if let Some(e) = answer.error {
-            return Err(Failure::stdout(e));
-        }
+        answer.end_line()?;
     }
     if !noted {
         // What comes late is still not read.
         note_unread_input(args);
     }
-    match generation.stop {
-        StopReason::Interrupted => return Err(Failure::Interrupted),
-        StopReason::Failed => return Err(generation.failure.map_or(Failure::Interrupted, Into::into)),
-        StopReason::ContextFull => {
-            note(&format!(
-                "the answer stops here: the context of {} tokens is full; -c sets its size",
-                session.n_ctx()
-            ));
-        }
-        _ => {}
-    }
+    end(generation.stop, &generation, runner.session.n_ctx())?;
     if args.json {
         return Ok(());
     }
     let _ = write!(io::stderr(), "\n{report}");
     if args.verbose {
-        used(&session, &generation.prefill);
+        used(&runner.session, &generation.prefill);
+    }
+    Ok(())
+}
+
+/// What becomes of a command whose answer stopped for this reason.
+fn end(stop: StopReason, generation: &Generation, n_ctx: usize) -> Result<(), Failure> {
+    match stop {
+        StopReason::Interrupted => return Err(Failure::Interrupted),
+        StopReason::Failed => {
+            return Err(generation.failure.as_ref().map_or(Failure::Interrupted, |e| Failure::Failed(e.to_string())));
+        }
+        StopReason::ContextFull => {
+            note(&format!("the answer stops here: the context of {n_ctx} tokens is full; -c sets its size"));
+        }
+        _ => {}
     }
     Ok(())
 }
@@ -139,9 +217,21 @@ fn used(session: &Session, prefill: &PrefillReport) {
 
 /// The file of `--dump-selection`, which is none of the files that the run reads.
 fn create_dump(path: &Path, args: &RunArgs) -> Result<OutputFile, Failure> {
+    create_output(path, args, args.prompt_cache.as_deref())
+}
+
+/// A file that is none of those that the run reads.
+pub(super) fn create_output(path: &Path, args: &RunArgs, also: Option<&Path>) -> Result<OutputFile, Failure> {
     let sidecar = args.model.as_deref().map(Sidecar::path_beside);
     let schedule = args.model.as_deref().map(path_beside);
-    let own = [args.model.as_deref(), sidecar.as_deref(), schedule.as_deref(), args.file.as_deref()];
+    let own = [
+        args.model.as_deref(),
+        sidecar.as_deref(),
+        schedule.as_deref(),
+        args.file.as_deref(),
+        args.questions.as_deref(),
+        also,
+    ];
     let inputs: Vec<&Path> = own.into_iter().flatten().chain(args.spts.files()).collect();
     Ok(OutputFile::create(path, &inputs)?)
 }
@@ -157,7 +247,8 @@ fn place(args: &RunArgs, file: ModelFile, progress: &SharedProgress) -> Result<A
 
 /// Says that nothing reads the text on standard input, if there is some.
 fn note_unread_input(args: &RunArgs) -> bool {
-    let unread = args.file.as_deref() != Some(Path::new("-")) && prompt::standard_input_waits();
+    let is_read = [&args.file, &args.questions].into_iter().flatten().any(|path| path == Path::new("-"));
+    let unread = !is_read && prompt::standard_input_waits();
     if unread {
         note("there is text on standard input, and nothing reads it; -f - takes it as the document");
     }
@@ -166,7 +257,7 @@ fn note_unread_input(args: &RunArgs) -> bool {
 
 /// The prompt's tokens, and where its question stands. A model without a chat template is no chat model: it gets the text
 /// alone. Control tokens in it count only with `--no-cnv`, where the text is a template of its author's own.
-fn encode(args: &RunArgs, model: &ModelFile, message: Message) -> Result<ChatPrompt, Failure> {
+pub(super) fn encode(args: &RunArgs, model: &ModelFile, messages: &[Message]) -> Result<ChatPrompt, Failure> {
     let tokenizer = model.tokenizer();
     let template = model.chat_template();
     if args.no_cnv || template.is_builtin() {
@@ -175,20 +266,23 @@ fn encode(args: &RunArgs, model: &ModelFile, message: Message) -> Result<ChatPro
                 "-sys: this model has no chat template, and so no place for a system prompt; put it into -p".into(),
             ));
         }
-        if !args.no_cnv {
-            note(
-                "the model has no chat template: the text goes in without one (--no-cnv also reads control tokens in it)",
-            );
-        }
-        let prompt = ChatPrompt::raw(tokenizer, &message, args.no_cnv);
+        let prompt = ChatPrompt::raw(tokenizer, &joined(messages), args.no_cnv);
         note_doubled_bos(tokenizer, &prompt.tokens, "the text");
         return Ok(prompt);
     }
     let system = args.system_prompt.as_deref().map(|s| Message::new("system", s));
-    let messages: Vec<Message> = system.into_iter().chain([message]).collect();
+    let messages: Vec<Message> = system.into_iter().chain(messages.iter().cloned()).collect();
     let prompt = template.encode(tokenizer, &messages, true).map_err(spts::Error::from)?;
     note_doubled_bos(tokenizer, &prompt.tokens, "the model's chat template");
     Ok(prompt)
+}
+
+/// The turns of a conversation as one text, for models without a template: blank lines stand between them.
+fn joined(messages: &[Message]) -> Message {
+    match messages {
+        [one] => one.clone(),
+        all => Message::new("user", all.iter().map(Message::content).collect::<Vec<_>>().join("\n\n")),
+    }
 }
 
 /// Models are trained with one BOS; a second one makes their answers worse.
@@ -202,7 +296,7 @@ fn note_doubled_bos(tokenizer: &Tokenizer, tokens: &[u32], whose: &str) {
     }
 }
 
-fn n_ctx(args: &RunArgs) -> Option<usize> {
+pub(super) fn n_ctx(args: &RunArgs) -> Option<usize> {
     args.ctx_size.filter(|&n| n > 0).map(|n| n as usize)
 }
 
@@ -249,7 +343,7 @@ fn session(
         sidecar,
         draft: args.spts.open_draft(&args.device)?,
         record_selection: args.dump_selection.is_some(),
-        ..SessionOptions::default()
+        document_memory: args.document_memory.library(),
     };
     Ok(Session::new(model.clone(), options)?)
 }
@@ -279,117 +373,4 @@ fn describe(args: &RunArgs, model: &Model, schedule: Option<&Schedule>, n_tokens
         let _ = write!(io::stderr(), "{plan}");
     }
     Ok(())
-}
-
-/// The answer as it comes.
-struct Answer {
-    stream: bool,
-    text: String,
-    error: Option<io::Error>,
-}
-
-impl Answer {
-    fn push(&mut self, text: &str) {
-        self.text.push_str(text);
-        if self.stream {
-            self.write(text);
-        }
-    }
-
-    fn write(&mut self, text: &str) {
-        if self.error.is_some() {
-            return;
-        }
-        let mut out = io::stdout().lock();
-        self.error = out.write_all(text.as_bytes()).and_then(|()| out.flush()).err();
-    }
-
-    /// A text ends with a newline.
-    fn end_line(&mut self) {
-        if self.stream && !self.text.is_empty() && !self.text.ends_with('\n') {
-            self.write("\n");
-        }
-    }
-}
-
-fn generate(
-    args: &RunArgs,
-    session: &mut Session,
-    tokens: &[u32],
-    known: PrefillOptions,
-    progress: &SharedProgress,
-    answer: &mut Answer,
-) -> Result<Generation, Failure> {
-    let fresh_seed =
-        std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |t| t.as_nanos() as u64);
-    let mut sampler = Sampler::new(args.sampling.params(fresh_seed)).map_err(spts::Error::from)?;
-    let options = GenerateOptions {
-        n_predict: usize::try_from(args.predict).unwrap_or(usize::MAX),
-        stop_at_eog: !args.ignore_eos,
-        logprobs: args.logprobs.unwrap_or(0) as usize,
-        prompt: known,
-    };
-    let start = Instant::now();
-    let mut on_progress = |p: PrefillProgress| {
-        progress.borrow_mut().prefill(&PrefillStep {
-            layer: p.layer + 1,
-            n_layer: p.n_layer,
-            active: p.active,
-            n_tokens: p.n_tokens,
-            fraction: p.fraction.into(),
-            elapsed: start.elapsed(),
-        });
-        ControlFlow::Continue(())
-    };
-    let model = session.model().clone();
-    let mut decoder = StreamDecoder::new(model.tokenizer());
-    let mut on_token = |token| {
-        progress.borrow_mut().clear();
-        answer.push(&decoder.push(token));
-        // Without a reader the rest of the answer is wasted work.
-        if answer.error.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-    };
-    let generation = session.generate(tokens, &mut sampler, options, &mut on_progress, &mut on_token)?;
-    answer.push(&decoder.flush());
-    Ok(generation)
-}
-
-fn report(
-    args: &RunArgs,
-    session: &Session,
-    schedule: &str,
-    load: Duration,
-    device_bytes: u64,
-    generation: &Generation,
-    text: String,
-) -> RunReport {
-    let prefill = &generation.prefill;
-    let dense = prefill.layers.is_empty();
-    let n_layer = session.model().hparams().n_layer;
-    let layers = match dense {
-        true => vec![(prefill.n_tokens, prefill.n_tokens, prefill.n_tokens); n_layer],
-        false => prefill.layers.iter().map(|l| (l.candidates, l.active_attn, l.active_ffn)).collect(),
-    };
-    RunReport {
-        prompt_tokens: prefill.n_tokens,
-        generated: generation.tokens.clone(),
-        text,
-        logprobs: args.logprobs.map(|_| generation.logprobs.clone()),
-        stop: match generation.stop {
-            StopReason::Eog => Stop::Eog,
-            StopReason::ContextFull => Stop::Context,
-            StopReason::Interrupted => Stop::Interrupted,
-            StopReason::Failed => Stop::Failed,
-            StopReason::Length | StopReason::Caller => Stop::Length,
-        },
-        load_s: load.as_secs_f64(),
-        ttft_s: (!generation.tokens.is_empty()).then_some(generation.ttft),
-        prefill_tps: report::per_second(prefill.n_tokens, prefill.seconds),
-        decode_tps: report::per_second(generation.decoded, generation.decode_seconds),
-        cache_kept: prefill.cache_kept,
-        schedule: if dense { "dense" } else { schedule }.to_owned(),
-        stages: report::stages(layers),
-        peak_rss_bytes: report::peak_rss_bytes(),
-        peak_device_bytes: device_bytes,
-    }
 }

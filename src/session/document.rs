@@ -117,7 +117,7 @@ impl Document<'_> {
     }
 
     /// Layers whose work is kept: those before the first one that skips, or all.
-    pub fn n_layer(&self) -> usize {
+    pub fn n_layers_read(&self) -> usize {
         self.prefix.cut
     }
 
@@ -227,7 +227,7 @@ impl Session {
     /// # Errors
     /// As [`Session::open_document`].
     pub fn load_document(&mut self, file: &DocumentFile) -> Result<()> {
-        file.check(&self.model, self.n_ctx(), (self.options.cache_type_k, self.options.cache_type_v))?;
+        file.check(self.model.file(), self.n_ctx(), (self.options.cache_type_k, self.options.cache_type_v))?;
         let tokens = file.tokens();
         self.forget_document();
         self.check_prompt(&tokens)?;

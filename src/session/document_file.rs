@@ -21,7 +21,7 @@ use crate::gguf::{GgmlType, Gguf, GgufError, GgufWriter, OpenOptions, no_source}
 use crate::graph::Graph;
 use crate::hash::fnv1a;
 use crate::method::spts::sidecar::fingerprint;
-use crate::model::weights::Model;
+use crate::model::file::ModelFile;
 use crate::output_file::OutputFile;
 
 use super::Session;
@@ -85,7 +85,7 @@ pub(super) fn write(
         w.set_u32("spts.version", VERSION)?;
         w.set_str("spts.fingerprint", &fingerprint(session.model.gguf()))?;
         w.set_u32("spts.layers", n_layer as u32)?;
-        w.set_str("spts.settings", &settings(&session.model, session.n_ctx(), n_layer))?;
+        w.set_str("spts.settings", &settings(session.model.file(), session.n_ctx(), n_layer))?;
         let ids: Vec<u8> = tokens.iter().flat_map(|t| t.to_le_bytes()).collect();
         w.add_tensor_bytes("tokens", &[n as u64], GgmlType::I32, ids)?;
         for (layer, cache) in session.sequence.layers()[..n_layer].iter().enumerate() {
@@ -116,7 +116,7 @@ fn copy(rows: Tensor<'_>, n: usize, out: &mut dyn Write) -> io::Result<()> {
 }
 
 /// Digest of what the first layers compute of a token, weights aside.
-fn settings(model: &Model, n_ctx: usize, n_layer: usize) -> String {
+fn settings(model: &ModelFile, n_ctx: usize, n_layer: usize) -> String {
     let Graph { nodes, layers, .. } = model.graph(1, n_ctx);
     let end = layers[n_layer - 1].out;
     format!("{:016x}", fnv1a(format!("{:?}", &nodes[..=end.index()]).as_bytes()))
@@ -172,7 +172,7 @@ impl DocumentFile {
     ///
     /// # Errors
     /// It was not.
-    pub fn check(&self, model: &Model, n_ctx: usize, types: (CacheType, CacheType)) -> Result<(), DocumentError> {
+    pub fn check(&self, model: &ModelFile, n_ctx: usize, types: (CacheType, CacheType)) -> Result<(), DocumentError> {
         let file = self.file();
         let expected = fingerprint(model.gguf());
         if self.fingerprint != expected {

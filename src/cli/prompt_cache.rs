@@ -1,0 +1,67 @@
+//! The file of `--prompt-cache`: opened before the weights are placed, written once the document is read.
+
+use std::path::Path;
+
+use spts::output_file::OutputFile;
+use spts::session::document_file::DocumentFile;
+use spts::{ModelFile, Session};
+
+use super::failure::Failure;
+use super::{RunArgs, note, run};
+use crate::report::mib;
+
+/// What is there, and what will be.
+pub struct PromptCache {
+    found: Option<DocumentFile>,
+    out: Option<OutputFile>,
+}
+
+impl PromptCache {
+    /// Opens the file if it is there, and sees to it that it can be written. `None` without `--prompt-cache`.
+    ///
+    /// # Errors
+    /// A file that is none of a document, or of another model or other settings; a place that cannot be written.
+    pub fn open(args: &RunArgs, model: &ModelFile, n_ctx: Option<usize>) -> Result<Option<PromptCache>, Failure> {
+        let Some(path) = args.prompt_cache.as_deref() else { return Ok(None) };
+        let found = if path.exists() { Some(open(path, args, model, n_ctx)?) } else { None };
+        let out = match (args.prompt_cache_ro, &found) {
+            (true, None) => {
+                return Err(Failure::Failed(format!("{}: no such file, and --prompt-cache-ro", path.display())));
+            }
+            (true, Some(_)) => None,
+            (false, _) => Some(run::create_output(path, args, None)?),
+        };
+        Ok(Some(PromptCache { found, out }))
+    }
+
+    /// Gives the session what the file has, and says how many tokens that is.
+    ///
+    /// # Errors
+    /// As [`Session::load_document`].
+    pub fn load(&self, session: &mut Session) -> Result<usize, Failure> {
+        let Some(file) = &self.found else { return Ok(0) };
+        // One that is longer than the context cannot be of this prompt.
+        if file.n_tokens() > session.n_ctx() {
+            return Ok(0);
+        }
+        session.load_document(file)?;
+        Ok(file.n_tokens())
+    }
+
+    /// Writes the session's document, unless the file `is_current`.
+    ///
+    /// # Errors
+    /// The file cannot be written; the one that was there is still there.
+    pub fn keep(self, session: &Session, is_current: bool) -> Result<(), Failure> {
+        let (Some(out), Some(document)) = (self.out.filter(|_| !is_current), session.document()) else { return Ok(()) };
+        note(&format!("--prompt-cache: writing {} to {}", mib(document.n_bytes()), out.path().display()));
+        Ok(document.save_into(out)?)
+    }
+}
+
+fn open(path: &Path, args: &RunArgs, model: &ModelFile, n_ctx: Option<usize>) -> Result<DocumentFile, Failure> {
+    let file = DocumentFile::open(path).map_err(spts::Error::from)?;
+    let types = (args.memory.cache_type_k.library(), args.memory.cache_type_v.library());
+    file.check(model, n_ctx.unwrap_or(model.hparams().n_ctx_train), types).map_err(spts::Error::from)?;
+    Ok(file)
+}

@@ -1,0 +1,208 @@
+//! A session that answers one prompt after another, and what it tells of each.
+
+use std::cell::RefCell;
+use std::io::{self, Write};
+use std::ops::ControlFlow;
+use std::rc::Rc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use spts::Session;
+use spts::ggml::backend;
+use spts::session::generate::{GenerateOptions, Generation, StopReason};
+use spts::session::prefill::{PrefillOptions, PrefillProgress};
+use spts::session::sampler::Sampler;
+use spts::tokenizer::{ChatPrompt, StreamDecoder};
+
+use super::failure::Failure;
+use super::prompt_cache::PromptCache;
+use super::{RunArgs, note};
+use crate::report::{self, PrefillStep, Progress, RunReport, Stop, grouped};
+
+/// The progress line, which whoever works shows.
+pub type SharedProgress = Rc<RefCell<Progress>>;
+
+/// A session with what its reports tell.
+pub struct Runner<'a> {
+    /// The command line.
+    pub args: &'a RunArgs,
+    /// The session.
+    pub session: Session,
+    /// Name of the method.
+    pub schedule: String,
+    /// Time that opening the model took.
+    pub load: Duration,
+    /// Memory in use on devices before.
+    pub device_bytes_before: u64,
+    /// The progress line.
+    pub progress: SharedProgress,
+}
+
+impl Runner<'_> {
+    /// Reads what every prompt begins with, from the cache as far as that goes, and keeps it there. A file that could not be
+    /// written is returned: answers do not need it.
+    pub fn read_document(&mut self, tokens: &[u32], cache: Option<PromptCache>) -> Result<Option<Failure>, Failure> {
+        if tokens.is_empty() {
+            return Ok(None);
+        }
+        let cached = match &cache {
+            Some(cache) => cache.load(&mut self.session)?,
+            None => 0,
+        };
+        let mut step = self.step();
+        let read = match self.session.read(tokens, &mut |p| step(p)) {
+            Ok(read) => read,
+            Err(e @ spts::Error::MethodReadsAnew { .. }) if cache.is_none() => {
+                note(&e.to_string());
+                return Ok(None);
+            }
+            Err(e) => return Err(e.into()),
+        };
+        self.progress.borrow_mut().clear();
+        let Some(cache) = cache else { return Ok(None) };
+        if cached > 0 && read.n_reused < tokens.len().min(cached) {
+            note(&format!(
+                "--prompt-cache: the file has {} tokens, and parts from this prompt behind {}: read from there on",
+                grouped(cached),
+                grouped(read.n_reused)
+            ));
+        }
+        Ok(cache.keep(&self.session, read.n_reused == tokens.len() && cached == tokens.len()).err())
+    }
+
+    /// Answers a prompt: what it begins with is not read anew if it was read before.
+    pub fn answer(&mut self, prompt: &ChatPrompt, answer: &mut Answer) -> Result<Generation, Failure> {
+        let args = self.args;
+        let fresh_seed = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |t| t.as_nanos() as u64);
+        let mut sampler = Sampler::new(args.sampling.params(fresh_seed)).map_err(spts::Error::from)?;
+        let options = GenerateOptions {
+            n_predict: usize::try_from(args.predict).unwrap_or(usize::MAX),
+            stop_at_eog: !args.ignore_eos,
+            logprobs: args.logprobs.unwrap_or(0) as usize,
+            prompt: PrefillOptions { question_start: prompt.question.as_ref().map(|q| q.start) },
+        };
+        let mut step = self.step();
+        let model = self.session.model().clone();
+        let mut decoder = StreamDecoder::new(model.tokenizer());
+        let progress = self.progress.clone();
+        let mut on_token = |token| {
+            progress.borrow_mut().clear();
+            answer.push(&decoder.push(token));
+            // Without a reader the rest of the answer is wasted work.
+            if answer.error.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        };
+        self.session.clear();
+        let generation = self.session.generate(&prompt.tokens, &mut sampler, options, &mut |p| step(p), &mut on_token);
+        self.progress.borrow_mut().clear();
+        let generation = match generation {
+            Ok(generation) => generation,
+            Err(e) => {
+                let _ = answer.end_line();
+                return Err(e.into());
+            }
+        };
+        answer.push(&decoder.flush());
+        match answer.error.take() {
+            Some(e) => Err(Failure::stdout(e)),
+            None => Ok(generation),
+        }
+    }
+
+    /// Shows a prefill's progress.
+    fn step(&self) -> impl FnMut(PrefillProgress) -> ControlFlow<()> + use<> {
+        let (progress, start) = (self.progress.clone(), Instant::now());
+        move |p| {
+            progress.borrow_mut().prefill(&PrefillStep {
+                layer: p.layer + 1,
+                n_layer: p.n_layer,
+                active: p.active,
+                n_tokens: p.n_tokens,
+                fraction: p.fraction.into(),
+                elapsed: start.elapsed(),
+            });
+            ControlFlow::Continue(())
+        }
+    }
+
+    /// All of an answer, as `--json` and the timing block tell it.
+    pub fn report(&self, generation: &Generation, text: String) -> RunReport {
+        let prefill = &generation.prefill;
+        let dense = prefill.layers.is_empty();
+        let n_layer = self.session.model().hparams().n_layer;
+        let layers = match dense {
+            true => vec![(prefill.n_tokens, prefill.n_tokens, prefill.n_tokens); n_layer],
+            false => prefill.layers.iter().map(|l| (l.candidates, l.active_attn, l.active_ffn)).collect(),
+        };
+        let read_whole = prefill.n_reused == 0;
+        RunReport {
+            prompt_tokens: prefill.n_tokens,
+            reused_tokens: prefill.n_reused,
+            generated: generation.tokens.clone(),
+            text,
+            logprobs: self.args.logprobs.map(|_| generation.logprobs.clone()),
+            stop: match generation.stop {
+                StopReason::Eog => Stop::Eog,
+                StopReason::ContextFull => Stop::Context,
+                StopReason::Interrupted => Stop::Interrupted,
+                StopReason::Failed => Stop::Failed,
+                StopReason::Length | StopReason::Caller => Stop::Length,
+            },
+            load_s: self.load.as_secs_f64(),
+            ttft_s: (!generation.tokens.is_empty()).then_some(generation.ttft),
+            prefill_tps: report::per_second(prefill.n_tokens, prefill.seconds).filter(|_| read_whole),
+            decode_tps: report::per_second(generation.decoded, generation.decode_seconds),
+            cache_kept: prefill.cache_kept,
+            schedule: if dense { "dense".to_owned() } else { self.schedule.clone() },
+            stages: report::stages(layers),
+            peak_rss_bytes: report::peak_rss_bytes(),
+            peak_device_bytes: backend::gpu_bytes_used().saturating_sub(self.device_bytes_before),
+        }
+    }
+
+    /// A line of JSON on standard output.
+    pub fn write_json(&self, report: &impl serde::Serialize) -> Result<(), Failure> {
+        let line = serde_json::to_string(report).map_err(|e| Failure::Failed(format!("JSON: {e}")))?;
+        crate::write_stdout(&(line + "\n"))
+    }
+}
+
+/// An answer as it comes.
+pub struct Answer {
+    stream: bool,
+    text: String,
+    error: Option<io::Error>,
+}
+
+impl Answer {
+    /// Nothing yet; `stream`: on standard output as it comes.
+    pub fn new(stream: bool) -> Answer {
+        Answer { stream, text: String::new(), error: None }
+    }
+
+    /// What was said so far.
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+
+    fn push(&mut self, text: &str) {
+        self.text.push_str(text);
+        if self.stream {
+            self.write(text);
+        }
+    }
+
+    fn write(&mut self, text: &str) {
+        if self.error.is_some() {
+            return;
+        }
+        let mut out = io::stdout().lock();
+        self.error = out.write_all(text.as_bytes()).and_then(|()| out.flush()).err();
+    }
+
+    /// A text ends with a newline.
+    pub fn end_line(&mut self) -> Result<(), Failure> {
+        if self.stream && !self.text.is_empty() && !self.text.ends_with('\n') {
+            self.write("\n");
+        }
+        self.error.take().map_or(Ok(()), |e| Err(Failure::stdout(e)))
+    }
+}
