@@ -74,6 +74,9 @@ pub struct Memory {
     pub hidden: f64,
     /// One layer's keys, scores and tile, the attention mask, and the logits.
     pub scratch: f64,
+    /// What stays of a document of these tokens for later questions, and is not in the sum: the cache of the layers before the
+    /// first one that skips, which is in `kv` already, and the residual stream behind them. 0 if the first layer skips.
+    pub document: f64,
 }
 
 impl Memory {
@@ -112,7 +115,7 @@ pub struct Cliff {
 }
 
 /// The plan. It serialises to the keys `n_tokens`, `predicted_speedup`, `cache_kept`, `flops_dense`, `flops_spts`,
-/// `memory_bytes` and `layers`, which are a stable interface; [`fmt::Display`] gives the table for people.
+/// `memory_bytes`, `document_bytes` and `layers`, which are a stable interface; [`fmt::Display`] gives the table for people.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Plan {
     /// Length of the prompt.
@@ -127,6 +130,8 @@ pub struct Plan {
     pub flops_spts: u64,
     /// Weights, cache, hidden state and scratch.
     pub memory_bytes: u64,
+    /// What stays of a document of these tokens for later questions, and the size of its file.
+    pub document_bytes: u64,
     /// One entry per layer.
     pub layers: Vec<PlanLayer>,
     /// Name of the shape.
@@ -209,6 +214,7 @@ impl Plan {
             flops_dense: dense.total() as u64,
             flops_spts: spts.total() as u64,
             memory_bytes: memory.total() as u64,
+            document_bytes: memory.document as u64,
             layers: budgets.layers.iter().enumerate().map(layer).collect(),
             shape: shape.name.clone(),
             schedule: name.to_owned(),
@@ -300,6 +306,11 @@ fn memory(shape: &Shape, budgets: &Budgets, options: &PlanOptions) -> Memory {
         kv_dense: n * shape.n_layer as f64 * entry,
         hidden: n * shape.n_embd as f64 * 4.,
         scratch: 4. * tile * ffn.max(attention) + mask + probe + 4. * shape.n_vocab as f64,
+        document: match budgets.dense_layers() {
+            0 => 0.,
+            l if l == shape.n_layer => n * l as f64 * entry,
+            l => n * (l as f64 * entry + 4. * shape.n_embd as f64),
+        },
     }
 }
 
@@ -361,6 +372,15 @@ impl fmt::Display for Plan {
             f,
             "memory {total:.2} GiB: weights {weights:.2}, KV cache {kv:.2} (dense {kv_dense:.2}), hidden state {hidden:.2}, scratch about {scratch:.2}"
         )?;
+        match self.budgets.dense_layers() {
+            0 => writeln!(f, "nothing of a document stays for later questions: the first layer skips"),
+            l => writeln!(
+                f,
+                "as a document it keeps {:.2} GiB for later questions, of {l} layers{}",
+                m.document / f64::from(1 << 30),
+                if l < self.layers.len() { " and the residual stream behind them" } else { "" }
+            ),
+        }?;
         if let Some(c) = self.cliff {
             let [at, above] = [c.first_budget, c.first_budget + 1].map(grouped);
             let (kept, speedup) = (100. * c.cache_kept_above, c.speedup_above);

@@ -22,6 +22,7 @@ use spts::method::spts::sidecar::Sidecar;
 use spts::method::{Dense, Method};
 use spts::proxies::calibrate::{CalibrateOptions, calibrate};
 use spts::quantize::{QuantizeOptions, quantize};
+use spts::session::document::DocumentMemory;
 use spts::session::prefill::LayerSelection;
 use spts::session::sequence::CacheType;
 use spts::{Error, Model, ModelOptions, Session, SessionOptions};
@@ -379,6 +380,69 @@ fn layers_on_both() {
                     let e = nmse(got, expected);
                     assert!(e <= bound, "{what}, step {step}: NMSE {e}, bound {bound}");
                 }
+            }
+        }
+    }
+}
+
+/// A document read once, and questions behind it: as prompts read from the start on the same devices, with layers on either, the
+/// residual stream on the device and in host memory, and from a file.
+#[test]
+fn documents() {
+    for tiny in models() {
+        let (dir, path) = in_scratch(&tiny);
+        let text = tiny.prompt(N + 60);
+        let questions = [&text[..N + 7], &text[..N + 60], &[&text[..N], &text[3..40]].concat()];
+        let schedule = schedule(&open(&path, "CPU"));
+        let methods: [(Arc<dyn Method>, f64); 2] = [(Arc::new(Dense), F32_WEIGHTS), (schedule.into(), SKIPPING)];
+        for (method, bound) in methods {
+            for n_gpu_layers in [None, Some(1), Some(tiny.n_layer - 1)] {
+                let options = ModelOptions { device: Some("CUDA0".into()), n_gpu_layers, ..ModelOptions::default() };
+                let model = Model::open(&path, options).unwrap();
+                let session = |document_memory| {
+                    let method = method.clone();
+                    let options =
+                        SessionOptions { method, record_selection: true, document_memory, ..SessionOptions::default() };
+                    Session::new(model.clone(), options).unwrap()
+                };
+                let ask = |session: &mut Session, prompt: &[u32]| {
+                    session.clear();
+                    let report = session.prefill(prompt, &mut |_| ControlFlow::Continue(())).unwrap();
+                    let mut logits = vec![session.logits().to_vec()];
+                    for token in [3, 1, 4] {
+                        session.decode(token).unwrap();
+                        logits.push(session.logits().to_vec());
+                    }
+                    (logits, report)
+                };
+                let mut answers = Vec::new();
+                for memory in [DocumentMemory::Device, DocumentMemory::Host] {
+                    let (mut behind, mut fresh) = (session(memory), session(memory));
+                    behind.read(&text[..N], &mut |_| ControlFlow::Continue(())).unwrap();
+                    for question in questions {
+                        let ((got, report), (expected, whole)) =
+                            (ask(&mut behind, question), ask(&mut fresh, question));
+                        let what = format!("{}, {n_gpu_layers:?} layers on the GPU, {memory:?}", tiny.name);
+                        assert_eq!((report.n_reused, whole.n_reused), (N, 0), "{what}");
+                        assert_eq!(behind.kv_lengths(), fresh.kv_lengths(), "{what}");
+                        let common =
+                            if whole.layers.is_empty() { 1.0 } else { overlap(&report.selection, &whole.selection) };
+                        assert!(common >= 0.99, "{what}: sets overlap by {common}");
+                        for (step, (got, expected)) in got.iter().zip(&expected).enumerate() {
+                            let e = nmse(got, expected);
+                            assert!(e <= bound, "{what}, step {step}: NMSE {e}, bound {bound}");
+                        }
+                        answers.push(got);
+                    }
+                    let file = dir.path().join("document");
+                    behind.document().unwrap().save(&file).unwrap();
+                    let mut opened = session(memory);
+                    opened.open_document(&file).unwrap();
+                    // Not a bit is lost on the way, nor by where the rows lie.
+                    assert_eq!(ask(&mut opened, questions[0]).0, answers[0], "{}", tiny.name);
+                }
+                let (device, host) = answers.split_at(questions.len());
+                assert!(device == host, "{}: host memory changes answers", tiny.name);
             }
         }
     }

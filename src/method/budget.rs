@@ -80,6 +80,12 @@ impl Budgets {
         self.layers.iter().all(|l| *l == LayerBudget::dense(self.n_tokens))
     }
 
+    /// Layers before the first one that does not compute every token.
+    pub fn dense_layers(&self) -> usize {
+        let dense = LayerBudget::dense(self.n_tokens);
+        self.layers.iter().take_while(|l| **l == dense).count()
+    }
+
     /// Share of the dense KV cache's entries that are kept, over all layers; 1.0 is dense.
     pub fn cache_kept(&self) -> f64 {
         let kept: f64 = self.layers.iter().map(|l| l.active_attn as f64).sum();

@@ -13,7 +13,7 @@ use std::time::Instant;
 use crate::compile;
 use crate::ggml::backend::{self, BufferType};
 use crate::gguf::GgufError;
-use crate::method::{Budgets, Dense, Entry, LayerBudget, Method, Prompt};
+use crate::method::{Budgets, Dense, Entry, Method, Prompt};
 use crate::output_file::OutputFile;
 use crate::{Error, Result};
 
@@ -172,7 +172,7 @@ impl Session {
         let prompt = Prompt::of(document.len());
         let method = self.options.method.clone();
         let budgets = method.budgets(self.model.shape(), prompt)?;
-        let dense = dense_layers(&budgets);
+        let dense = budgets.dense_layers();
         if dense == 0 || method.entry(self.model.shape(), prompt)? != Entry::All {
             return Err(Error::MethodReadsAnew { method: method.name().to_owned() });
         }
@@ -300,7 +300,7 @@ impl Session {
         budgets: Budgets,
         progress: &mut dyn FnMut(PrefillProgress) -> ControlFlow<()>,
     ) -> Result<PrefillReport> {
-        let n_reused = self.reuse(tokens, dense_layers(&budgets))?;
+        let n_reused = self.reuse(tokens, budgets.dense_layers())?;
         let report = if budgets.is_dense() {
             self.read_all_layers(start, tokens, n_reused, progress)
         } else {
@@ -398,10 +398,4 @@ impl Session {
         self.is_suspect = false;
         Ok(before)
     }
-}
-
-/// Layers before the first one that does not compute every token.
-pub(super) fn dense_layers(budgets: &Budgets) -> usize {
-    let dense = LayerBudget::dense(budgets.n_tokens);
-    budgets.layers.iter().position(|l| *l != dense).unwrap_or(budgets.layers.len())
 }

@@ -15,7 +15,6 @@ use crate::method::spts::capture::{Capture, insert_captures};
 use crate::method::{Budgets, Dense, LayerBudget, Method, Prompt};
 use crate::{Error, Result};
 
-use super::document::dense_layers;
 use super::executor;
 use super::repeated::RepeatedGraphs;
 use super::run::Run;
@@ -112,7 +111,7 @@ impl Session {
         let method = if n_past == 0 { self.options.method.clone() } else { Arc::new(Dense) };
         let budgets = method.budgets(self.model.shape(), prompt)?;
         self.check_proxies(&budgets)?;
-        let begins_prompts = n_past == 0 && self.prefix.is_some() && dense_layers(&budgets) > 0;
+        let begins_prompts = n_past == 0 && self.prefix.is_some() && budgets.dense_layers() > 0;
         if begins_prompts && method.entry(self.model.shape(), prompt)? == Entry::All {
             return self.prefill_behind_prefix(start, tokens, &*method, budgets, progress);
         }
