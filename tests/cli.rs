@@ -497,7 +497,16 @@ fn plan() {
     let json = scene.json(&["plan", "--shape", "llama-3.1-8b", "-n", "32768", "--json"]);
     assert_eq!(
         keys(&json),
-        ["n_tokens", "predicted_speedup", "cache_kept", "flops_dense", "flops_spts", "memory_bytes", "document_bytes", "layers"]
+        [
+            "n_tokens",
+            "predicted_speedup",
+            "cache_kept",
+            "flops_dense",
+            "flops_spts",
+            "memory_bytes",
+            "document_bytes",
+            "layers"
+        ]
     );
     assert_eq!(keys(&json["layers"][0]), ["il", "candidates", "active_attn", "active_ffn", "kv"]);
     assert_eq!(json["layers"].as_array().unwrap().len(), 32);

@@ -496,6 +496,54 @@ fn two_sessions_at_once() {
     }
 }
 
+/// One prompt after another gives the same bits every time, whatever was read in between: every kernel sums in one order, and none
+/// begins before what it reads is there. Of a model in a file, named by `SPTS_STRESS_MODEL`, for as many rounds as
+/// `SPTS_STRESS_ROUNDS` says; else of a tiny one.
+#[test]
+fn prompts_repeat_to_the_last_bit() {
+    let tiny = Tiny { n_embd: 512, n_ff: 2048, n_layer: 6, n_ctx_train: 16384, ..models().swap_remove(0) };
+    let (dir, path) = in_scratch(&tiny);
+    let model = match std::env::var_os("SPTS_STRESS_MODEL") {
+        Some(file) => open(Path::new(&file), "CUDA0"),
+        None => {
+            let source = Gguf::open(&path, OpenOptions { mmap: true, mlock: false }).unwrap();
+            let small = dir.path().join("q4_k_m.gguf");
+            let options = QuantizeOptions { preset: Preset::Q4_K_M, allow_requantize: false };
+            quantize(&source, &small, options, &mut |_, _| {}).unwrap();
+            open(&small, "CUDA0")
+        }
+    };
+    let rounds = std::env::var("SPTS_STRESS_ROUNDS").ok().and_then(|n| n.parse().ok()).unwrap_or(5);
+    let n_vocab = model.hparams().n_vocab as u32;
+    let prompt =
+        |n: u32| -> Vec<u32> { (0..n).map(|i| i.wrapping_mul(2_654_435_761).rotate_left(9) % n_vocab).collect() };
+    let prompts = [7840, 300, 5001, 7840, 7168, 9000].map(prompt);
+    let methods: [Arc<dyn Method>; 2] = [Arc::new(Dense), schedule(&model).into()];
+    let mut session = Session::new(model.clone(), SessionOptions::default()).unwrap();
+    let mut expected: Vec<Vec<u32>> = Vec::new();
+    let mut wrong = Vec::new();
+    for round in 0..rounds {
+        let mut read = Vec::new();
+        for prompt in &prompts {
+            for method in &methods {
+                session.set_method(method.clone()).unwrap();
+                session.clear();
+                session.prefill(prompt, &mut |_| ControlFlow::Continue(())).unwrap();
+                read.push(session.logits().iter().map(|x| x.to_bits()).collect::<Vec<u32>>());
+                for token in [3, 1, 4] {
+                    session.decode(token).unwrap();
+                }
+                read.push(session.logits().iter().map(|x| x.to_bits()).collect());
+            }
+        }
+        match round {
+            0 => expected = read,
+            _ => wrong.extend((0..read.len()).filter(|&i| read[i] != expected[i]).map(|i| (round, i))),
+        }
+    }
+    assert!(wrong.is_empty(), "of {rounds} rounds, other logits in (round, step): {wrong:?}");
+}
+
 /// Widths that no vector of eight values divides.
 #[test]
 fn odd_widths() {

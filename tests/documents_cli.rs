@@ -167,6 +167,43 @@ fn a_cache_that_cannot_be_used_is_left_alone() {
 }
 
 #[test]
+fn another_first_layer_that_skips_is_said() {
+    let scene = scene();
+    let ask = |skip_from: &str| {
+        scene.write("own.schedule", format!("skip_from = {skip_from}\nstage = 3 50% 10%\n"));
+        let args = ["-m", "tiny.gguf", "-f", "doc.txt", "-p", "who?", "-n", "3", "--temp", "0", "--json"];
+        let output = scene.run(&[&args[..], &["--schedule", "own.schedule", "--prompt-cache", "doc.cache"]].concat());
+        assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+        let json: Value = serde_json::from_slice(&output.stdout).unwrap();
+        (json["reused_tokens"].as_u64().unwrap(), stderr(&output))
+    };
+    assert!(ask("2").1.contains("writing"));
+    let (reused, said) = ask("3");
+    assert!(reused > 100 && said.is_empty(), "a later one begins with it: {said}");
+    let (_, said) = ask("1");
+    assert!(
+        said.contains("has what 2 layers computed, and this prompt begins to skip in layer 1: read anew"),
+        "{said}"
+    );
+    assert!(said.contains("writing"), "{said}");
+}
+
+#[test]
+fn two_processes_write_the_same_file() {
+    let scene = scene();
+    let args = run(&["-p", "who?", "--json", "--prompt-cache", "doc.cache"]);
+    let start = || scene.command(&args).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    let outputs: Vec<_> = [start(), start(), start()].into_iter().map(|c| c.wait_with_output().unwrap()).collect();
+    let alone = scene.json(&run(&["-p", "who?", "--json"]));
+    for output in outputs {
+        let json: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(json["generated"], alone["generated"]);
+    }
+    let json = scene.json(&args);
+    assert!(json["reused_tokens"].as_u64() > Some(100) && json["generated"] == alone["generated"]);
+}
+
+#[test]
 fn a_full_disk_costs_the_file_and_not_the_answer() {
     let scene = scene();
     let alone = scene.good(&run(&["-p", "who?"]));

@@ -92,7 +92,7 @@ fn sequence(pair: &Pair, n_past: usize, n: usize) -> Sequence {
     let (n_layer, width) = (pair.tiny.n_layer, pair.tiny.n_head_kv * pair.tiny.head_dim);
     let cache = || LayerCache::new(buffer_type(), width, (CacheType::F16, CacheType::F16));
     let mut sequence = Sequence::new((0..n_layer).map(|_| cache()).collect());
-    sequence.reserve(&vec![n_past + n; n_layer], 0).expect("memory");
+    sequence.reserve(0, &vec![n_past + n; n_layer], 0).expect("memory");
     sequence.advance(n_past, None);
     sequence
 }

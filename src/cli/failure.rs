@@ -46,6 +46,8 @@ fn remedy(e: &spts::Error) -> Option<&'static str> {
         spts::Error::CacheType { .. } => "-ctk f16 -ctv f16",
         spts::Error::ProxiesMissing => "spts-cli calibrate makes them, --no-proxy scores without",
         spts::Error::DraftMissing { .. } => "--model-draft",
+        spts::Error::Ggml(GgmlError::OutOfMemory { what, .. }) if what.contains("residual") => "--document-memory host",
+        spts::Error::Document(spts::DocumentError::OtherTypes { .. }) => "-ctk and -ctv",
         spts::Error::Ggml(GgmlError::OutOfMemory { .. }) => "-ngl, -ub, -ctk and -ctv",
         spts::Error::Gguf(GgufError::Lock { .. }) => "without --mlock",
         spts::Error::Tokenizer(TokenizerError::MessageLost { role }) if role == "system" => "without -sys",

@@ -8,7 +8,7 @@ use spts::{ModelFile, Session};
 
 use super::failure::Failure;
 use super::{RunArgs, note, run};
-use crate::report::mib;
+use crate::report::{grouped, mib};
 
 /// What is there, and what will be.
 pub struct PromptCache {
@@ -34,18 +34,46 @@ impl PromptCache {
         Ok(Some(PromptCache { found, out }))
     }
 
-    /// Gives the session what the file has, and says how many tokens that is.
+    /// Gives the session what the file has.
     ///
     /// # Errors
     /// As [`Session::load_document`].
-    pub fn load(&self, session: &mut Session) -> Result<usize, Failure> {
-        let Some(file) = &self.found else { return Ok(0) };
+    pub fn load(&self, session: &mut Session) -> Result<(), Failure> {
         // One that is longer than the context cannot be of this prompt.
-        if file.n_tokens() > session.n_ctx() {
-            return Ok(0);
+        match self.found.as_ref().filter(|file| file.n_tokens() <= session.n_ctx()) {
+            Some(file) => Ok(session.load_document(file)?),
+            None => Ok(()),
         }
-        session.load_document(file)?;
-        Ok(file.n_tokens())
+    }
+
+    /// Whether the file has these tokens and no others, of as many layers as the session has read.
+    pub fn is_current(&self, tokens: &[u32], session: &Session) -> bool {
+        let layers = session.document().map(|d| d.n_layers_read());
+        self.found.as_ref().is_some_and(|file| Some(file.n_layer()) == layers && file.tokens() == tokens)
+    }
+
+    /// Says how much of the file served a prompt that begins with `tokens`, if not all of either.
+    pub fn say_what_served(&self, tokens: &[u32], n_reused: usize, session: &Session) {
+        let Some(file) = &self.found else { return };
+        let name = file.path();
+        let n_file = file.n_tokens();
+        if n_reused >= n_file.min(tokens.len()) {
+            return;
+        }
+        let layers = session.document().map_or(0, |d| d.n_layers_read());
+        if n_reused == 0 && layers != file.n_layer() {
+            return note(&format!(
+                "{}: has what {} layers computed, and this prompt begins to skip in layer {layers}: read anew",
+                name.display(),
+                file.n_layer()
+            ));
+        }
+        note(&format!(
+            "{}: has {} tokens, and parts from this prompt behind {}: read from there on",
+            name.display(),
+            grouped(n_file),
+            grouped(n_reused)
+        ));
     }
 
     /// Writes the session's document, unless the file `is_current`.

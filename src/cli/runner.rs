@@ -14,9 +14,10 @@ use spts::session::sampler::Sampler;
 use spts::tokenizer::{ChatPrompt, StreamDecoder};
 
 use super::failure::Failure;
+use super::options::DocumentMemory;
 use super::prompt_cache::PromptCache;
 use super::{RunArgs, note};
-use crate::report::{self, PrefillStep, Progress, RunReport, Stop, grouped};
+use crate::report::{self, PrefillStep, Progress, RunReport, Stop};
 
 /// The progress line, which whoever works shows.
 pub type SharedProgress = Rc<RefCell<Progress>>;
@@ -44,10 +45,9 @@ impl Runner<'_> {
         if tokens.is_empty() {
             return Ok(None);
         }
-        let cached = match &cache {
-            Some(cache) => cache.load(&mut self.session)?,
-            None => 0,
-        };
+        if let Some(cache) = &cache {
+            cache.load(&mut self.session)?;
+        }
         let mut step = self.step();
         let read = match self.session.read(tokens, &mut |p| step(p)) {
             Ok(read) => read,
@@ -58,15 +58,23 @@ impl Runner<'_> {
             Err(e) => return Err(e.into()),
         };
         self.progress.borrow_mut().clear();
-        let Some(cache) = cache else { return Ok(None) };
-        if cached > 0 && read.n_reused < tokens.len().min(cached) {
+        if self.args.verbose
+            && let Some(document) = self.session.document()
+        {
+            let place = match self.args.document_memory {
+                DocumentMemory::Device => "with the layers that read it",
+                DocumentMemory::Host => "its residual stream in host memory",
+            };
             note(&format!(
-                "--prompt-cache: the file has {} tokens, and parts from this prompt behind {}: read from there on",
-                grouped(cached),
-                grouped(read.n_reused)
+                "the document's first {} layers are kept, {place}: {}",
+                document.n_layers_read(),
+                report::mib(document.n_bytes())
             ));
         }
-        Ok(cache.keep(&self.session, read.n_reused == tokens.len() && cached == tokens.len()).err())
+        let Some(cache) = cache else { return Ok(None) };
+        cache.say_what_served(tokens, read.n_reused, &self.session);
+        let is_current = cache.is_current(tokens, &self.session);
+        Ok(cache.keep(&self.session, is_current).err())
     }
 
     /// Answers a prompt: what it begins with is not read anew if it was read before.
