@@ -61,7 +61,7 @@ fn graph(c: &mut Criterion) {
     let types = (CacheType::F16, CacheType::F16);
     let caches = (0..shape.n_layer).map(|_| LayerCache::new(buft, model.hparams().n_embd_kv(), types)).collect();
     let mut sequence = Sequence::new(caches);
-    sequence.reserve(&vec![N_TOKENS; shape.n_layer], 0).expect("memory");
+    sequence.reserve(0, &vec![N_TOKENS; shape.n_layer], 0).expect("memory");
     let slots = [SlotMemory::new(&compiled.graph, &compiled.program, GgmlType::F16, buft).expect("memory")];
     let run = Run {
         model: &model,
