@@ -116,6 +116,24 @@ fn a_question_can_be_asked_again_to_the_last_bit() {
     assert_eq!(session.logits(), answers[0]);
 }
 
+/// Where the tiles of a document and a question behind it are those of the whole prompt, not a bit differs.
+#[test]
+fn of_the_same_tiles_to_the_last_bit() {
+    for name in NAMES {
+        let pair = Pair::new(Tiny::named(name));
+        for change in [&dense as &dyn Fn(&mut SessionOptions), &skipping(&pair)] {
+            let change = |o: &mut SessionOptions| {
+                change(o);
+                o.n_ubatch = Some(64);
+            };
+            let (mut session, mut fresh) = (pair.session(change), pair.session(change));
+            let text = pair.tiny.prompt(192);
+            read(&mut session, &text[..128]);
+            assert_eq!(ask(&mut session, &mut fresh, &text, 0.0), 128, "{name}");
+        }
+    }
+}
+
 #[test]
 fn a_conversation_of_five_turns() {
     for name in ["llama", "gemma3", "phi3"] {

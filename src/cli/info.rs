@@ -6,10 +6,11 @@ use serde_json::{Map, Value as Json, json};
 use spts::error::printable;
 use spts::ggml::backend;
 use spts::gguf::{Array, Gguf, OpenOptions, Value};
+use spts::session::document_file::ARCHITECTURE;
 
 use super::InfoArgs;
 use super::failure::Failure;
-use crate::report::mib;
+use crate::report::{grouped, mib};
 
 /// Elements of an array that JSON shows without `--full`: more is a vocabulary.
 const SHORT_ARRAY: usize = 64;
@@ -61,6 +62,9 @@ fn as_text(gguf: &Gguf, full: bool) -> String {
         gguf.alignment(),
         mib(bytes)
     );
+    if let Some(document) = document(gguf) {
+        let _ = writeln!(out, "{document}\n");
+    }
     let _ = writeln!(out, "{} metadata entries", gguf.metadata().len());
     let width = gguf.metadata().iter().map(|(key, _)| key.len()).max().unwrap_or(0).min(48);
     for (key, value) in gguf.metadata() {
@@ -78,6 +82,16 @@ fn as_text(gguf: &Gguf, full: bool) -> String {
         let _ = writeln!(out, "  {:width$}  {:8} [{shape}]", printable(&t.name), t.ty.name());
     }
     out
+}
+
+/// What a file of `--prompt-cache` holds.
+fn document(gguf: &Gguf) -> Option<String> {
+    if gguf.str("general.architecture").ok()?? != ARCHITECTURE {
+        return None;
+    }
+    let n_tokens = gguf.tensor("tokens")?.n_elements();
+    let layers = gguf.u32("spts.layers").ok()??;
+    Some(format!("a document of {} tokens, and what {layers} layers have computed of it", grouped(n_tokens as usize)))
 }
 
 fn as_json(gguf: &Gguf, full: bool) -> Json {
