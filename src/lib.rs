@@ -51,6 +51,7 @@ rooms! {
     ggml,
     gguf, graph, method, model, output_file, plan, proxies, quantize, session, tokenizer, tune,
 }
+mod attributes;
 mod random;
 pub mod runtime;
 

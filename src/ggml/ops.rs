@@ -11,7 +11,7 @@ use ggml_sys as sys;
 
 use super::{Tensor, type_id};
 use crate::gguf::GgmlType;
-use crate::graph::ir::{Activation, Rope, RopeLayout};
+use crate::attributes::{Activation, Rope, RopeLayout};
 
 /// A graph under construction, with the metadata of its tensors.
 pub struct Ops {
