@@ -184,10 +184,10 @@ fn plan(gguf: &Gguf, options: QuantizeOptions) -> Result<Vec<TensorPlan>, Quanti
     hp.arch.load(&hp, &mut table)?;
     table.finish(hp.arch)?;
     let model = ModelShape {
-        n_layer: hp.n_layer,
-        n_head: hp.n_head,
-        n_head_kv: hp.n_head_kv,
-        tied_output: gguf.tensor("output.weight").is_none(),
+        n_layer: hp.shape.n_layer,
+        n_head: hp.shape.n_head,
+        n_head_kv: hp.shape.n_head_kv,
+        tied_output: hp.shape.tied,
     };
     let of = |info: &TensorInfo| {
         let (to, instead_of) = match choose_type(options.preset, &info.name, &info.shape, &model) {

@@ -257,7 +257,7 @@ impl Lane {
         progress.session(&session.interrupt_flag());
         progress.run(n_prompt, mode, None);
         let mut rng = SplitMix64(options.seed);
-        let n_vocab = model.hparams().n_vocab as u64;
+        let n_vocab = model.shape().n_vocab as u64;
         let mut ids = |n: usize| (0..n).map(|_| (rng.next() % n_vocab) as u32).collect();
         let mut lane = Lane {
             session,

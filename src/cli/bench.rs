@@ -296,7 +296,7 @@ fn model_report(args: &BenchArgs, model: &Model) -> ModelReport {
         file: gguf.path().display().to_string(),
         synthetic: args.synthetic.is_some(),
         arch: model.hparams().arch.name(),
-        n_layer: model.hparams().n_layer,
+        n_layer: model.shape().n_layer,
         n_params: gguf.tensors().map(|t| t.n_elements()).sum(),
         bytes: gguf.tensors().map(|t| t.nbytes).sum(),
         main_type: by_type.iter().max_by_key(|(_, n)| *n).map_or("", |(name, _)| name),

@@ -364,7 +364,7 @@ fn report(
 ) -> RunReport {
     let prefill = &generation.prefill;
     let dense = prefill.layers.is_empty();
-    let n_layer = session.model().hparams().n_layer;
+    let n_layer = session.model().shape().n_layer;
     let layers = match dense {
         true => vec![(prefill.n_tokens, prefill.n_tokens, prefill.n_tokens); n_layer],
         false => prefill.layers.iter().map(|l| (l.candidates, l.active_attn, l.active_ffn)).collect(),

@@ -314,7 +314,7 @@ impl Session {
             selected: HashMap::new(),
             work_done: 0,
             work_all: work(&compiled.program.phases),
-            n_layer: self.model.hparams().n_layer,
+            n_layer: self.model.shape().n_layer,
             n_tokens: reading.tokens.len(),
         };
         executor::run(&run, &mut self.devices, repeated, &mut watch)?;

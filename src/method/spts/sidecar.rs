@@ -267,17 +267,17 @@ impl Sidecar {
         if self.fingerprint != expected {
             return Err(SidecarError::OtherModel { file, found: self.fingerprint.clone(), expected });
         }
-        let hp = model.hparams();
-        if let Some(layer) = self.layers.iter().find(|&&l| l >= hp.n_layer) {
+        let shape = model.shape();
+        if let Some(layer) = self.layers.iter().find(|&&l| l >= shape.n_layer) {
             return Err(SidecarError::Tensor {
                 file,
                 tensor: tensor_name(*layer, TENSORS[0]),
                 found: format!("of layer {layer}"),
-                expected: format!("a layer of 0 to {}", hp.n_layer - 1),
+                expected: format!("a layer of 0 to {}", shape.n_layer - 1),
             });
         }
         match self.layers.first() {
-            Some(layer) => self.check_tensor(&file, &tensor_name(*layer, TENSORS[0]), [hp.n_embd, 2 * self.size.rank]),
+            Some(layer) => self.check_tensor(&file, &tensor_name(*layer, TENSORS[0]), [shape.n_embd, 2 * self.size.rank]),
             None => Ok(()),
         }
     }
