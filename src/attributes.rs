@@ -52,6 +52,7 @@ pub struct Rope {
 
 /// Pooling of the probe scores over neighbouring candidates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Pool {
     /// The scores as they are (the paper).
     None,
@@ -77,6 +78,7 @@ impl fmt::Display for Pool {
 
 /// How the scores by several probing queries become one. Each is a mean over the heads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Join {
     /// Their mean.
     Mean,

@@ -2,6 +2,7 @@
 
 /// What can go wrong.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum Error {
     /// A file that is no valid GGUF, or can't be read.
     #[error(transparent)]

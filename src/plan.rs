@@ -45,6 +45,7 @@ impl Default for PlanOptions {
 
 /// Operations of a prefill, in FLOP.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[non_exhaustive]
 pub struct Flops {
     /// Matrix products with weights.
     pub linear: f64,
@@ -63,6 +64,7 @@ impl Flops {
 
 /// Memory at the end of a prefill, in bytes. Scratch is an estimate from the tile size.
 #[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct Memory {
     /// All weights.
     pub weights: f64,
@@ -85,6 +87,7 @@ impl Memory {
 
 /// One layer of the plan. The field names are keys of the JSON interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct PlanLayer {
     /// Layer, from 0.
     pub il: usize,
@@ -100,6 +103,7 @@ pub struct PlanLayer {
 
 /// The step at the first budget: one token above it the schedule acts in full, or, with a ramp, begins to act.
 #[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct Cliff {
     /// The longest prompt that stays dense.
     pub first_budget: usize,
@@ -114,6 +118,7 @@ pub struct Cliff {
 /// The plan. It serialises to the keys `n_tokens`, `predicted_speedup`, `cache_kept`, `flops_dense`, `flops_spts`,
 /// `memory_bytes` and `layers`, which are a stable interface; [`fmt::Display`] gives the table for people.
 #[derive(Clone, Debug, PartialEq, Serialize)]
+#[non_exhaustive]
 pub struct Plan {
     /// Length of the prompt.
     pub n_tokens: usize,

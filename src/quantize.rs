@@ -24,6 +24,7 @@ const LARGEST: f32 = 65504.0;
 
 /// Why a file cannot be quantized.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum QuantizeError {
     /// Reading the one file, or writing the other.
     #[error(transparent)]
@@ -96,6 +97,7 @@ pub struct TensorPlan {
 
 /// Sizes of the weights before and after, in bytes, and what became of each.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct QuantizeReport {
     /// In the old file.
     pub bytes_before: u64,

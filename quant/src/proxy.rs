@@ -34,6 +34,7 @@ const NEGLIGIBLE: f64 = 1e-6;
 
 /// Why a proxy could not be built.
 #[derive(Debug, Error, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum ProxyError {
     /// A matrix has not the size that n_embd and d_low ask for.
     #[error("FFN proxy: {matrix} has {found} values, expected {n_in} x {n_out}")]

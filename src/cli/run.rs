@@ -379,7 +379,8 @@ fn report(
             StopReason::ContextFull => Stop::Context,
             StopReason::Interrupted => Stop::Interrupted,
             StopReason::Failed => Stop::Failed,
-            StopReason::Length | StopReason::Caller => Stop::Length,
+            // Nothing but the number of tokens is left: this program's callback ends no answer.
+            _ => Stop::Length,
         },
         load_s: load.as_secs_f64(),
         ttft_s: (!generation.tokens.is_empty()).then_some(generation.ttft),

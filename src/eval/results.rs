@@ -18,6 +18,7 @@ const START: &str = "{\"format\":";
 
 /// Why results cannot be read or kept.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum ResultsError {
     /// Opening, reading or writing failed.
     #[error("{}: cannot {what} results: {reason}", path.display())]

@@ -16,6 +16,7 @@ use crate::{Result, Session};
 
 /// A line that is no task, or a file without any.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum TaskDataError {
     /// What is wrong with a line.
     #[error("{origin}: line {line}: {what}")]

@@ -67,6 +67,7 @@ impl Arch {
 
 /// Why a file that is valid GGUF is no model that can be run.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum ModelError {
     /// The file itself.
     #[error(transparent)]

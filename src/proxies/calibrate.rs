@@ -32,6 +32,7 @@ pub const MIN_TOKENS: usize = 256;
 
 /// Why there are no proxies.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum CalibrationError {
     /// Not enough text.
     #[error("calibration needs at least {MIN_TOKENS} tokens of text, found {found}: give more or longer texts")]

@@ -36,6 +36,7 @@ pub struct PrefillOptions {
 
 /// What a prefill did.
 #[derive(Clone, Debug, Default)]
+#[non_exhaustive]
 pub struct PrefillReport {
     /// Tokens of the prompt.
     pub n_tokens: usize,
@@ -59,6 +60,7 @@ pub struct PrefillReport {
 
 /// Which tokens a layer worked on, as positions in the prompt.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
+#[non_exhaustive]
 pub struct LayerSelection {
     /// Layer.
     pub il: usize,

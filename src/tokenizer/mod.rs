@@ -44,6 +44,7 @@ use vocab::{HIDDEN, KEY_MODEL, KEY_PRE, Vocab};
 
 /// Why a tokenizer or a chat template cannot be used.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum TokenizerError {
     /// A key is there with a value of another type.
     #[error(transparent)]

@@ -30,6 +30,7 @@ pub const TENSORS: [&str; 4] = ["proxy_u_gu", "proxy_v_gate", "proxy_v_up", "pro
 
 /// Why a sidecar can't be used.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum SidecarError {
     /// The file itself.
     #[error(transparent)]
