@@ -106,6 +106,10 @@ pub(super) struct TasksArgs {
 
 /// The text to print.
 pub(super) fn run(args: &TasksArgs) -> Result<String, Failure> {
+    let read = [&args.model, &args.data, &args.out].into_iter().flatten().chain(&args.report);
+    let inputs: Vec<&Path> = read.map(PathBuf::as_path).collect();
+    // A place that cannot be written is better known before the work.
+    let svg = args.svg.as_deref().map(|path| super::create_plot(path, &inputs, &args.configs)).transpose()?;
     let (results, only) = match args.report.as_slice() {
         [] => measure(args)?,
         [path, ..] => {
@@ -117,8 +121,8 @@ pub(super) fn run(args: &TasksArgs) -> Result<String, Failure> {
         }
     };
     let summary = Summary::new(&results, &only);
-    if let Some(path) = &args.svg {
-        super::write_plot(path, &plot(&summary))?;
+    if let Some(file) = svg {
+        super::write_plot(file, &plot(&summary))?;
     }
     if args.format == Format::Json {
         let json = serde_json::to_string(&summary).map_err(|e| Failure::Failed(format!("JSON: {e}")))?;
@@ -158,10 +162,6 @@ fn measure(args: &TasksArgs) -> Result<(Results, Vec<String>), Failure> {
         return Err(Failure::Failed(format!(
             "--config: two are called `{name}`; name one of them, as in other={name}"
         )));
-    }
-    // A plot that cannot be written is better known before the work.
-    if let Some(path) = &args.svg {
-        super::check_writable(path)?;
     }
     let path = args.data.clone().unwrap_or_default();
     let origin = path.display().to_string();
