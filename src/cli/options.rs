@@ -253,7 +253,7 @@ pub struct SptsArgs {
     /// File of estimates, for --proxy [default: MODEL.spts.gguf beside the model, else made from the prompt and kept in the cache folder]
     #[arg(long, value_name = "FILE")]
     pub sidecar: Option<PathBuf>,
-    /// Never drop a token for good
+    /// For ablations: never drop a token for good
     #[arg(long)]
     pub no_prune: bool,
     /// Compute attention for all candidates
