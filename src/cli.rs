@@ -13,6 +13,7 @@ pub mod info;
 pub mod interrupt;
 mod llama_cpp;
 pub mod options;
+mod pace;
 pub mod plan;
 pub mod prompt;
 pub mod proxies;

@@ -10,6 +10,8 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::tasks::{Task, TaskAnswer};
+
 /// What the first line calls this kind of file.
 const FORMAT: &str = "spts-eval-tasks-1";
 
@@ -119,6 +121,28 @@ pub struct ResultLine {
     /// What dense did in the same turn, where that was measured with it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub beside_dense: Option<BesideDense>,
+}
+
+impl ResultLine {
+    /// An answer to a prompt of `n_tokens` tokens, without its text and with nothing beside it.
+    pub fn new(task: &Task, n_tokens: usize, config: &str, settings: String, answer: &TaskAnswer) -> ResultLine {
+        ResultLine {
+            line: task.line,
+            id: task.id.clone(),
+            hash: format!("{:016x}", task.hash),
+            task: task.task.clone(),
+            length: task.length,
+            n_tokens,
+            config: config.to_owned(),
+            settings,
+            score: answer.score,
+            ttft_s: answer.ttft_s,
+            cache_kept: answer.cache_kept,
+            n_generated: answer.n_generated,
+            text: None,
+            beside_dense: None,
+        }
+    }
 }
 
 /// A configuration beside dense, one directly after the other: the times of another day say little about these.

@@ -139,22 +139,9 @@ impl SessionTrial<'_> {
         if config.is_none() && self.known.get(task, DENSE).is_some() {
             return Ok(());
         }
-        let line = ResultLine {
-            line: task.line,
-            id: task.id.clone(),
-            hash: format!("{:016x}", task.hash),
-            task: task.task.clone(),
-            length: task.length,
-            n_tokens: prompt.tokens.len(),
-            config: config.map_or(DENSE, |c| &c.label).to_owned(),
-            settings: (self.settings)(config),
-            score: answer.score,
-            ttft_s: answer.ttft_s,
-            cache_kept: answer.cache_kept,
-            n_generated: answer.n_generated,
-            text: None,
-            beside_dense,
-        };
+        let name = config.map_or(DENSE, |c| &c.label);
+        let line = ResultLine::new(task, prompt.tokens.len(), name, (self.settings)(config), &answer);
+        let line = ResultLine { beside_dense, ..line };
         self.watcher.answered(&line);
         self.known.add(line)
     }
