@@ -56,7 +56,7 @@ pub struct Flops {
 }
 
 impl Flops {
-    /// The sum.
+    /// The sum of all parts.
     pub fn total(&self) -> f64 {
         self.linear + self.attention + self.probes
     }
@@ -79,7 +79,7 @@ pub struct Memory {
 }
 
 impl Memory {
-    /// What the run needs.
+    /// Bytes that the run needs: weights, cache, hidden states and scratch.
     pub fn total(&self) -> f64 {
         self.weights + self.kv + self.hidden + self.scratch
     }
@@ -307,7 +307,7 @@ fn memory(shape: &Shape, budgets: &Budgets, options: &PlanOptions) -> Memory {
     }
 }
 
-/// 32768 as `32,768`.
+/// A number with commas: 32768 as `32,768`.
 pub fn grouped(n: usize) -> String {
     let digits = n.to_string();
     let mut out = String::new();

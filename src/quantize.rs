@@ -82,7 +82,7 @@ pub struct QuantizeOptions {
     pub allow_requantize: bool,
 }
 
-/// What becomes of one tensor.
+/// The types of one tensor before and after quantization.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TensorPlan {
     /// Its name.

@@ -237,7 +237,7 @@ impl LayerProxy {
         })
     }
 
-    /// The proxy's sizes.
+    /// Rank and number of channels of the proxy.
     pub fn size(&self) -> ProxySize {
         ProxySize { d_low: self.d_low, rank: self.rank }
     }
@@ -270,7 +270,7 @@ impl LayerProxy {
             .collect())
     }
 
-    /// The same proxy in F16.
+    /// This proxy with its values in F16.
     ///
     /// # Errors
     /// [`ProxyError::F16Range`] if a value is too large for F16.

@@ -26,14 +26,14 @@ use super::blocks::RandomBlocks;
 /// Bytes made at a time by a thread: small enough for its cache.
 const CHUNK: usize = 1 << 20;
 
-/// A made-up model.
+/// A model of a given shape with random weights.
 #[derive(Clone, Debug)]
 pub struct Synthetic {
-    /// Its shape.
+    /// The shape of the model.
     pub shape: Shape,
-    /// Its mix of types.
+    /// The mix of tensor types.
     pub preset: Preset,
-    /// Another seed makes other weights.
+    /// The seed of the random weights.
     pub seed: u64,
 }
 

@@ -63,7 +63,7 @@ struct TextArgs {
     device: DeviceArgs,
 }
 
-/// The text that `eval` prints.
+/// Measures, and returns the text that `eval` prints.
 pub fn eval(args: &EvalArgs) -> Result<String, Failure> {
     // Nothing but a plot that is not finished is cleaned up: Ctrl-C ends the process.
     interrupt::install()?;

@@ -150,7 +150,7 @@ impl MemoryArgs {
         }
     }
 
-    /// The same in words, for results that are comparable only if it was the same for all. Files of results hold them.
+    /// The tile, the types of the cache and the threads in words, as files of results hold them: results compare only under the same.
     pub fn settings(&self, device: &DeviceArgs) -> String {
         let or_default = |n: Option<usize>| n.map_or("default".into(), |n| n.to_string());
         format!(

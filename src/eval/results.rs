@@ -80,13 +80,13 @@ pub struct Header {
 }
 
 impl Header {
-    /// Of a run.
+    /// The header of a new file of results.
     pub fn new(model: String, fingerprint: String, data_hash: u64, device: String, program: String) -> Header {
         Header { format: FORMAT.into(), model, fingerprint, data: format!("{data_hash:016x}"), device, program }
     }
 }
 
-/// One answer.
+/// The result of one prompt under one configuration: a line of the file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ResultLine {
     /// Line of the prompt in the data, from 1.
@@ -164,12 +164,12 @@ pub struct Nearness {
     pub kl: f64,
 }
 
-/// A file's content.
+/// All that a file of results holds.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Results {
     /// The first line.
     pub header: Header,
-    /// The others.
+    /// The results, a line each.
     pub lines: Vec<ResultLine>,
 }
 
@@ -284,7 +284,7 @@ impl ResultsWriter {
         Ok((writer, lines))
     }
 
-    /// Adds an answer.
+    /// Appends a result to the file.
     ///
     /// # Errors
     /// The file cannot be written.

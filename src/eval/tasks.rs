@@ -67,16 +67,16 @@ pub struct Task {
     pub n_predict: usize,
     /// Length that the prompt was made for, in tokens; prompts are reported by it.
     pub length: Option<usize>,
-    /// Of the line, 64-bit FNV-1a.
+    /// The 64-bit FNV-1a hash of the line.
     pub hash: u64,
 }
 
-/// The prompts of a file.
+/// The prompts that a file of data holds.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TaskData {
-    /// In the order of the file.
+    /// The prompts, in the order of the file.
     pub tasks: Vec<Task>,
-    /// Of all lines, 64-bit FNV-1a.
+    /// The 64-bit FNV-1a hash of all lines.
     pub hash: u64,
 }
 
@@ -176,12 +176,12 @@ fn task(number: usize, line: &str) -> std::result::Result<Task, String> {
     })
 }
 
-/// 64-bit FNV-1a.
+/// The 64-bit FNV-1a hash of `bytes`.
 pub fn fnv1a(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, b| (hash ^ u64::from(*b)).wrapping_mul(0x0000_0100_0000_01b3))
 }
 
-/// What a session answered.
+/// The answer of a session to a [`Task`], with its score.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TaskAnswer {
     /// Text generated.

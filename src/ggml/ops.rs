@@ -107,7 +107,7 @@ impl Ops {
         unsafe { Tensor::from_raw(t) }
     }
 
-    /// Operations so far.
+    /// Number of operations in the graph so far.
     pub fn n_nodes(&self) -> usize {
         // SAFETY: live graph.
         unsafe { sys::ggml_graph_n_nodes(self.raw_graph()) as usize }

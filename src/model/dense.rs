@@ -128,7 +128,7 @@ impl Embedding {
         Ok(Self { token_embd, output_norm, output })
     }
 
-    /// `-> [n_embd, n]`
+    /// Adds the embedding of the tokens, times `scale`: `-> [n_embd, n]`.
     pub fn embed(&self, b: &mut Builder, hp: &HParams, scale: f32, tokens: NodeId) -> NodeId {
         b.embed(self.token_embd, hp.shape.n_embd, scale, tokens)
     }

@@ -53,7 +53,7 @@ impl ModelFile {
         Ok(ModelFile { gguf, hparams, tokenizer, chat_template, architecture, weights, unused, is_locked })
     }
 
-    /// The file.
+    /// The GGUF file of the model.
     pub fn gguf(&self) -> &Arc<Gguf> {
         &self.gguf
     }

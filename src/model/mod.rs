@@ -34,10 +34,10 @@ pub enum Arch {
 }
 
 impl Arch {
-    /// All of them.
+    /// All architectures that can be run.
     pub const ALL: [Arch; 5] = [Arch::Llama, Arch::Qwen2, Arch::Qwen3, Arch::Gemma3, Arch::Phi3];
 
-    /// GGUF's name.
+    /// The architecture's name in GGUF files.
     pub fn name(self) -> &'static str {
         match self {
             Arch::Llama => "llama",

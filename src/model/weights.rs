@@ -210,7 +210,7 @@ impl Model {
         self.file.offset_of(self.weight(w))
     }
 
-    /// The file.
+    /// The model's file.
     pub fn file(&self) -> &ModelFile {
         &self.file
     }

@@ -69,7 +69,7 @@ pub enum CalibrationError {
     },
 }
 
-/// How to calibrate.
+/// How proxies are calibrated.
 #[derive(Clone, Debug)]
 pub struct CalibrateOptions {
     /// Most tokens to use, over all texts.
@@ -87,13 +87,13 @@ pub struct CalibrateOptions {
 }
 
 impl CalibrateOptions {
-    /// 8192 tokens in pieces of 2048.
+    /// Options that calibrate on 8192 tokens in pieces of 2048.
     pub fn new(size: ProxySize, schedule: &str) -> Self {
         Self { n_tokens: 8192, piece: 2048, size, schedule: schedule.to_owned(), n_ctx: None, n_threads: None }
     }
 }
 
-/// Where a calibration is.
+/// How far a calibration has come.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum CalibrationStep {
     /// The model reads.

@@ -309,7 +309,7 @@ impl Sidecar {
         &self.layers
     }
 
-    /// The file.
+    /// The GGUF file of the sidecar.
     pub fn gguf(&self) -> &Gguf {
         &self.gguf
     }
