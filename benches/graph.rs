@@ -29,8 +29,7 @@ const TILE: usize = 512;
 
 fn model() -> (Shape, Arc<Model>) {
     let full = Shape::named("llama-3.1-8b").expect("a named shape");
-    let shape =
-        Shape { n_embd: 64, n_ff: 96, n_head: 4, n_head_kv: 1, head_dim_k: 16, head_dim_v: 16, n_vocab: 300, ..full };
+    let shape = Shape { n_embd: 64, n_ff: 96, n_head: 4, n_head_kv: 1, head_dim: 16, n_vocab: 300, ..full };
     let made = Synthetic { shape: shape.clone(), preset: Preset::F16, seed: 1 };
     let gguf = made.open(|_, _| {}).expect("a temporary file");
     let options = ModelOptions { device: Some("CPU".into()), ..ModelOptions::default() };
@@ -59,7 +58,7 @@ fn graph(c: &mut Criterion) {
     let device = Device::new(Backend::start("CPU", 1).expect("a CPU"));
     let buft = device.backend.buffer_type();
     let types = (CacheType::F16, CacheType::F16);
-    let caches = (0..shape.n_layer).map(|_| LayerCache::new(buft, model.hparams().n_embd_kv(), types)).collect();
+    let caches = (0..shape.n_layer).map(|_| LayerCache::new(buft, model.shape().n_embd_kv(), types)).collect();
     let mut sequence = Sequence::new(caches);
     sequence.reserve(0, &vec![N_TOKENS; shape.n_layer], 0).expect("memory");
     let slots = [SlotMemory::new(&compiled.graph, &compiled.program, GgmlType::F16, buft).expect("memory")];

@@ -22,7 +22,7 @@ def main():
     for ident in items[str(root)]["inner"]["module"]["items"]:
         item = items[str(ident)]
         kind, inner = next(iter(item["inner"].items()))
-        name = item["name"]
+        name, attributes = item["name"], item["attrs"]
         if kind == "use":
             name = inner["name"]
             target = items.get(str(inner["id"]))
@@ -30,11 +30,13 @@ def main():
                 found.append((name, "struct", ""))
                 continue
             kind, inner = next(iter(target["inner"].items()))
-        found.append((name, kind, parts(items, kind, inner)))
+            attributes = target["attrs"]
+        found.append((name, kind, parts(items, kind, inner, "non_exhaustive" in attributes)))
     lines = [
         "# What a program that embeds the library sees",
         "",
-        f"{len(found)} names at the crate's root, without default features. `scripts/public-api.py` writes this list (its head has the commands).",
+        f"{len(found)} names at the crate's root, without default features. `scripts/public-api.py` writes this list (its head has the commands). "
+        "What is open (`#[non_exhaustive]`) may have more fields or variants in a later version.",
         "",
         "| | | |",
         "|---|---|---|",
@@ -52,9 +54,9 @@ def main():
         sys.stdout.write(text)
 
 
-def parts(items, kind, inner):
-    """Public methods, fields and variants."""
-    out = []
+def parts(items, kind, inner, is_open):
+    """Public methods, fields and variants, and whether later versions may have more of the latter two."""
+    out = ["open"] if is_open else []
     if kind == "struct":
         fields = inner["kind"].get("plain", {}).get("fields", []) if isinstance(inner["kind"], dict) else []
         out += count(len(fields), "field")

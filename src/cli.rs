@@ -14,6 +14,7 @@ pub mod info;
 pub mod interrupt;
 mod llama_cpp;
 pub mod options;
+mod pace;
 pub mod plan;
 pub mod prompt;
 mod prompt_cache;

@@ -1,7 +1,8 @@
 //! The library's error: what each part reports, under one roof. Every message is one line.
 
-/// What can go wrong.
+/// Why a call of the library failed.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum Error {
     /// A file that is no valid GGUF, or can't be read.
     #[error(transparent)]
@@ -77,7 +78,7 @@ pub enum Error {
         /// What the model was trained with.
         n_ctx_train: usize,
     },
-    /// Nothing to do.
+    /// A prompt without tokens.
     #[error("the prompt is empty")]
     EmptyPrompt,
     /// A question that is no part of its prompt.
@@ -140,7 +141,7 @@ impl From<crate::method::MethodError> for Error {
     }
 }
 
-/// The library's result.
+/// A result with the library's [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// Text that came from a file, fit for a terminal: in one line, control characters and marks that turn the writing direction

@@ -18,6 +18,9 @@
 //! A [`Model`] is opened once and shared; a [`Session`] reads a prompt and answers; a [`Schedule`] (or any [`Method`]) says what
 //! of a prompt is left out; a [`Plan`] counts beforehand what that will cost. What holds for the whole process is in [`runtime`].
 //!
+//! Errors, reasons and reports may have more variants and fields in a later version: match those that you know, and give `_` the
+//! rest.
+//!
 //! # How it is built
 //!
 //! Data flows one way: a file (`gguf`) becomes a `model` (hyperparameters, weights, `tokenizer`); an architecture builds the dense
@@ -51,6 +54,7 @@ rooms! {
     ggml,
     gguf, graph, hash, method, model, output_file, plan, proxies, quantize, session, tokenizer, tune,
 }
+mod attributes;
 mod random;
 pub mod runtime;
 
@@ -84,3 +88,18 @@ pub use tokenizer::{ChatPrompt, ChatTemplate, Message, StreamDecoder, Tokenizer,
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 struct Readme;
+
+/// All the reasons of today are not all there may be.
+///
+/// ```compile_fail,E0004
+/// use spts::StopReason;
+///
+/// fn is_whole(reason: StopReason) -> bool {
+///     match reason {
+///         StopReason::Eog | StopReason::Caller => true,
+///         StopReason::Length | StopReason::ContextFull | StopReason::Interrupted | StopReason::Failed => false,
+///     }
+/// }
+/// ```
+#[cfg(doctest)]
+struct ReasonsAreOpen;

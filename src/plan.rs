@@ -45,6 +45,7 @@ impl Default for PlanOptions {
 
 /// Operations of a prefill, in FLOP.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[non_exhaustive]
 pub struct Flops {
     /// Matrix products with weights.
     pub linear: f64,
@@ -55,7 +56,7 @@ pub struct Flops {
 }
 
 impl Flops {
-    /// The sum.
+    /// The sum of all parts.
     pub fn total(&self) -> f64 {
         self.linear + self.attention + self.probes
     }
@@ -63,6 +64,7 @@ impl Flops {
 
 /// Memory at the end of a prefill, in bytes. Scratch is an estimate from the tile size.
 #[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct Memory {
     /// All weights.
     pub weights: f64,
@@ -80,7 +82,7 @@ pub struct Memory {
 }
 
 impl Memory {
-    /// What the run needs.
+    /// Bytes that the run needs: weights, cache, hidden states and scratch.
     pub fn total(&self) -> f64 {
         self.weights + self.kv + self.hidden + self.scratch
     }
@@ -88,6 +90,7 @@ impl Memory {
 
 /// One layer of the plan. The field names are keys of the JSON interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct PlanLayer {
     /// Layer, from 0.
     pub il: usize,
@@ -103,6 +106,7 @@ pub struct PlanLayer {
 
 /// The step at the first budget: one token above it the schedule acts in full, or, with a ramp, begins to act.
 #[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct Cliff {
     /// The longest prompt that stays dense.
     pub first_budget: usize,
@@ -117,6 +121,7 @@ pub struct Cliff {
 /// The plan. It serialises to the keys `n_tokens`, `predicted_speedup`, `cache_kept`, `flops_dense`, `flops_spts`,
 /// `memory_bytes`, `document_bytes` and `layers`, which are a stable interface; [`fmt::Display`] gives the table for people.
 #[derive(Clone, Debug, PartialEq, Serialize)]
+#[non_exhaustive]
 pub struct Plan {
     /// Length of the prompt.
     pub n_tokens: usize,
@@ -251,7 +256,7 @@ fn attention_flops(shape: &Shape, layer: usize, n: usize) -> f64 {
         }
         _ => n * n,
     };
-    twice_pairs * (shape.head_dim_k + shape.head_dim_v) as f64 * shape.n_head as f64
+    twice_pairs * 2. * shape.head_dim as f64 * shape.n_head as f64
 }
 
 fn dense_flops(shape: &Shape, n_tokens: usize) -> Flops {
@@ -273,12 +278,11 @@ fn spts_flops(shape: &Shape, schedule: Option<&Schedule>, budgets: &Budgets) -> 
         sum.attention += attention_flops(shape, layer, l.active_attn);
         if l.probe && !by_chance {
             let q = budgets.queries as f64;
-            sum.probes += 2. * q * (shape.w_q() + n * (shape.head_dim_k as f64 * shape.n_head as f64));
+            sum.probes += 2. * q * (shape.w_q() + n * (shape.head_dim as f64 * shape.n_head as f64));
         }
         if l.proxy {
             let (r, d_low) = (proxy.rank as f64, proxy.d_low as f64);
-            let inputs = if shape.gated { 2. } else { 1. };
-            sum.probes += 2. * n * (inputs * (shape.n_embd as f64 * r + r * d_low) + d_low * r);
+            sum.probes += 2. * n * (2. * (shape.n_embd as f64 * r + r * d_low) + d_low * r);
         }
     }
     sum
@@ -287,19 +291,19 @@ fn spts_flops(shape: &Shape, schedule: Option<&Schedule>, budgets: &Budgets) -> 
 fn memory(shape: &Shape, budgets: &Budgets, options: &PlanOptions) -> Memory {
     let n = budgets.n_tokens as f64;
     let kv_heads = shape.n_head_kv as f64;
-    let entry = kv_heads * (shape.head_dim_k as f64 * options.k_bytes + shape.head_dim_v as f64 * options.v_bytes);
+    let entry = kv_heads * shape.head_dim as f64 * (options.k_bytes + options.v_bytes);
     let entries: f64 = budgets.layers.iter().map(|l| l.active_attn as f64).sum();
     let tile = options.n_ubatch.clamp(1, budgets.n_tokens) as f64;
     // Values are F32 in scratch: the FFN's activations or attention's, whichever is wider, of one tile.
-    let ffn = if shape.gated { 3. } else { 2. } * shape.n_ff as f64 + 2. * shape.n_embd as f64;
+    let ffn = 3. * shape.n_ff as f64 + 2. * shape.n_embd as f64;
     let attention =
-        shape.n_head as f64 * (2. * shape.head_dim_k as f64 + shape.head_dim_v as f64) + 2. * shape.n_embd as f64;
+        3. * shape.n_head as f64 * shape.head_dim as f64 + 2. * shape.n_embd as f64;
     // The mask is one F16 buffer for all tiles: a row per token of a tile, as long as the prompt and a tile.
     let mask = 2. * tile * (n + tile);
     // Keys of all candidates and the scores exist only where a layer probes.
     let probing = budgets.layers.iter().filter(|l| l.probe).map(|l| l.candidates).max().unwrap_or(0) as f64;
     let probe =
-        probing * (kv_heads * shape.head_dim_k as f64 * 4. + (budgets.queries as f64 * shape.n_head as f64 + 4.) * 4.);
+        probing * (kv_heads * shape.head_dim as f64 * 4. + (budgets.queries as f64 * shape.n_head as f64 + 4.) * 4.);
     Memory {
         weights: shape.weight_bytes.map_or(shape.n_params() * 4.5 / 8., |b| b as f64),
         kv: entries * entry,
@@ -314,7 +318,7 @@ fn memory(shape: &Shape, budgets: &Budgets, options: &PlanOptions) -> Memory {
     }
 }
 
-/// 32768 as `32,768`.
+/// A number with commas: 32768 as `32,768`.
 pub fn grouped(n: usize) -> String {
     let digits = n.to_string();
     let mut out = String::new();

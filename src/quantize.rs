@@ -24,6 +24,7 @@ const LARGEST: f32 = 65504.0;
 
 /// Why a file cannot be quantized.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum QuantizeError {
     /// Reading the one file, or writing the other.
     #[error(transparent)]
@@ -81,7 +82,7 @@ pub struct QuantizeOptions {
     pub allow_requantize: bool,
 }
 
-/// What becomes of one tensor.
+/// The types of one tensor before and after quantization.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TensorPlan {
     /// Its name.
@@ -96,6 +97,7 @@ pub struct TensorPlan {
 
 /// Sizes of the weights before and after, in bytes, and what became of each.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct QuantizeReport {
     /// In the old file.
     pub bytes_before: u64,
@@ -184,10 +186,10 @@ fn plan(gguf: &Gguf, options: QuantizeOptions) -> Result<Vec<TensorPlan>, Quanti
     hp.arch.load(&hp, &mut table)?;
     table.finish(hp.arch)?;
     let model = ModelShape {
-        n_layer: hp.n_layer,
-        n_head: hp.n_head,
-        n_head_kv: hp.n_head_kv,
-        tied_output: gguf.tensor("output.weight").is_none(),
+        n_layer: hp.shape.n_layer,
+        n_head: hp.shape.n_head,
+        n_head_kv: hp.shape.n_head_kv,
+        tied_output: hp.shape.tied,
     };
     let of = |info: &TensorInfo| {
         let (to, instead_of) = match choose_type(options.preset, &info.name, &info.shape, &model) {

@@ -5,8 +5,8 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use crate::attributes::RopeLayout;
 use crate::ggml::backend;
-use crate::graph::ir::RopeLayout;
 
 pub use crate::ggml::log::{Level, set_level as set_log_level};
 

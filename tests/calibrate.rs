@@ -50,7 +50,7 @@ fn captured(
 ) -> Vec<Vec<f32>> {
     let options = SessionOptions { sidecar: sidecar.cloned(), n_ubatch: Some(64), ..SessionOptions::default() };
     let mut session = Session::new(model.clone(), options).unwrap();
-    let mut out = vec![Vec::new(); model.hparams().n_layer];
+    let mut out = vec![Vec::new(); model.shape().n_layer];
     let capture = Capture { layers, taps: &[tap], probe: Probe::PAPER };
     let mut sink = |c: spts::session::executor::Captured<'_>| {
         assert_eq!(c.tap, tap);
@@ -350,15 +350,15 @@ fn on_a_real_model_of_4_bits() {
     let model = open(&path);
     let dir = tempfile::tempdir().unwrap();
     let text = model.tokenizer().encode(&prose(), false, false);
-    let hp = model.hparams();
-    let full = ProxySize { d_low: hp.n_ff, rank: hp.n_embd };
+    let shape = model.shape();
+    let full = ProxySize { d_low: shape.n_ff, rank: shape.n_embd };
     let sidecar = made(&model, &[text[..256].to_vec()], full, dir.path());
     let layers = [0, 10, 29];
     let c = captured(&model, Some(&sidecar), &text[300..400], &layers, Tap::ProxyNorm);
     let y = captured(&model, None, &text[300..400], &layers, Tap::FfnOutput);
     for (i, layer) in layers.iter().enumerate() {
         // Against weights of 4 bits ggml multiplies activations of 8 bits; the proxy's are F16.
-        assert_close(&c[i], &norms(&y[i], hp.n_embd), 0.05, &format!("layer {layer}"));
+        assert_close(&c[i], &norms(&y[i], shape.n_embd), 0.05, &format!("layer {layer}"));
     }
 }
 

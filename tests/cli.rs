@@ -44,6 +44,26 @@ fn wrong_usage() {
     }
 }
 
+/// A model that is too narrow for its answers to bear skipping reads a long prompt whole, and the program says so once.
+#[test]
+fn a_narrow_model_notes_that_it_skips_nothing() {
+    let scene = Scene::new();
+    let words = |n: usize| "rain ".repeat(n);
+    scene.write("short.txt", words(200));
+    scene.write("long.txt", words(11_000));
+    // The note comes before any weight is placed: a device that is missing ends the run in time.
+    let notes = |more: &[&str]| {
+        let args =
+            [&["-m", "tiny.gguf", "-p", "?", "-c", "100000", "--no-cnv", "--device", "none-such"], more].concat();
+        stderr(&scene.run(&args)).matches("nothing is skipped: answers of models narrower than 1536").count()
+    };
+    assert_eq!(notes(&["-f", "long.txt"]), 1);
+    assert_eq!(notes(&["-f", "short.txt"]), 0, "a short prompt");
+    // Whoever chooses knows.
+    assert_eq!(notes(&["-f", "long.txt", "--schedule", "early", "--no-proxy"]), 0);
+    assert_eq!(notes(&["-f", "long.txt", "--no-spts"]), 0);
+}
+
 #[test]
 fn help_and_version() {
     let scene = Scene::new();

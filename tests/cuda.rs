@@ -514,7 +514,7 @@ fn prompts_repeat_to_the_last_bit() {
         }
     };
     let rounds = std::env::var("SPTS_STRESS_ROUNDS").ok().and_then(|n| n.parse().ok()).unwrap_or(5);
-    let n_vocab = model.hparams().n_vocab as u32;
+    let n_vocab = model.shape().n_vocab as u32;
     let prompt =
         |n: u32| -> Vec<u32> { (0..n).map(|i| i.wrapping_mul(2_654_435_761).rotate_left(9) % n_vocab).collect() };
     let prompts = [7840, 300, 5001, 7840, 7168, 9000].map(prompt);

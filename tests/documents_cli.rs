@@ -133,7 +133,10 @@ fn another_process_begins_with_the_cache() {
     assert_eq!(said, "");
     // It is a file like others.
     let info = scene.good(&["info", "doc.cache"]);
-    assert!(info.contains("a document of ") && info.contains(" tokens, and what 2 layers have computed of it"), "{info}");
+    assert!(
+        info.contains("a document of ") && info.contains(" tokens, and what 2 layers have computed of it"),
+        "{info}"
+    );
     assert!(info.contains("spts-document") && info.contains("residual"), "{info}");
 }
 

@@ -88,7 +88,17 @@ fn needle_configurations() {
     scene.good(&[args.as_slice(), &["--svg", "map.svg"]].concat());
     let svg = std::fs::read_to_string(scene.path("map.svg")).unwrap();
     assert_eq!(svg.matches("fill=\"#").count(), 2 * 2 * 2, "configurations, lengths, samples");
-    assert!(scene.bad(1, &[args.as_slice(), &["--svg", "no/such/map.svg"]].concat()).contains("cannot write"));
+    for text in ["dense", "half", "700", "900", "25 %", "75 %", "depth", "tokens"] {
+        assert!(svg.contains(&format!(">{text}</text>")), "{text}: {svg}");
+    }
+    // What cannot be written is found before anything is read, and what is read is not replaced.
+    let refused = |svg: &str| scene.bad(1, &[args.as_slice(), &["--svg", svg]].concat());
+    assert!(refused("no/such/map.svg").contains("cannot create"));
+    assert!(refused("text.txt").contains("is the same file as text.txt"));
+    // A run that fails leaves the older map as it was.
+    let bad = ["eval", "needle", "-m", "tiny.gguf", "-f", "text.txt", "-n", "9", "--svg", "map.svg"];
+    scene.bad(1, &bad);
+    assert_eq!(std::fs::read_to_string(scene.path("map.svg")).unwrap(), svg);
     assert!(scene.bad(2, &[NEEDLE.as_slice(), &["--config", "paper --no-such"]].concat()).contains("--no-such"));
     assert!(scene.bad(1, &[NEEDLE.as_slice(), &["--config", "nothing-known"]].concat()).contains("nothing-known"));
     assert!(scene.bad(1, &["eval", "needle", "-m", "tiny.gguf", "-f", "text.txt", "-n", "9"]).contains("no room"));

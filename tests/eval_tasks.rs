@@ -90,7 +90,11 @@ fn from_data_to_tables() {
     assert!(std::fs::read_to_string(scene.path("plot.svg")).unwrap().contains(">half</text>"));
     assert!(scene.bad(1, &["eval", "tasks", "--report", "r.jsonl", "--only", "dense,paper"]).contains("`paper`"));
     assert!(scene.bad(1, &["eval", "tasks", "--report", "data.jsonl"]).contains("data.jsonl: line 1: no results"));
-    assert!(scene.bad(1, &["eval", "tasks", "--report", "r.jsonl", "--svg", "no/such/x.svg"]).contains("cannot write"));
+    assert!(
+        scene.bad(1, &["eval", "tasks", "--report", "r.jsonl", "--svg", "no/such/x.svg"]).contains("cannot create")
+    );
+    assert!(scene.bad(1, &["eval", "tasks", "--report", "r.jsonl", "--svg", "r.jsonl"]).contains("is the same file"));
+    assert!(!lines(&scene, "r.jsonl").is_empty(), "what is read is not replaced");
 }
 
 #[test]

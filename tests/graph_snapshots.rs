@@ -55,9 +55,9 @@ fn snapshots(name: &str, schedule: &Schedule) {
     let dense = pair.model.graph(N, pair.n_ctx);
     check(&pair, &dense, &format!("{name}-dense"));
     check(&pair, &keep_last_row(&dense, 1), &format!("{name}-prefill"));
-    let hp = pair.model.hparams();
+    let shape = pair.model.shape();
     let budgets = schedule
-        .resolve(hp.n_layer, N, &|l| hp.window(l).is_some(), Reach::AboveFirstBudget)
+        .resolve(shape.n_layer, N, &|l| shape.window(l).is_some(), Reach::AboveFirstBudget)
         .expect("a schedule that fits");
     let skipping = skip_and_prune(&dense, &budgets, &ProbeSettings::of(schedule, &budgets))
         .expect("passes that keep the invariants");

@@ -275,7 +275,7 @@ fn the_list_of_tokens_counts() {
         let tiny = Tiny::named("llama");
         let mut file = tiny.build();
         set(&mut file, "llama.vocab_size", vocab_size);
-        assert_eq!(open(&file).expect("a model").hparams().n_vocab, 264);
+        assert_eq!(open(&file).expect("a model").shape().n_vocab, 264);
         assert_eq!(logits(&file, &tiny.prompt(9)), logits(&tiny.build(), &tiny.prompt(9)));
     }
 }
@@ -304,7 +304,7 @@ fn a_window_for_each_layer() {
     assert_eq!(other, logits(&with(Value::U32(2)), &prompt));
     assert_ne!(other, expected);
     let model = open(&with(bools(&every_second))).expect("a model");
-    let windows: Vec<bool> = (0..7).map(|l| model.hparams().window(l).is_some()).collect();
+    let windows: Vec<bool> = (0..7).map(|l| model.shape().window(l).is_some()).collect();
     assert_eq!(windows, every_second);
 
     assert!(refusal(&with(bools(&[true; 6]))).contains("a list of 6, expected 7, one a layer"));

@@ -114,6 +114,7 @@ impl Run {
                 Pool::Avg(w) => reference::Pool::Avg(w),
                 Pool::Max(w) => reference::Pool::Max(w),
                 Pool::Chunks(w) => reference::Pool::Chunks(w),
+                other => panic!("the reference has no pool {other}"),
             },
             carry: self.carry,
             carry_from: self.layout.skip_from,
@@ -121,6 +122,7 @@ impl Run {
             given_scores: match self.selection {
                 Selection::Probe => None,
                 Selection::Random { seed } => Some(given(seed)),
+                other => panic!("the reference has no selection {other:?}"),
             },
             ..SptsPlan::new(layers)
         }
@@ -141,6 +143,7 @@ impl Run {
             CacheType::F32 => pair.tolerance(),
             CacheType::F16 => runtime::F16_CACHE,
             CacheType::Q8_0 => runtime::Q8_0_CACHE,
+            other => panic!("no tolerance is known for a cache of {other:?}"),
         }
     }
 

@@ -50,6 +50,27 @@ fn activations_are_those_of_a_model_and_not_of_zeros() {
 }
 
 #[test]
+fn a_file_has_the_shape_that_it_was_made_of() {
+    for name in SHAPE_NAMES {
+        let made = synthetic(name, Preset::Q4_K_M);
+        let model = model(&made);
+        let (shape, given) = (model.shape(), &made.shape);
+        for layer in 0..given.n_layer {
+            assert_eq!(shape.window(layer), given.window(layer), "{name}, layer {layer}");
+        }
+        assert_eq!(shape.window(given.n_layer), None);
+        assert!(shape.weight_bytes.is_some());
+        let expected = Shape {
+            name: format!("synthetic {name}"),
+            weight_bytes: shape.weight_bytes,
+            swa: shape.swa.clone(),
+            ..given.clone()
+        };
+        assert_eq!(*shape, expected);
+    }
+}
+
+#[test]
 fn the_same_seed_makes_the_same_file() {
     let dir = tempfile::tempdir().expect("a folder");
     let write = |file: &str, seed| {

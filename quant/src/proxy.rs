@@ -34,6 +34,7 @@ const NEGLIGIBLE: f64 = 1e-6;
 
 /// Why a proxy could not be built.
 #[derive(Debug, Error, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum ProxyError {
     /// A matrix has not the size that n_embd and d_low ask for.
     #[error("FFN proxy: {matrix} has {found} values, expected {n_in} x {n_out}")]
@@ -236,7 +237,7 @@ impl LayerProxy {
         })
     }
 
-    /// The proxy's sizes.
+    /// Rank and number of channels of the proxy.
     pub fn size(&self) -> ProxySize {
         ProxySize { d_low: self.d_low, rank: self.rank }
     }
@@ -269,7 +270,7 @@ impl LayerProxy {
             .collect())
     }
 
-    /// The same proxy in F16.
+    /// This proxy with its values in F16.
     ///
     /// # Errors
     /// [`ProxyError::F16Range`] if a value is too large for F16.

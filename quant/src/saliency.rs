@@ -32,6 +32,7 @@ pub enum Storage {
 
 /// Why a saliency could not be computed.
 #[derive(Debug, Error, Clone, PartialEq)]
+#[non_exhaustive]
 pub enum SaliencyError {
     /// A parameter is out of its range.
     #[error("channel saliency: {what} is {found}, expected {expected}")]

@@ -71,7 +71,7 @@ impl TensorType {
     }
 }
 
-/// What the user asks for: a mix of types.
+/// A mix of tensor types, as the user asks for it by name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[allow(missing_docs, non_camel_case_types)]
 pub enum Preset {
@@ -129,7 +129,7 @@ impl Preset {
         }
     }
 
-    /// The type of most tensors.
+    /// The type that the mix gives most tensors.
     pub fn base(self) -> TensorType {
         match self {
             Self::Q4_0 => TensorType::Q4_0,
@@ -143,25 +143,25 @@ impl Preset {
     }
 }
 
-/// What the choice depends on besides the tensor.
+/// The numbers of a model that the choice of a type depends on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ModelShape {
-    /// Layers.
+    /// Number of layers.
     pub n_layer: usize,
-    /// Query heads.
+    /// Number of query heads.
     pub n_head: usize,
-    /// KV heads.
+    /// Number of key and value heads.
     pub n_head_kv: usize,
-    /// No `output.weight`: the token embedding is the output head too.
+    /// Whether the token embedding is the output head as well (the file has no `output.weight`).
     pub tied_output: bool,
 }
 
-/// What becomes of a tensor.
+/// Whether a tensor keeps its type when the model is quantized, or which one it gets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Choice {
-    /// It stays in the type it has.
+    /// The tensor keeps its type.
     Keep,
-    /// It is converted.
+    /// The tensor is converted to another type.
     To {
         /// The new type.
         ty: TensorType,
@@ -170,7 +170,7 @@ pub enum Choice {
     },
 }
 
-/// Layers that `_M` mixes give more bits: the first and the last eighth, and every third between.
+/// Whether `_M` mixes give a layer more bits: they do in the first and the last eighth, and in every third layer between.
 pub fn more_bits(layer: usize, n_layer: usize) -> bool {
     let eighth = n_layer / 8;
     layer < eighth || layer >= 7 * n_layer / 8 || (layer - eighth) % 3 == 2

@@ -42,7 +42,7 @@ impl RandomBlocks {
         Self { ty, sigma, scales }
     }
 
-    /// Fills whole blocks.
+    /// Fills `out` with random blocks of the type.
     ///
     /// # Panics
     /// If `out` is no whole number of blocks.

@@ -29,7 +29,7 @@ use super::questions::{Folder, QuestionResult, measure_questions};
 /// Tokens read before decoding with an empty cache.
 const SHORTEST_PROMPT: usize = 1;
 
-/// What to measure.
+/// What a benchmark measures, and how often.
 #[derive(Clone, Debug)]
 pub struct BenchOptions {
     /// Lengths of the prompts, in tokens.
@@ -53,9 +53,9 @@ pub struct BenchOptions {
     pub session: SessionOptions,
 }
 
-/// Told what happens.
+/// Is told what a benchmark does while it goes on.
 pub trait Progress {
-    /// A session was made; the flag stops it.
+    /// A session was made; setting the flag stops it.
     fn session(&mut self, stop: &Arc<AtomicBool>);
     /// The next run begins.
     fn run(&mut self, n_prompt: usize, mode: Mode, repetition: Option<usize>);
@@ -63,17 +63,17 @@ pub trait Progress {
     fn questions(&mut self, _n_document: usize, _repetition: Option<usize>) {}
 }
 
-/// What a run computes.
+/// Whether a run computes every token or skips some.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
     /// Every token in every layer.
     Dense,
-    /// By the schedule.
+    /// The tokens that the method leaves in each layer.
     Spts,
 }
 
 impl Mode {
-    /// For tables and messages.
+    /// The name in tables and messages.
     pub fn name(self) -> &'static str {
         match self {
             Mode::Dense => "dense",
@@ -82,21 +82,21 @@ impl Mode {
     }
 }
 
-/// Measured values, and what they come to.
+/// The values of repeated runs, with their median and extremes.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Samples {
     /// The middle value; of an even number the mean of the middle two.
     pub median: f64,
-    /// The smallest.
+    /// The smallest value.
     pub min: f64,
-    /// The largest.
+    /// The largest value.
     pub max: f64,
-    /// All of them, in the order they were taken.
+    /// All values, in the order in which they were measured.
     pub samples: Vec<f64>,
 }
 
 impl Samples {
-    /// `None` for no values.
+    /// The statistics of these values; `None` if there are none.
     pub fn new(samples: Vec<f64>) -> Option<Samples> {
         let mut sorted = samples.clone();
         sorted.sort_unstable_by(f64::total_cmp);
@@ -107,7 +107,7 @@ impl Samples {
     }
 }
 
-/// One mode at one prompt length.
+/// What was measured in one mode at one prompt length.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct ModeResult {
     /// From the call with token ids to the first sampled id, in seconds.
@@ -129,7 +129,7 @@ pub struct ModeResult {
     pub ops: Option<BTreeMap<String, f64>>,
 }
 
-/// Dense over SPTS, each run against the one beside it.
+/// How dense and SPTS compare, each run with the one measured next to it.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Ratios {
     /// TTFT, dense over SPTS: above 1, SPTS is faster.
@@ -138,22 +138,22 @@ pub struct Ratios {
     pub decode: Option<Samples>,
 }
 
-/// One prompt length.
+/// What was measured at one prompt length.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct PromptResult {
     /// Tokens of the prompt.
     pub n_prompt: usize,
-    /// Every token computed.
+    /// The dense runs: every token is computed.
     pub dense: ModeResult,
-    /// With the schedule, if there is one.
+    /// The runs by the method, if there is one.
     pub spts: Option<ModeResult>,
-    /// How the two compare.
+    /// How the two modes compare.
     pub ratios: Option<Ratios>,
     /// Questions about it as a document, if asked for.
     pub questions: Option<QuestionResult>,
 }
 
-/// All that was measured.
+/// The results of a benchmark.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Measurements {
     /// Tokens computed at a time.
@@ -269,7 +269,7 @@ impl Lane {
         progress.session(&session.interrupt_flag());
         progress.run(n_prompt, mode, None);
         let mut rng = SplitMix64(options.seed);
-        let n_vocab = model.hparams().n_vocab as u64;
+        let n_vocab = model.shape().n_vocab as u64;
         let mut ids = |n: usize| (0..n).map(|_| (rng.next() % n_vocab) as u32).collect();
         let mut lane = Lane {
             session,

@@ -58,7 +58,7 @@ pub(super) fn measure_questions(
     session.plan_answer(0);
     progress.session(&session.interrupt_flag());
     let mut rng = SplitMix64(options.seed);
-    let n_vocab = model.hparams().n_vocab as u64;
+    let n_vocab = model.shape().n_vocab as u64;
     let mut ids = |n: usize| -> Vec<u32> { (0..n).map(|_| (rng.next() % n_vocab) as u32).collect() };
     let document = ids(n_document);
     let mut prompt = || [document.clone(), ids(n_question)].concat();

@@ -26,14 +26,14 @@ use super::blocks::RandomBlocks;
 /// Bytes made at a time by a thread: small enough for its cache.
 const CHUNK: usize = 1 << 20;
 
-/// A made-up model.
+/// A model of a given shape with random weights.
 #[derive(Clone, Debug)]
 pub struct Synthetic {
-    /// Its shape.
+    /// The shape of the model.
     pub shape: Shape,
-    /// Its mix of types.
+    /// The mix of tensor types.
     pub preset: Preset,
-    /// Another seed makes other weights.
+    /// The seed of the random weights.
     pub seed: u64,
 }
 
@@ -164,9 +164,9 @@ impl Synthetic {
             ("feed_forward_length", s.n_ff),
             ("attention.head_count", s.n_head),
             ("attention.head_count_kv", s.n_head_kv),
-            ("attention.key_length", s.head_dim_k),
-            ("attention.value_length", s.head_dim_v),
-            ("rope.dimension_count", s.head_dim_k),
+            ("attention.key_length", s.head_dim),
+            ("attention.value_length", s.head_dim),
+            ("rope.dimension_count", s.head_dim),
             ("vocab_size", s.n_vocab),
         ] {
             w.set_u32(&key(suffix), value as u32)?;
@@ -211,10 +211,10 @@ impl Synthetic {
         let mut add = |name: String, shape: &[usize], fill| {
             all.push(Tensor { name, shape: shape.iter().map(|&n| n as u64).collect(), fill });
         };
-        let (q, k, v) = (s.n_head * s.head_dim_k, s.n_head_kv * s.head_dim_k, s.n_head_kv * s.head_dim_v);
+        let (q, k, v) = (s.n_head * s.head_dim, s.n_head_kv * s.head_dim, s.n_head_kv * s.head_dim);
         add("token_embd.weight".into(), &[s.n_embd, s.n_vocab], Fill::Matrix);
         if traits.rope_factor.is_some() {
-            add("rope_freqs.weight".into(), &[s.head_dim_k / 2], Fill::RopeFactors);
+            add("rope_freqs.weight".into(), &[s.head_dim / 2], Fill::RopeFactors);
         }
         for l in 0..s.n_layer {
             let name = |base: &str| format!("blk.{l}.{base}");
@@ -225,10 +225,10 @@ impl Synthetic {
                     add(name(&format!("{part}.bias")), &[n_out], Fill::Bias);
                 }
             }
-            add(name("attn_output.weight"), &[s.n_head * s.head_dim_v, s.n_embd], Fill::Matrix);
+            add(name("attn_output.weight"), &[s.n_head * s.head_dim, s.n_embd], Fill::Matrix);
             if s.arch == "gemma3" {
                 for base in ["attn_q_norm.weight", "attn_k_norm.weight"] {
-                    add(name(base), &[s.head_dim_k], Fill::Norm);
+                    add(name(base), &[s.head_dim], Fill::Norm);
                 }
                 for base in ["post_attention_norm.weight", "post_ffw_norm.weight"] {
                     add(name(base), &[s.n_embd], Fill::Norm);

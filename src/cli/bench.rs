@@ -113,8 +113,11 @@ pub fn bench(args: &BenchArgs) -> Result<String, Failure> {
         Some(rival) => Some(rival.method()),
         None => schedule.clone().map(|schedule| Arc::new(Spts { schedule, reach }) as Arc<dyn Method>),
     };
-    let mut session = session_options(args, sidecar.flatten());
-    session.draft = args.spts.open_draft(&args.device)?;
+    let session = SessionOptions {
+        sidecar: sidecar.flatten(),
+        draft: args.spts.open_draft(&args.device)?,
+        ..args.memory.session_options(&args.device)
+    };
     let options = BenchOptions {
         prompts: args.prompts.iter().map(|&n| n as usize).collect(),
         n_decode: args.n_gen as usize,
@@ -189,17 +192,6 @@ fn skipping(args: &BenchArgs, model: &Model) -> Result<Option<WithProxies>, Fail
 
 fn reach(args: &BenchArgs) -> Reach {
     if args.at_any_length { Reach::AnyLength } else { Reach::AboveFirstBudget }
-}
-
-fn session_options(args: &BenchArgs, sidecar: Option<Arc<Sidecar>>) -> SessionOptions {
-    SessionOptions {
-        n_ubatch: args.memory.n_ubatch(),
-        n_threads: args.device.threads.map(usize::from),
-        cache_type_k: args.memory.cache_type_k.library(),
-        cache_type_v: args.memory.cache_type_v.library(),
-        sidecar,
-        ..SessionOptions::default()
-    }
 }
 
 /// The proxies: those of `--sidecar`, those beside the model, random ones for a model without a file, or none.
@@ -305,7 +297,7 @@ fn model_report(args: &BenchArgs, model: &Model) -> ModelReport {
         file: gguf.path().display().to_string(),
         synthetic: args.synthetic.is_some(),
         arch: model.hparams().arch.name(),
-        n_layer: model.hparams().n_layer,
+        n_layer: model.shape().n_layer,
         n_params: gguf.tensors().map(|t| t.n_elements()).sum(),
         bytes: gguf.tensors().map(|t| t.nbytes).sum(),
         main_type: by_type.iter().max_by_key(|(_, n)| *n).map_or("", |(name, _)| name),

@@ -7,12 +7,14 @@ mod proxies;
 pub(super) mod tables;
 pub(super) mod tasks;
 
+use std::io::Write;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clap::{Args, Subcommand};
 use spts::method::spts::schedule::Schedule;
+use spts::output_file::OutputFile;
 use spts::session::prefill::PrefillProgress;
 use spts::{Model, Session, SessionOptions};
 
@@ -61,9 +63,9 @@ struct TextArgs {
     device: DeviceArgs,
 }
 
-/// The text that `eval` prints.
+/// Measures, and returns the text that `eval` prints.
 pub fn eval(args: &EvalArgs) -> Result<String, Failure> {
-    // There is nothing to clean up: Ctrl-C ends the process.
+    // Nothing but a plot that is not finished is cleaned up: Ctrl-C ends the process.
     interrupt::install()?;
     let (json, (object, table)) = match &args.what {
         What::Tasks(a) => return tasks::run(a),
@@ -74,19 +76,18 @@ pub fn eval(args: &EvalArgs) -> Result<String, Failure> {
     Ok(if json { format!("{object}\n") } else { table })
 }
 
-/// Writes an SVG file.
-fn write_plot(path: &Path, svg: &str) -> Result<(), Failure> {
-    std::fs::write(path, svg).map_err(|e| unwritable(path, &e))
+/// Creates the file of a plot before the work that it shows. `inputs` are the files that the command reads, besides those of its
+/// configurations.
+fn create_plot(path: &Path, inputs: &[&Path], configs: &[Configuration]) -> Result<OutputFile, Failure> {
+    let inputs: Vec<&Path> = inputs.iter().copied().chain(configs.iter().flat_map(|c| c.spts.files())).collect();
+    Ok(OutputFile::create(path, &inputs)?)
 }
 
-/// Whether a file can be written; one that is there stays as it is.
-fn check_writable(path: &Path) -> Result<(), Failure> {
-    let opened = std::fs::File::options().append(true).create(true).open(path);
-    opened.map(drop).map_err(|e| unwritable(path, &e))
-}
-
-fn unwritable(path: &Path, e: &std::io::Error) -> Failure {
-    Failure::Failed(format!("{}: cannot write: {e}", path.display()))
+/// Writes a plot, which takes its name when it is complete.
+fn write_plot(mut out: OutputFile, svg: &str) -> Result<(), Failure> {
+    let written = out.write_all(svg.as_bytes());
+    written.map_err(|e| Failure::Failed(format!("{}: cannot write: {e}", out.path().display())))?;
+    Ok(out.finish()?)
 }
 
 /// The model and the text's tokens.

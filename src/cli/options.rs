@@ -15,7 +15,7 @@ use spts::model::shape::Shape;
 use spts::model::weights::LoadProgress;
 use spts::session::sampler::SamplerParams;
 use spts::session::sequence::CacheType;
-use spts::{Model, ModelOptions, runtime};
+use spts::{Model, ModelOptions, SessionOptions, runtime};
 
 /// Which device computes which layers.
 #[derive(Args, Clone, Debug)]
@@ -157,6 +157,29 @@ impl MemoryArgs {
     pub fn n_ubatch(&self) -> Option<usize> {
         [self.ubatch_size, self.batch_size].into_iter().flatten().min().map(|n| n as usize)
     }
+
+    /// What these flags and the threads say of a session; the rest is as it is by default.
+    pub fn session_options(&self, device: &DeviceArgs) -> SessionOptions {
+        SessionOptions {
+            n_ubatch: self.n_ubatch(),
+            n_threads: device.threads.map(usize::from),
+            cache_type_k: self.cache_type_k.library(),
+            cache_type_v: self.cache_type_v.library(),
+            ..SessionOptions::default()
+        }
+    }
+
+    /// The tile, the types of the cache and the threads in words, as files of results hold them: results compare only under the same.
+    pub fn settings(&self, device: &DeviceArgs) -> String {
+        let or_default = |n: Option<usize>| n.map_or("default".into(), |n| n.to_string());
+        format!(
+            "tile {}, cache {:?}/{:?}, threads {}",
+            or_default(self.n_ubatch()),
+            self.cache_type_k,
+            self.cache_type_v,
+            or_default(device.threads.map(usize::from))
+        )
+    }
 }
 
 /// How the next token is chosen.
@@ -272,7 +295,7 @@ pub struct SptsArgs {
     /// File of estimates, for --proxy [default: MODEL.spts.gguf beside the model, else made from the prompt and kept in the cache folder]
     #[arg(long, value_name = "FILE")]
     pub sidecar: Option<PathBuf>,
-    /// Never drop a token for good
+    /// For ablations: never drop a token for good
     #[arg(long)]
     pub no_prune: bool,
     /// Compute attention for all candidates
@@ -523,6 +546,30 @@ mod tests {
         ] {
             assert_eq!(schedule(args).unwrap().unwrap().use_proxy, uses, "{args:?}");
         }
+    }
+
+    #[test]
+    fn memory_and_threads_of_a_session() {
+        use clap::Parser as _;
+
+        #[derive(clap::Parser)]
+        struct Flags {
+            #[command(flatten)]
+            memory: MemoryArgs,
+            #[command(flatten)]
+            device: DeviceArgs,
+        }
+        let of = |flags: &[&str]| {
+            let Flags { memory, device } = Flags::parse_from([&["x"], flags].concat());
+            (memory.session_options(&device), memory.settings(&device))
+        };
+        let (options, settings) = of(&["--ubatch-size", "256", "--cache-type-v", "q8_0", "--threads", "3"]);
+        assert_eq!((options.n_ubatch, options.n_threads), (Some(256), Some(3)));
+        assert_eq!((options.cache_type_k, options.cache_type_v), (CacheType::F16, CacheType::Q8_0));
+        assert_eq!(settings, "tile 256, cache F16/Q8_0, threads 3");
+        let (options, settings) = of(&[]);
+        assert_eq!((options.n_ubatch, options.n_threads), (None, None));
+        assert_eq!(settings, "tile default, cache F16/F16, threads default");
     }
 
     #[test]

@@ -135,7 +135,7 @@ impl Runner<'_> {
     pub fn report(&self, generation: &Generation, text: String) -> RunReport {
         let prefill = &generation.prefill;
         let dense = prefill.layers.is_empty();
-        let n_layer = self.session.model().hparams().n_layer;
+        let n_layer = self.session.model().shape().n_layer;
         let layers = match dense {
             true => vec![(prefill.n_tokens, prefill.n_tokens, prefill.n_tokens); n_layer],
             false => prefill.layers.iter().map(|l| (l.candidates, l.active_attn, l.active_ffn)).collect(),
@@ -152,7 +152,8 @@ impl Runner<'_> {
                 StopReason::ContextFull => Stop::Context,
                 StopReason::Interrupted => Stop::Interrupted,
                 StopReason::Failed => Stop::Failed,
-                StopReason::Length | StopReason::Caller => Stop::Length,
+                // Nothing but the number of tokens is left: this program's callback ends no answer.
+                _ => Stop::Length,
             },
             load_s: self.load.as_secs_f64(),
             ttft_s: (!generation.tokens.is_empty()).then_some(generation.ttft),

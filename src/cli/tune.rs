@@ -159,15 +159,7 @@ pub fn tune(args: &TuneArgs) -> Result<String, Failure> {
     let settings = |c: Option<&Candidate>| settings(args, c.map(|c| &c.schedule));
     let journal = journal(&out);
     let known = open_journal(&journal, &header, &all, &settings)?;
-    let options = SessionOptions {
-        n_ctx: args.n_ctx(),
-        n_ubatch: args.memory.n_ubatch(),
-        n_threads: args.n_threads(),
-        cache_type_k: args.memory.cache_type_k.library(),
-        cache_type_v: args.memory.cache_type_v.library(),
-        sidecar,
-        ..SessionOptions::default()
-    };
+    let options = SessionOptions { n_ctx: args.n_ctx(), sidecar, ..args.memory.session_options(&args.device) };
     let session = Session::new(model.clone(), options)?;
     interrupt::stops(&session.interrupt_flag());
     note(&format!(
@@ -274,15 +266,8 @@ fn open_journal(
 
 /// Everything that an answer and its time depend on, besides model, prompt and device.
 fn settings(args: &TuneArgs, schedule: Option<&Schedule>) -> String {
-    let or_default = |n: Option<usize>| n.map_or("default".into(), |n| n.to_string());
-    format!(
-        "{}; tile {}, cache {:?}/{:?}, threads {}",
-        schedule.map_or(DENSE.into(), |s| format!("{s:?}")),
-        or_default(args.memory.n_ubatch()),
-        args.memory.cache_type_k,
-        args.memory.cache_type_v,
-        or_default(args.n_threads())
-    )
+    let schedule = schedule.map_or(DENSE.into(), |s| format!("{s:?}"));
+    format!("{schedule}; {}", args.memory.settings(&args.device))
 }
 
 /// The base with the proxies that it needs, which its variants share.

@@ -55,7 +55,7 @@ impl<'m> Target<'m> {
 
     /// Whether all devices keep rows of the residual stream normalised in 16 bits beside it.
     pub(super) fn normalizes_in_16_bits(&self) -> bool {
-        self.kernels.iter().all(|k| k.rows_of(self.file.hparams().n_embd))
+        self.kernels.iter().all(|k| k.rows_of(self.file.shape().n_embd))
     }
 
     /// Whether all devices multiply 16-bit rows in this product, of so many rows in all.

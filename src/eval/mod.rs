@@ -18,6 +18,7 @@ pub mod tasks;
 
 /// Why something cannot be measured.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum EvalError {
     /// The text is shorter than the prompt that is to be made of it.
     #[error(

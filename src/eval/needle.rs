@@ -43,7 +43,7 @@ pub const ANSWER_TOKENS: usize = 14;
 /// Tokens looked through for the end of a sentence, where a needle goes in.
 const SENTENCE: usize = 128;
 
-/// Which prompts to make.
+/// A set of prompts with hidden numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NeedleTask {
     /// Tokens of every prompt, exactly.
@@ -59,18 +59,18 @@ pub struct NeedleTask {
 pub struct NeedlePrompt {
     /// Token ids.
     pub tokens: Vec<u32>,
-    /// The number.
+    /// The number that the answer should be.
     pub expected: String,
     /// Where the needle lies, from 0 (the text's start) to 1.
     pub depth: f64,
 }
 
-/// What followed.
+/// The answer to a [`NeedlePrompt`].
 #[derive(Clone, Debug, PartialEq)]
 pub struct NeedleAnswer {
     /// Text generated.
     pub text: String,
-    /// It begins with the number.
+    /// Whether the text begins with the expected number.
     pub correct: bool,
     /// Share of the dense cache's entries that were kept.
     pub cache_kept: f64,

@@ -159,7 +159,7 @@ pub struct HeatMap {
     pub shares: Vec<Vec<Option<f64>>>,
 }
 
-/// Heat maps side by side, in rows of three.
+/// Heat maps side by side, in rows of three, with a legend of the colours below them.
 pub fn heat_maps(title: &str, x: &str, y: &str, maps: &[HeatMap]) -> String {
     const ACROSS: usize = 3;
     let cell = (46.0, 22.0);
@@ -170,7 +170,9 @@ pub fn heat_maps(title: &str, x: &str, y: &str, maps: &[HeatMap]) -> String {
     let across = maps.len().clamp(1, ACROSS);
     let down = maps.len().div_ceil(across);
     let width = (across as f64 * panel.0 + 40.0).max(title_width(title));
-    let mut out = open(width, down as f64 * panel.1 + 48.0, title);
+    let bottom = down as f64 * panel.1 + 56.0;
+    let mut out = open(width, bottom + 32.0, title);
+    legend(&mut out, 76.0, bottom);
     for (i, map) in maps.iter().enumerate() {
         let (left, top) = ((i % across) as f64 * panel.0 + 76.0, (i / across) as f64 * panel.1 + 72.0);
         let _ = write!(out, "<text x=\"{left:.1}\" y=\"{:.1}\">{}</text>", top - 10.0, escaped(&map.title));
@@ -219,6 +221,23 @@ pub fn heat_maps(title: &str, x: &str, y: &str, maps: &[HeatMap]) -> String {
         );
     }
     out + "</svg>\n"
+}
+
+/// The colours of the shares from none to all, with its left end and its upper edge.
+fn legend(out: &mut String, left: f64, top: f64) {
+    let (width, height) = (120.0, 10.0);
+    let middle = top + height - 1.0;
+    let _ = write!(
+        out,
+        "<defs><linearGradient id=\"shares\"><stop offset=\"0\" stop-color=\"{}\"/><stop offset=\"1\" stop-color=\"{}\"/>\
+         </linearGradient></defs><rect x=\"{left:.1}\" y=\"{top:.1}\" width=\"{width}\" height=\"{height}\" fill=\"url(#shares)\"/>\
+         <text class=\"s\" x=\"{:.1}\" y=\"{middle:.1}\" text-anchor=\"end\">0 %</text>\
+         <text class=\"s\" x=\"{:.1}\" y=\"{middle:.1}\">100 %</text>",
+        colour(0.0),
+        colour(1.0),
+        left - 6.0,
+        left + width + 6.0
+    );
 }
 
 /// From orange (nothing) to blue (all), dark enough for white numbers, and told apart by colour-blind readers.
@@ -304,16 +323,82 @@ mod tests {
         assert!(!score_against_speed_up("", &[]).contains("NaN"));
     }
 
-    #[test]
-    fn a_heat_map_has_a_cell_for_each_share() {
-        let map = HeatMap {
-            title: "dense".into(),
+    /// Fails unless every element is closed in its place, every attribute quoted, and no text taken for markup.
+    fn assert_well_formed(svg: &str) {
+        let mut open: Vec<&str> = Vec::new();
+        let mut rest = svg.trim_end();
+        while let Some(tag) = rest.strip_prefix('<') {
+            let (tag, behind) = tag.split_once('>').expect("the tag ends");
+            if let Some(name) = tag.strip_prefix('/') {
+                assert_eq!(open.pop(), Some(name));
+            } else {
+                let name = tag.split([' ', '/']).next().unwrap_or_default();
+                let quoted: Vec<&str> = tag.strip_suffix('/').unwrap_or(tag).split('"').collect();
+                assert!(quoted.len() % 2 == 1, "quotes: {tag}");
+                assert!(quoted.iter().step_by(2).skip(1).all(|s| s.is_empty() || s.starts_with(' ')), "attributes: {tag}");
+                assert!(!tag.contains('<'), "{tag}");
+                if !tag.ends_with('/') {
+                    open.push(name);
+                }
+            }
+            let (text, next) = behind.split_at(behind.find('<').unwrap_or(behind.len()));
+            let entities = ["&amp;", "&lt;", "&gt;", "&quot;"];
+            assert!(text.match_indices('&').all(|(i, _)| entities.iter().any(|e| text[i..].starts_with(e))), "{text}");
+            assert!(!text.contains('>') && !text.chars().any(char::is_control), "{text:?}");
+            rest = next;
+        }
+        assert!(rest.is_empty() && open.is_empty(), "left: {rest:?}, open: {open:?}");
+    }
+
+    fn map(title: &str) -> HeatMap {
+        HeatMap {
+            title: title.into(),
             columns: vec!["4K".into(), "8K".into()],
             rows: vec!["10 %".into(), "50 %".into()],
             shares: vec![vec![Some(1.0), Some(0.0)], vec![None, Some(0.5)]],
-        };
-        let svg = heat_maps("needles", "tokens", "depth", &[map]);
+        }
+    }
+
+    #[test]
+    fn a_heat_map_has_a_cell_for_each_share() {
+        let svg = heat_maps("needles", "tokens", "depth", &[map("dense")]);
+        assert_well_formed(&svg);
         assert_eq!(svg.matches("fill=\"#").count(), 3);
-        assert!(svg.contains(&colour(0.0)) && svg.contains(&colour(1.0)) && svg.contains(">50</text>"));
+        for text in ["0", "50", "100", "dense", "tokens", "depth", "4K", "8K", "10 %", "50 %", "0 %", "100 %"] {
+            assert!(svg.contains(&format!(">{text}</text>")), "{text}: {svg}");
+        }
+        let filled = |share: f64| format!("fill=\"{}\"", colour(share));
+        assert!([0.0, 0.5, 1.0].into_iter().all(|share| svg.matches(&filled(share)).count() == 1), "{svg}");
+    }
+
+    #[test]
+    fn every_configuration_has_a_heat_map_within_the_image() {
+        let maps = ["a", "b", "c", "d"].map(map);
+        let svg = heat_maps("t", "x", "y", &maps);
+        assert_well_formed(&svg);
+        assert_eq!(svg.matches("fill=\"#").count(), 4 * 3);
+        let number = |text: &str, key: &str| {
+            let value = text.split_once(&format!("{key}=\"")).and_then(|(_, rest)| rest.split('"').next());
+            value.and_then(|v| v.parse::<f64>().ok()).expect("a number")
+        };
+        let (width, height) = (number(&svg, " width"), number(&svg, " height"));
+        let cells: Vec<[f64; 2]> =
+            svg.split("<rect ").skip(2).map(|cell| [number(cell, "x"), number(cell, "y")]).collect();
+        assert_eq!(cells.len(), 1 + 4 * 3, "the legend and the cells");
+        for (i, [x, y]) in cells.iter().enumerate() {
+            assert!((0.0..width - 45.0).contains(x) && (40.0..height - 10.0).contains(y), "{x} {y}");
+            assert!(!cells[..i].contains(&[*x, *y]), "one on the other: {x} {y}");
+        }
+        assert_well_formed(&heat_maps("", "", "", &[]));
+    }
+
+    #[test]
+    fn texts_are_no_markup() {
+        let odd = "a<b & \"c\">\u{1}";
+        let map = HeatMap { columns: vec![odd.into(); 2], rows: vec![odd.into(); 2], ..map(odd) };
+        let svg = heat_maps(odd, odd, odd, &[map]);
+        assert_well_formed(&svg);
+        assert_eq!(svg.matches("a&lt;b &amp; &quot;c&quot;&gt;<").count(), 2 + 1 + 2 + 2 + 2);
+        assert_well_formed(&score_against_speed_up(odd, &[point(odd, 1.0, 0.5), point("plain", 2.0, 0.4)]));
     }
 }

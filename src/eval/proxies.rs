@@ -46,7 +46,7 @@ pub fn proxy_quality(
     share: f64,
     progress: &mut dyn FnMut(PrefillProgress) -> ControlFlow<()>,
 ) -> Result<Vec<LayerQuality>> {
-    let n_embd = session.model().hparams().n_embd;
+    let n_embd = session.model().shape().n_embd;
     let taps = [Tap::ProbeScores, Tap::ProxyNorm, Tap::FfnOutput];
     let mut states: Vec<States> = layers.iter().map(|&il| States { il, ..States::default() }).collect();
     session.clear();

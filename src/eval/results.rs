@@ -10,6 +10,8 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::tasks::{Task, TaskAnswer};
+
 /// What the first line calls this kind of file.
 const FORMAT: &str = "spts-eval-tasks-1";
 
@@ -18,6 +20,7 @@ const START: &str = "{\"format\":";
 
 /// Why results cannot be read or kept.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum ResultsError {
     /// Opening, reading or writing failed.
     #[error("{}: cannot {what} results: {reason}", path.display())]
@@ -77,13 +80,13 @@ pub struct Header {
 }
 
 impl Header {
-    /// Of a run.
+    /// The header of a new file of results.
     pub fn new(model: String, fingerprint: String, data_hash: u64, device: String, program: String) -> Header {
         Header { format: FORMAT.into(), model, fingerprint, data: format!("{data_hash:016x}"), device, program }
     }
 }
 
-/// One answer.
+/// The result of one prompt under one configuration: a line of the file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ResultLine {
     /// Line of the prompt in the data, from 1.
@@ -120,6 +123,28 @@ pub struct ResultLine {
     pub beside_dense: Option<BesideDense>,
 }
 
+impl ResultLine {
+    /// An answer to a prompt of `n_tokens` tokens, without its text and with nothing beside it.
+    pub fn new(task: &Task, n_tokens: usize, config: &str, settings: String, answer: &TaskAnswer) -> ResultLine {
+        ResultLine {
+            line: task.line,
+            id: task.id.clone(),
+            hash: format!("{:016x}", task.hash),
+            task: task.task.clone(),
+            length: task.length,
+            n_tokens,
+            config: config.to_owned(),
+            settings,
+            score: answer.score,
+            ttft_s: answer.ttft_s,
+            cache_kept: answer.cache_kept,
+            n_generated: answer.n_generated,
+            text: None,
+            beside_dense: None,
+        }
+    }
+}
+
 /// A configuration beside dense, one directly after the other: the times of another day say little about these.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct BesideDense {
@@ -139,12 +164,12 @@ pub struct Nearness {
     pub kl: f64,
 }
 
-/// A file's content.
+/// All that a file of results holds.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Results {
     /// The first line.
     pub header: Header,
-    /// The others.
+    /// The results, a line each.
     pub lines: Vec<ResultLine>,
 }
 
@@ -259,7 +284,7 @@ impl ResultsWriter {
         Ok((writer, lines))
     }
 
-    /// Adds an answer.
+    /// Appends a result to the file.
     ///
     /// # Errors
     /// The file cannot be written.

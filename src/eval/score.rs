@@ -24,7 +24,7 @@ impl Metric {
         Metric::NAMES.iter().find(|(n, _)| *n == name).map(|(_, metric)| *metric)
     }
 
-    /// Its name in data files.
+    /// The metric's name in data files.
     pub fn name(self) -> &'static str {
         Metric::NAMES.iter().find(|(_, m)| *m == self).map_or("", |(name, _)| name)
     }

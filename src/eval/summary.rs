@@ -26,7 +26,7 @@ pub struct Summary {
     pub configs: Vec<ConfigSummary>,
 }
 
-/// One configuration.
+/// The results of one configuration.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct ConfigSummary {
     /// Its name.

@@ -17,6 +17,7 @@ use crate::{Result, Session};
 
 /// A line that is no task, or a file without any.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum TaskDataError {
     /// What is wrong with a line.
     #[error("{origin}: line {line}: {what}")]
@@ -67,16 +68,16 @@ pub struct Task {
     pub n_predict: usize,
     /// Length that the prompt was made for, in tokens; prompts are reported by it.
     pub length: Option<usize>,
-    /// Of the line, 64-bit FNV-1a.
+    /// The 64-bit FNV-1a hash of the line.
     pub hash: u64,
 }
 
-/// The prompts of a file.
+/// The prompts that a file of data holds.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TaskData {
-    /// In the order of the file.
+    /// The prompts, in the order of the file.
     pub tasks: Vec<Task>,
-    /// Of all lines, 64-bit FNV-1a.
+    /// The 64-bit FNV-1a hash of all lines.
     pub hash: u64,
 }
 
@@ -176,7 +177,7 @@ fn task(number: usize, line: &str) -> std::result::Result<Task, String> {
     })
 }
 
-/// What a session answered.
+/// The answer of a session to a [`Task`], with its score.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TaskAnswer {
     /// Text generated.

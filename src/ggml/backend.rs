@@ -65,7 +65,7 @@ pub fn why_no_cuda() -> Option<&'static str> {
     None
 }
 
-/// See [`crate::runtime::overlap_launches`].
+/// Lets kernels begin before those in front of them end, or no longer; the `runtime` room has the public call.
 pub(crate) fn overlap_launches(overlap: bool) {
     // SAFETY: changes a value of its own, which ggml reads when it launches its first kernel.
     #[cfg(feature = "cuda")]
@@ -76,7 +76,7 @@ pub(crate) fn overlap_launches(overlap: bool) {
     let _ = overlap;
 }
 
-/// See [`crate::runtime::set_integer_rows`].
+/// Sets up to how many rows products of quantized weights use integer kernels; the `runtime` room has the public call.
 pub(crate) fn set_integer_rows(rows: usize) {
     // SAFETY: a plain number.
     #[cfg(feature = "cuda")]

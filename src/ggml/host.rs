@@ -22,7 +22,7 @@ unsafe impl Send for HostF32 {}
 unsafe impl Sync for HostF32 {}
 
 impl HostF32 {
-    /// What was read.
+    /// The floats that were read last.
     pub fn as_slice(&self) -> &[f32] {
         match self.buffer {
             // SAFETY: the buffer holds `capacity >= len` floats, aligned, all of them written by `read`.

@@ -8,7 +8,7 @@ use ggml_sys as sys;
 use super::ops::Ops;
 use super::{Tensor, type_id};
 use crate::gguf::GgmlType;
-use crate::graph::ir::{Activation, Heads, Join, Rope, RopeLayout};
+use crate::attributes::{Activation, Heads, Join, Rope, RopeLayout};
 
 /// What a device's kernels take, ggml's and ours: the one place that knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

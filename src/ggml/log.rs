@@ -9,6 +9,7 @@ use ggml_sys as sys;
 /// Which messages of ggml reach stderr.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
+#[non_exhaustive]
 pub enum Level {
     /// None.
     Silent = 0,

@@ -24,6 +24,7 @@ use crate::gguf::GgmlType;
 
 /// A failure of a ggml call.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum GgmlError {
     /// A buffer could not be had.
     #[error(

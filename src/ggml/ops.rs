@@ -11,7 +11,7 @@ use ggml_sys as sys;
 
 use super::{Tensor, type_id};
 use crate::gguf::GgmlType;
-use crate::graph::ir::{Activation, Rope, RopeLayout};
+use crate::attributes::{Activation, Rope, RopeLayout};
 
 /// A graph under construction, with the metadata of its tensors.
 pub struct Ops {
@@ -107,7 +107,7 @@ impl Ops {
         unsafe { Tensor::from_raw(t) }
     }
 
-    /// Operations so far.
+    /// Number of operations in the graph so far.
     pub fn n_nodes(&self) -> usize {
         // SAFETY: live graph.
         unsafe { sys::ggml_graph_n_nodes(self.raw_graph()) as usize }

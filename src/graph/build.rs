@@ -22,7 +22,7 @@ impl Builder {
         self.layer = layer;
     }
 
-    /// Nodes so far.
+    /// The nodes that were added so far.
     pub fn nodes(&self) -> &[Node] {
         &self.nodes
     }

@@ -17,7 +17,7 @@ pub struct Rewrite<'g> {
 }
 
 impl<'g> Rewrite<'g> {
-    /// Nothing copied yet.
+    /// A rewrite of `old` that has copied nothing yet.
     pub fn new(old: &'g Graph) -> Self {
         Self { old, b: Builder::new(), map: HashMap::new(), next: 0 }
     }

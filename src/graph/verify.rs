@@ -18,6 +18,7 @@ use super::ir::*;
 /// What is wrong with a graph: a bug in an architecture or a pass, never in a file.
 #[derive(Debug, thiserror::Error, PartialEq)]
 #[error("graph node {node} ({op}, {name}): {what}")]
+#[non_exhaustive]
 pub struct VerifyError {
     /// The node.
     pub node: NodeId,

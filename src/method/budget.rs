@@ -1,7 +1,7 @@
 //! Budgets: how many tokens each layer of a prompt works on. Every method says so before anything runs; `plan` counts them, and
 //! rewrites build them into the graph.
 
-/// What one layer computes.
+/// How many tokens one layer computes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LayerBudget {
     /// Tokens still in the network at the layer's input.
@@ -42,7 +42,7 @@ pub struct Held {
 }
 
 impl Held {
-    /// Both together.
+    /// Number of first and last tokens together.
     pub fn count(self) -> usize {
         self.first + self.last
     }

@@ -28,7 +28,7 @@ pub struct Search {
     pub positions: Positions,
 }
 
-/// Which layers score.
+/// The layers whose attention scores the tokens of the prompt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reader {
     /// This layer of the model itself, which is read up to its keys.

@@ -25,6 +25,7 @@ use spts::schedule::ScheduleError;
 
 /// Why a method cannot read a prompt with a model.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[non_exhaustive]
 pub enum MethodError {
     /// A schedule that does not fit.
     #[error(transparent)]

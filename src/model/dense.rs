@@ -50,19 +50,19 @@ pub struct Qkv {
 impl Qkv {
     /// Looks up `attn_q`, `attn_k` and `attn_v`, or `attn_qkv`, whose bias may be one or three.
     pub fn load(hp: &HParams, table: &mut WeightTable) -> Result<Self, ModelError> {
-        let (n_q, n_kv) = (hp.n_head * hp.head_dim, hp.n_embd_kv());
+        let (n_q, n_kv) = (hp.shape.n_head * hp.shape.head_dim, hp.shape.n_embd_kv());
         if !table.has("attn_qkv.weight") {
             return Ok(Self {
-                q: table.biased_projection("attn_q", hp.n_embd, n_q)?,
-                k: table.biased_projection("attn_k", hp.n_embd, n_kv)?,
-                v: table.biased_projection("attn_v", hp.n_embd, n_kv)?,
+                q: table.biased_projection("attn_q", hp.shape.n_embd, n_q)?,
+                k: table.biased_projection("attn_k", hp.shape.n_embd, n_kv)?,
+                v: table.biased_projection("attn_v", hp.shape.n_embd, n_kv)?,
             });
         }
         let n_all = n_q + 2 * n_kv;
         let scale = table.scale("attn_qkv")?;
         let mut part = |rows: Range<usize>, base: &str| -> Result<Projection, ModelError> {
             let (n_out, bias_name) = (rows.len(), format!("{base}.bias"));
-            let weight = table.part("attn_qkv.weight", hp.n_embd, n_all, rows.clone(), &format!("{base}.weight"))?;
+            let weight = table.part("attn_qkv.weight", hp.shape.n_embd, n_all, rows.clone(), &format!("{base}.weight"))?;
             let bias = match table.has("attn_qkv.bias") {
                 true => Some(table.vector_part("attn_qkv.bias", n_all, rows, &bias_name)?),
                 false => table.optional_vector(&bias_name, n_out)?,
@@ -115,22 +115,22 @@ impl Embedding {
     /// Looks up the weights; a file without `output.weight` ties the head to the embedding.
     pub fn load(hp: &HParams, table: &mut WeightTable) -> Result<Self, ModelError> {
         table.set_layer(None);
-        let token_embd = table.matrix("token_embd.weight", hp.n_embd, hp.n_vocab, Role::Embedding)?;
-        let output_norm = table.vector("output_norm.weight", hp.n_embd)?;
+        let token_embd = table.matrix("token_embd.weight", hp.shape.n_embd, hp.shape.n_vocab, Role::Embedding)?;
+        let output_norm = table.vector("output_norm.weight", hp.shape.n_embd)?;
         let output = if table.has("output.weight") {
             match hp.arch {
-                Arch::Qwen2 => table.biased_projection("output", hp.n_embd, hp.n_vocab)?,
-                _ => table.projection("output", hp.n_embd, hp.n_vocab)?,
+                Arch::Qwen2 => table.biased_projection("output", hp.shape.n_embd, hp.shape.n_vocab)?,
+                _ => table.projection("output", hp.shape.n_embd, hp.shape.n_vocab)?,
             }
         } else {
-            Projection { weight: token_embd, scale: None, bias: None, n_out: hp.n_vocab }
+            Projection { weight: token_embd, scale: None, bias: None, n_out: hp.shape.n_vocab }
         };
         Ok(Self { token_embd, output_norm, output })
     }
 
-    /// `-> [n_embd, n]`
+    /// Adds the embedding of the tokens, times `scale`: `-> [n_embd, n]`.
     pub fn embed(&self, b: &mut Builder, hp: &HParams, scale: f32, tokens: NodeId) -> NodeId {
-        b.embed(self.token_embd, hp.n_embd, scale, tokens)
+        b.embed(self.token_embd, hp.shape.n_embd, scale, tokens)
     }
 
     /// Norm and head on the last token: closes the graph.
@@ -163,16 +163,16 @@ pub struct Ffn {
 impl Ffn {
     /// Looks up `ffn_norm`, `ffn_gate`, `ffn_up` and `ffn_down`; in Llama they may have biases, in Gemma 3 there is `post_ffw_norm`.
     pub fn load(hp: &HParams, table: &mut WeightTable, act: Activation) -> Result<Self, ModelError> {
-        let norm = table.vector("ffn_norm.weight", hp.n_embd)?;
+        let norm = table.vector("ffn_norm.weight", hp.shape.n_embd)?;
         let mut projection = |base: &str, n_in: usize, n_out: usize| match hp.arch {
             Arch::Llama => table.biased_projection(base, n_in, n_out),
             _ => table.projection(base, n_in, n_out),
         };
-        let gate = projection("ffn_gate", hp.n_embd, hp.n_ff)?;
-        let up = projection("ffn_up", hp.n_embd, hp.n_ff)?;
-        let down = projection("ffn_down", hp.n_ff, hp.n_embd)?;
+        let gate = projection("ffn_gate", hp.shape.n_embd, hp.shape.n_ff)?;
+        let up = projection("ffn_up", hp.shape.n_embd, hp.shape.n_ff)?;
+        let down = projection("ffn_down", hp.shape.n_ff, hp.shape.n_embd)?;
         let post_norm = match hp.arch {
-            Arch::Gemma3 => Some(table.vector("post_ffw_norm.weight", hp.n_embd)?),
+            Arch::Gemma3 => Some(table.vector("post_ffw_norm.weight", hp.shape.n_embd)?),
             _ => None,
         };
         Ok(Self { norm, gate, up, down, post_norm, act })
@@ -180,7 +180,7 @@ impl Ffn {
 
     /// As [`Ffn::load`], where gate and up are the two halves of `ffn_up` (Phi-3).
     pub fn load_fused(hp: &HParams, table: &mut WeightTable, act: Activation) -> Result<Self, ModelError> {
-        let (d, f) = (hp.n_embd, hp.n_ff);
+        let (d, f) = (hp.shape.n_embd, hp.shape.n_ff);
         let gate = table.part("ffn_up.weight", d, 2 * f, 0..f, "ffn_gate.weight")?;
         let up = table.part("ffn_up.weight", d, 2 * f, f..2 * f, "ffn_up.weight")?;
         let scale = table.scale("ffn_up")?;

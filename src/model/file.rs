@@ -20,7 +20,6 @@ use super::table::{Weight, WeightTable};
 pub struct ModelFile {
     gguf: Arc<Gguf>,
     hparams: HParams,
-    shape: Shape,
     tokenizer: Tokenizer,
     chat_template: ChatTemplate,
     architecture: Box<dyn Architecture>,
@@ -50,12 +49,11 @@ impl ModelFile {
         let (weights, unused) = table.finish(hparams.arch)?;
         let tokenizer = Tokenizer::from_gguf(&gguf)?;
         let chat_template = ChatTemplate::from_gguf(&gguf, &tokenizer).map_err(|e| e.in_file(gguf.path()))?;
-        let shape = Shape::of(&gguf, &hparams);
         let is_locked = false;
-        Ok(ModelFile { gguf, hparams, shape, tokenizer, chat_template, architecture, weights, unused, is_locked })
+        Ok(ModelFile { gguf, hparams, tokenizer, chat_template, architecture, weights, unused, is_locked })
     }
 
-    /// The file.
+    /// The GGUF file of the model.
     pub fn gguf(&self) -> &Arc<Gguf> {
         &self.gguf
     }
@@ -67,7 +65,7 @@ impl ModelFile {
 
     /// The numbers that decide what a prompt costs, and which schedule is chosen.
     pub fn shape(&self) -> &Shape {
-        &self.shape
+        &self.hparams.shape
     }
 
     /// Tokenizer.
@@ -138,6 +136,6 @@ impl ModelFile {
 
 impl fmt::Debug for ModelFile {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ModelFile").field("path", &self.gguf.path()).field("shape", &self.shape).finish_non_exhaustive()
+        f.debug_struct("ModelFile").field("path", &self.gguf.path()).field("shape", self.shape()).finish_non_exhaustive()
     }
 }

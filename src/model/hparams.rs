@@ -1,42 +1,21 @@
 //! Hyperparameters, read from a GGUF's metadata and checked.
 
+use crate::error::printable;
 use crate::gguf::{Array, Gguf, Value};
 use crate::graph::ir::{Heads, Rope, RopeLayout};
 
+use super::shape::{Shape, SlidingWindow};
 use super::{Arch, ModelError};
-
-/// Sliding-window attention of some layers.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct SlidingWindow {
-    /// Positions that a query sees, itself included.
-    pub window: usize,
-    /// Rope base of the windowed layers.
-    pub freq_base: f32,
-}
 
 /// What defines a model besides its weights. Names as in the field's papers and GGUF's specification.
 #[derive(Clone, Debug, PartialEq)]
 pub struct HParams {
     /// Architecture.
     pub arch: Arch,
-    /// The model's own name, where the file has one.
-    pub name: String,
+    /// Its dimensions.
+    pub shape: Shape,
     /// Context length of the training.
     pub n_ctx_train: usize,
-    /// Width of the hidden state.
-    pub n_embd: usize,
-    /// Width of the FFN.
-    pub n_ff: usize,
-    /// Number of layers.
-    pub n_layer: usize,
-    /// Query heads.
-    pub n_head: usize,
-    /// Key and value heads.
-    pub n_head_kv: usize,
-    /// Elements of a head.
-    pub head_dim: usize,
-    /// Entries of the vocabulary.
-    pub n_vocab: usize,
     /// Epsilon of the RMS norms.
     pub rms_eps: f32,
     /// Factor on q.k.
@@ -45,10 +24,8 @@ pub struct HParams {
     pub rope: Rope,
     /// Long and short rope factors instead of one kind (`rope.scaling.type` = `longrope`).
     pub long_rope: bool,
-    /// Sliding window, if any layer has one.
-    pub swa: Option<SlidingWindow>,
-    /// For each layer, whether its attention has the window.
-    pub windowed: Vec<bool>,
+    /// Rope base of the layers with a sliding window; where none has one, that of all layers.
+    pub freq_base_swa: f32,
 }
 
 const MAX_LAYERS: usize = 1024;
@@ -96,54 +73,63 @@ impl HParams {
         let rms_eps = keys.positive("attention.layer_norm_rms_epsilon", None)?;
         let rope = keys.rope(arch, head_dim, n_ctx_train)?;
         let swa = match arch {
-            Arch::Gemma3 => keys.sliding_window()?,
+            Arch::Gemma3 => keys.sliding_window(n_layer)?,
             _ => None,
         };
-        let windowed = if swa.is_some() { keys.windowed_layers(n_layer)? } else { vec![false; n_layer] };
+        let freq_base_swa = match swa {
+            Some(_) => keys.positive("rope.freq_base_swa", Some(10000.0))?,
+            None => rope.freq_base,
+        };
         // Gemma 3 27B scales by the width of a head in the residual stream, all others by the head's own.
         let scaled_dim = if arch == Arch::Gemma3 && n_layer == 62 { n_embd / n_head } else { head_dim };
         Ok(Self {
             arch,
-            name: gguf.str("general.name")?.unwrap_or_default().to_string(),
+            shape: Shape {
+                name: name(gguf)?,
+                arch: arch.name().into(),
+                n_layer,
+                n_embd,
+                n_ff,
+                n_head,
+                n_head_kv,
+                head_dim,
+                n_vocab: keys.n_vocab()?,
+                tied: gguf.tensor("output.weight").is_none(),
+                weight_bytes: Some(gguf.tensors().map(|t| t.nbytes).sum()),
+                swa,
+            },
             n_ctx_train,
-            n_embd,
-            n_ff,
-            n_layer,
-            n_head,
-            n_head_kv,
-            head_dim,
-            n_vocab: keys.n_vocab()?,
             rms_eps,
             attn_scale: 1.0 / (scaled_dim as f32).sqrt(),
             rope,
             long_rope: keys.rope_scaling()? == "longrope",
-            swa,
-            windowed,
+            freq_base_swa,
         })
-    }
-
-    /// Width of the keys (and of the values) of all KV heads.
-    pub fn n_embd_kv(&self) -> usize {
-        self.n_head_kv * self.head_dim
     }
 
     /// Attention geometry.
     pub fn heads(&self) -> Heads {
-        Heads { n_head: self.n_head, n_head_kv: self.n_head_kv, head_dim: self.head_dim, scale: self.attn_scale }
-    }
-
-    /// Sliding window of a layer, in positions.
-    pub fn window(&self, layer: usize) -> Option<usize> {
-        self.swa.filter(|_| self.windowed.get(layer) == Some(&true)).map(|s| s.window)
+        let Shape { n_head, n_head_kv, head_dim, .. } = self.shape;
+        Heads { n_head, n_head_kv, head_dim, scale: self.attn_scale }
     }
 
     /// Rope of a layer, without per-pair factors.
     pub fn layer_rope(&self, layer: usize) -> Rope {
-        match (self.window(layer), self.swa) {
-            (Some(_), Some(swa)) => Rope { freq_base: swa.freq_base, freq_scale: 1.0, ..self.rope },
-            _ => self.rope,
+        match self.shape.window(layer) {
+            Some(_) => Rope { freq_base: self.freq_base_swa, freq_scale: 1.0, ..self.rope },
+            None => self.rope,
         }
     }
+}
+
+/// The model's own name, or that of its file.
+fn name(gguf: &Gguf) -> Result<String, ModelError> {
+    let name = gguf.str("general.name")?.unwrap_or_default();
+    if !name.is_empty() {
+        return Ok(printable(name));
+    }
+    let file = gguf.path().file_name().unwrap_or_default().to_string_lossy();
+    Ok(printable(file.strip_suffix(".gguf").unwrap_or(&file)))
 }
 
 /// Reads keys of one architecture with range checks.
@@ -258,12 +244,12 @@ impl Keys<'_> {
         })
     }
 
-    fn sliding_window(&self) -> Result<Option<SlidingWindow>, ModelError> {
+    fn sliding_window(&self, n_layer: usize) -> Result<Option<SlidingWindow>, ModelError> {
         let window = self.size_or("attention.sliding_window", 0, 0, 1 << 30)?;
         if window == 0 {
             return Ok(None);
         }
-        Ok(Some(SlidingWindow { window, freq_base: self.positive("rope.freq_base_swa", Some(10000.0))? }))
+        Ok(Some(SlidingWindow { window, layers: self.windowed_layers(n_layer)? }))
     }
 
     /// Which layers have the window: as a list says, one entry a layer (booleans, or integers of which 0 is full attention), or

@@ -34,10 +34,10 @@ pub enum Arch {
 }
 
 impl Arch {
-    /// All of them.
+    /// All architectures that can be run.
     pub const ALL: [Arch; 5] = [Arch::Llama, Arch::Qwen2, Arch::Qwen3, Arch::Gemma3, Arch::Phi3];
 
-    /// GGUF's name.
+    /// The architecture's name in GGUF files.
     pub fn name(self) -> &'static str {
         match self {
             Arch::Llama => "llama",
@@ -67,6 +67,7 @@ impl Arch {
 
 /// Why a file that is valid GGUF is no model that can be run.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum ModelError {
     /// The file itself.
     #[error(transparent)]

@@ -29,9 +29,9 @@ impl Phi3 {
     pub fn load(hp: &HParams, table: &mut WeightTable) -> Result<Self, ModelError> {
         let embedding = Embedding::load(hp, table)?;
         let rope_factors = RopeFactors::load_long(hp, table)?;
-        let (n_embd, n_q) = (hp.n_embd, hp.n_head * hp.head_dim);
-        let mut layers = Vec::with_capacity(hp.n_layer);
-        for il in 0..hp.n_layer {
+        let (n_embd, n_q) = (hp.shape.n_embd, hp.shape.n_head * hp.shape.head_dim);
+        let mut layers = Vec::with_capacity(hp.shape.n_layer);
+        for il in 0..hp.shape.n_layer {
             table.set_layer(Some(il));
             layers.push(Layer {
                 attn_norm: table.vector("attn_norm.weight", n_embd)?,
@@ -50,16 +50,16 @@ impl Architecture for Phi3 {
         let rope = Rope { factors: self.rope_factors.in_context(n_ctx), ..hp.rope };
         let mut b = Builder::new();
         let (tokens, pos) = b.inputs(n_tokens);
-        let mut anchors: Vec<LayerAnchors> = Vec::with_capacity(hp.n_layer);
+        let mut anchors: Vec<LayerAnchors> = Vec::with_capacity(hp.shape.n_layer);
         let mut inp = self.embedding.embed(&mut b, hp, 1.0, tokens);
         for (il, layer) in self.layers.iter().enumerate() {
             b.set_layer(Some(il));
             let x = b.rms_norm(layer.attn_norm, hp.rms_eps, inp, "attn_norm");
             let k = b.linear(layer.qkv.k, x, "Kcur");
-            let k = b.push(Op::Rope { head_dim: hp.head_dim, rope }, &[k, pos], "Kcur_rope");
+            let k = b.push(Op::Rope { head_dim: hp.shape.head_dim, rope }, &[k, pos], "Kcur_rope");
             let v = b.linear(layer.qkv.v, x, "Vcur");
             let q = b.linear(layer.qkv.q, x, "Qcur");
-            let q = b.push(Op::Rope { head_dim: hp.head_dim, rope }, &[q, pos], "Qcur_rope");
+            let q = b.push(Op::Rope { head_dim: hp.shape.head_dim, rope }, &[q, pos], "Qcur_rope");
             let attn =
                 b.push(Op::Attention { layer: il, heads: hp.heads(), window: None }, &[q, k, v, pos, pos], "kqv_out");
             let attn_out = b.linear(layer.o, attn, "attn_out");

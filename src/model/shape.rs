@@ -2,10 +2,6 @@
 
 use spts_quant::ProxySize;
 
-use super::hparams::HParams;
-use crate::error::printable;
-use crate::gguf::Gguf;
-
 /// A dense decoder's shape.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Shape {
@@ -23,16 +19,12 @@ pub struct Shape {
     pub n_head: usize,
     /// Key and value heads.
     pub n_head_kv: usize,
-    /// Width of a query or key head.
-    pub head_dim_k: usize,
-    /// Width of a value head.
-    pub head_dim_v: usize,
+    /// Width of a head: of its queries, its keys and its values.
+    pub head_dim: usize,
     /// Vocabulary.
     pub n_vocab: usize,
     /// The output matrix is the token embedding.
     pub tied: bool,
-    /// The FFN has a gate (three matrices) or not (two).
-    pub gated: bool,
     /// Bytes of all weights as stored; `None`: counted as Q4_K, 4.5 bits each.
     pub weight_bytes: Option<u64>,
     /// Layers that attend through a sliding window.
@@ -64,11 +56,9 @@ impl Shape {
                 n_ff,
                 n_head,
                 n_head_kv,
-                head_dim_k: head_dim,
-                head_dim_v: head_dim,
+                head_dim,
                 n_vocab,
                 tied,
-                gated: true,
                 weight_bytes: None,
                 swa: None,
             };
@@ -88,41 +78,24 @@ impl Shape {
         })
     }
 
-    /// The shape of a model's file.
-    pub fn of(gguf: &Gguf, hp: &HParams) -> Shape {
-        let stem = || {
-            let name = gguf.path().file_name().unwrap_or_default().to_string_lossy().into_owned();
-            name.strip_suffix(".gguf").map_or(name.clone(), str::to_owned)
-        };
-        Shape {
-            name: printable(&if hp.name.is_empty() { stem() } else { hp.name.clone() }),
-            arch: hp.arch.name().into(),
-            n_layer: hp.n_layer,
-            n_embd: hp.n_embd,
-            n_ff: hp.n_ff,
-            n_head: hp.n_head,
-            n_head_kv: hp.n_head_kv,
-            head_dim_k: hp.head_dim,
-            head_dim_v: hp.head_dim,
-            n_vocab: hp.n_vocab,
-            tied: gguf.tensor("output.weight").is_none(),
-            gated: true,
-            weight_bytes: Some(gguf.tensors().map(|t| t.nbytes).sum()),
-            swa: hp.swa.map(|s| SlidingWindow {
-                window: s.window,
-                layers: (0..hp.n_layer).map(|l| hp.window(l).is_some()).collect(),
-            }),
-        }
-    }
-
     /// Size of this model's FFN proxies: the paper's for its models, [`ProxySize`]'s rule for all others.
     pub fn proxy_size(&self) -> ProxySize {
         ProxySize::default_for(self.n_embd, self.n_ff, self.n_layer)
     }
 
+    /// Sliding window of a layer, in positions; `None` where it attends to everything.
+    pub fn window(&self, layer: usize) -> Option<usize> {
+        self.swa.as_ref().filter(|swa| swa.layers.get(layer) == Some(&true)).map(|swa| swa.window)
+    }
+
     /// Whether a layer attends through a sliding window.
     pub fn is_swa(&self, layer: usize) -> bool {
-        self.swa.as_ref().is_some_and(|s| s.layers.get(layer).copied().unwrap_or(false))
+        self.window(layer).is_some()
+    }
+
+    /// Width of the keys (and of the values) of all KV heads.
+    pub fn n_embd_kv(&self) -> usize {
+        self.n_head_kv * self.head_dim
     }
 
     /// Weights of the matrices, norms and biases left out.
@@ -132,23 +105,22 @@ impl Shape {
     }
 
     pub(crate) fn w_q(&self) -> f64 {
-        self.n_embd as f64 * (self.n_head as f64 * self.head_dim_k as f64)
+        self.n_embd as f64 * (self.n_head as f64 * self.head_dim as f64)
     }
 
     pub(crate) fn w_k(&self) -> f64 {
-        self.n_embd as f64 * (self.n_head_kv as f64 * self.head_dim_k as f64)
+        self.n_embd as f64 * self.n_embd_kv() as f64
     }
 
     pub(crate) fn w_v(&self) -> f64 {
-        self.n_embd as f64 * (self.n_head_kv as f64 * self.head_dim_v as f64)
+        self.w_k()
     }
 
     pub(crate) fn w_o(&self) -> f64 {
-        self.n_embd as f64 * (self.n_head as f64 * self.head_dim_v as f64)
+        self.w_q()
     }
 
     pub(crate) fn w_ffn(&self) -> f64 {
-        let matrices = if self.gated { 3. } else { 2. };
-        matrices * self.n_embd as f64 * self.n_ff as f64
+        3. * self.n_embd as f64 * self.n_ff as f64
     }
 }

@@ -87,7 +87,7 @@ impl Model {
     /// # Errors
     /// No such device, or too little memory there.
     pub fn place(file: ModelFile, mut options: ModelOptions) -> Result<Arc<Model>> {
-        let n_layer = file.hparams().n_layer;
+        let n_layer = file.shape().n_layer;
         let placement = Placement::choose(n_layer, options.device.as_deref(), options.n_gpu_layers)?;
         runtime::opens_model(file.hparams().rope.layout);
         let mut model = Model {
@@ -210,7 +210,7 @@ impl Model {
         self.file.offset_of(self.weight(w))
     }
 
-    /// The file.
+    /// The model's file.
     pub fn file(&self) -> &ModelFile {
         &self.file
     }

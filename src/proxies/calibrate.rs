@@ -32,6 +32,7 @@ pub const MIN_TOKENS: usize = 256;
 
 /// Why there are no proxies.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum CalibrationError {
     /// Not enough text.
     #[error("calibration needs at least {MIN_TOKENS} tokens of text, found {found}: give more or longer texts")]
@@ -68,7 +69,7 @@ pub enum CalibrationError {
     },
 }
 
-/// How to calibrate.
+/// How proxies are calibrated.
 #[derive(Clone, Debug)]
 pub struct CalibrateOptions {
     /// Most tokens to use, over all texts.
@@ -86,13 +87,13 @@ pub struct CalibrateOptions {
 }
 
 impl CalibrateOptions {
-    /// 8192 tokens in pieces of 2048.
+    /// Options that calibrate on 8192 tokens in pieces of 2048.
     pub fn new(size: ProxySize, schedule: &str) -> Self {
         Self { n_tokens: 8192, piece: 2048, size, schedule: schedule.to_owned(), n_ctx: None, n_threads: None }
     }
 }
 
-/// Where a calibration is.
+/// How far a calibration has come.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum CalibrationStep {
     /// The model reads.
@@ -124,15 +125,15 @@ pub fn calibrate(
     options: &CalibrateOptions,
     progress: &mut dyn FnMut(CalibrationStep) -> ControlFlow<()>,
 ) -> Result<NewSidecar> {
-    let hp = model.hparams();
-    let size = options.size.clamp_to(hp.n_embd, hp.n_ff);
-    let layers: Vec<usize> = (0..hp.n_layer).filter(|&l| hp.window(l).is_none()).collect();
+    let (shape, n_ctx_train) = (model.shape(), model.hparams().n_ctx_train);
+    let size = options.size.clamp_to(shape.n_embd, shape.n_ff);
+    let layers: Vec<usize> = (0..shape.n_layer).filter(|&l| shape.window(l).is_none()).collect();
     if layers.is_empty() {
         return Err(CalibrationError::NoLayers.into());
     }
     let bos = model.tokenizer().bos().filter(|_| model.tokenizer().add_bos());
-    let n_ctx = options.n_ctx.unwrap_or(hp.n_ctx_train);
-    let pieces = pieces(texts, bos, options.n_tokens, options.piece.min(hp.n_ctx_train).min(n_ctx));
+    let n_ctx = options.n_ctx.unwrap_or(n_ctx_train);
+    let pieces = pieces(texts, bos, options.n_tokens, options.piece.min(n_ctx_train).min(n_ctx));
     let n_tokens = pieces.iter().map(Vec::len).sum();
     if n_tokens < MIN_TOKENS {
         return Err(CalibrationError::TooShort { found: n_tokens }.into());
@@ -150,7 +151,7 @@ pub fn calibrate(
         schedule: options.schedule.clone(),
         n_tokens,
         size,
-        n_embd: hp.n_embd,
+        n_embd: shape.n_embd,
         layers: proxies,
     })
 }
@@ -184,15 +185,15 @@ fn salient_channels(
     calibration: &CalibrateOptions,
     progress: &mut dyn FnMut(CalibrationStep) -> ControlFlow<()>,
 ) -> Result<Vec<Vec<u32>>> {
-    let hp = model.hparams();
+    let shape = model.shape();
     let n_tokens: usize = pieces.iter().map(Vec::len).sum();
     let CalibrateOptions { n_ctx, n_threads, .. } = *calibration;
     let options = SessionOptions { n_ctx, n_threads, ..SessionOptions::default() };
     let mut session = Session::new(model.clone(), options)?;
     let capture = Capture { layers, taps: &[Tap::FfnHidden], probe: Probe::PAPER };
 
-    let mut saliency: Vec<Option<ChannelSaliency>> = (0..hp.n_layer).map(|_| None).collect();
-    let mut channels = vec![Vec::new(); hp.n_layer];
+    let mut saliency: Vec<Option<ChannelSaliency>> = (0..shape.n_layer).map(|_| None).collect();
+    let mut channels = vec![Vec::new(); shape.n_layer];
     let failure: RefCell<Option<CalibrationError>> = RefCell::new(None);
     let mut done = 0;
     for (i, piece) in pieces.iter().enumerate() {
@@ -212,7 +213,7 @@ fn salient_channels(
                 let layer = captured.layer;
                 let mut take = || -> std::result::Result<(), SaliencyError> {
                     if saliency[layer].is_none() {
-                        saliency[layer] = Some(ChannelSaliency::new(hp.n_ff, n_tokens, PAPER_RHO, Storage::F16)?);
+                        saliency[layer] = Some(ChannelSaliency::new(shape.n_ff, n_tokens, PAPER_RHO, Storage::F16)?);
                     }
                     let Some(state) = &mut saliency[layer] else { unreachable!("made above") };
                     state.push(captured.values)?;

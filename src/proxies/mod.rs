@@ -17,7 +17,7 @@ use calibrate::{CalibrateOptions, CalibrationStep, calibrate};
 /// Tokens of its own prompt that a first run calibrates on: it has to be short beside the prefill that waits for it.
 pub const PROMPT_TOKENS: usize = 2048;
 
-/// What [`find`] found.
+/// The proxies of a prompt, as [`find`] found them.
 #[derive(Debug)]
 pub enum Found {
     /// No layer of the prompt needs a proxy.

@@ -123,10 +123,10 @@ impl Document<'_> {
 
     /// Bytes of its keys, values and residual stream, which is what its file takes besides a header.
     pub fn n_bytes(&self) -> u64 {
-        let width = self.session.model.hparams().n_embd_kv();
+        let width = self.session.model.shape().n_embd_kv();
         let row = |t: super::CacheType| (width / t.ggml().block_size() * t.ggml().type_size()) as u64;
         let entry = row(self.session.options.cache_type_k) + row(self.session.options.cache_type_v);
-        let residual = if self.prefix.is_dense() { 0 } else { 4 * self.session.model.hparams().n_embd as u64 };
+        let residual = if self.prefix.is_dense() { 0 } else { 4 * self.session.model.shape().n_embd as u64 };
         self.prefix.n_document as u64 * (self.prefix.cut as u64 * entry + residual)
     }
 
@@ -250,12 +250,12 @@ impl Session {
     }
 
     fn new_prefix(&self, cut: usize) -> Result<Prefix> {
-        let n_layer = self.model.hparams().n_layer;
-        Ok(Prefix::new(cut, n_layer, Residual::new(self.residual_memory(cut)?, self.model.hparams().n_embd)))
+        let n_layer = self.model.shape().n_layer;
+        Ok(Prefix::new(cut, n_layer, Residual::new(self.residual_memory(cut)?, self.model.shape().n_embd)))
     }
 
     fn residual_memory(&self, cut: usize) -> Result<BufferType> {
-        let layer = cut.min(self.model.hparams().n_layer - 1);
+        let layer = cut.min(self.model.shape().n_layer - 1);
         Ok(match self.options.document_memory {
             DocumentMemory::Device => self.devices[self.model.placement().layer[layer]].backend.buffer_type(),
             DocumentMemory::Host => backend::buffer_type("CPU")?,
@@ -324,7 +324,7 @@ impl Session {
         n_reused: usize,
         progress: &mut dyn FnMut(PrefillProgress) -> ControlFlow<()>,
     ) -> Result<PrefillReport> {
-        let n_layer = self.model.hparams().n_layer;
+        let n_layer = self.model.shape().n_layer;
         let new = &tokens[n_reused..];
         self.sequence.complete(n_layer, n_reused, Vec::new());
         let prepared = self.prepared_for(new.len(), &Dense, Budgets::dense(n_layer, new.len()))?;

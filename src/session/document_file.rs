@@ -179,10 +179,10 @@ impl DocumentFile {
             let found = crate::error::printable(&self.fingerprint);
             return Err(DocumentError::OtherModel { file, found, expected });
         }
-        let hp = model.hparams();
-        if self.n_layer > hp.n_layer {
+        let (n_layer, n_embd, n_embd_kv) = (model.shape().n_layer, model.shape().n_embd, model.shape().n_embd_kv());
+        if self.n_layer > n_layer {
             let last = format!("blk.{}.k", self.n_layer - 1);
-            return Err(self.unlike(&last, "claimed".into(), format!("{} layers", hp.n_layer)));
+            return Err(self.unlike(&last, "claimed".into(), format!("{n_layer} layers")));
         }
         if self.settings != settings(model, n_ctx, self.n_layer) {
             return Err(DocumentError::OtherSettings { file });
@@ -192,7 +192,7 @@ impl DocumentFile {
         for layer in 0..self.n_layer {
             for (name, ty) in [("k", types.0.ggml()), ("v", types.1.ggml())] {
                 let name = format!("blk.{layer}.{name}");
-                self.check_tensor(&name, &any, shape(hp.n_embd_kv()))?;
+                self.check_tensor(&name, &any, shape(n_embd_kv))?;
                 if self.type_of(&name) != Some(ty) {
                     let [found_k, found_v] = ["k", "v"].map(|x| {
                         self.type_of(&format!("blk.{layer}.{x}")).map_or("missing", GgmlType::name)
@@ -202,9 +202,9 @@ impl DocumentFile {
                 }
             }
         }
-        match self.n_layer == hp.n_layer {
+        match self.n_layer == n_layer {
             true => Ok(()),
-            false => self.check_tensor("residual", &[GgmlType::F32], shape(hp.n_embd)),
+            false => self.check_tensor("residual", &[GgmlType::F32], shape(n_embd)),
         }
     }
 

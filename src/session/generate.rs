@@ -33,6 +33,7 @@ impl Default for GenerateOptions {
 
 /// Why generation ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum StopReason {
     /// An end-of-generation token (the last of `tokens`).
     Eog,
@@ -50,6 +51,7 @@ pub enum StopReason {
 
 /// What was generated.
 #[derive(Debug)]
+#[non_exhaustive]
 pub struct Generation {
     /// Token ids.
     pub tokens: Vec<u32>,

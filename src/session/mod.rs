@@ -134,8 +134,8 @@ impl Session {
         for name in &model.placement().devices {
             devices.push(Device::new(Backend::start(name, n_threads)?));
         }
-        let hp = model.hparams();
-        options.method.budgets(model.shape(), Prompt::of(1))?;
+        let shape = model.shape();
+        options.method.budgets(shape, Prompt::of(1))?;
         let mut proxies = Vec::new();
         for device in &devices {
             proxies.push(match &options.sidecar {
@@ -148,11 +148,11 @@ impl Session {
             });
         }
         let types = (options.cache_type_k, options.cache_type_v);
-        if (types.0 == CacheType::Q8_0 || types.1 == CacheType::Q8_0) && !hp.head_dim.is_multiple_of(32) {
-            return Err(Error::CacheType { head_dim: hp.head_dim });
+        if (types.0 == CacheType::Q8_0 || types.1 == CacheType::Q8_0) && !shape.head_dim.is_multiple_of(32) {
+            return Err(Error::CacheType { head_dim: shape.head_dim });
         }
-        let caches = (0..hp.n_layer)
-            .map(|l| LayerCache::new(devices[model.placement().layer[l]].backend.buffer_type(), hp.n_embd_kv(), types))
+        let caches = (0..shape.n_layer)
+            .map(|l| LayerCache::new(devices[model.placement().layer[l]].backend.buffer_type(), shape.n_embd_kv(), types))
             .collect();
         let interrupt = devices[0].backend.stop_flag();
         Ok(Self {
@@ -280,7 +280,7 @@ impl Session {
     }
 
     fn check_tokens(&self, tokens: &[u32]) -> Result<()> {
-        let (n_ctx, n_vocab) = (self.n_ctx(), self.model.hparams().n_vocab);
+        let (n_ctx, n_vocab) = (self.n_ctx(), self.model.shape().n_vocab);
         if let Some(&id) = tokens.iter().find(|&&t| t as usize >= n_vocab) {
             return Err(Error::BadToken { id, n_vocab });
         }

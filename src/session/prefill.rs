@@ -37,6 +37,7 @@ pub struct PrefillOptions {
 
 /// What a prefill did.
 #[derive(Clone, Debug, Default)]
+#[non_exhaustive]
 pub struct PrefillReport {
     /// Tokens of the prompt.
     pub n_tokens: usize,
@@ -62,6 +63,7 @@ pub struct PrefillReport {
 
 /// Which tokens a layer worked on, as positions in the prompt.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
+#[non_exhaustive]
 pub struct LayerSelection {
     /// Layer.
     pub il: usize,
@@ -341,7 +343,7 @@ impl Session {
             selected: HashMap::new(),
             work_done: share.before,
             work_all: share.before + work(&compiled.program.phases) + share.behind,
-            n_layer: self.model.hparams().n_layer,
+            n_layer: self.model.shape().n_layer,
             n_tokens: reading.positions.len(),
         };
         executor::run(&run, &mut self.devices, repeated, &mut watch)?;

@@ -14,6 +14,7 @@ use crate::random::SplitMix64;
 /// What is wrong with sampling parameters or with logits.
 #[derive(Clone, Debug, Error, PartialEq)]
 #[allow(missing_docs)] // the fields are what the messages name
+#[non_exhaustive]
 pub enum SamplerError {
     /// A parameter outside its range.
     #[error("{flag} {value}: expected {expected}")]

@@ -37,7 +37,7 @@ impl Session {
             Reader::Draft => {
                 let interrupt = self.interrupt.clone();
                 let draft = self.draft(method)?;
-                let layers: Vec<usize> = (0..draft.model.hparams().n_layer).collect();
+                let layers: Vec<usize> = (0..draft.model.shape().n_layer).collect();
                 // The draft's session has a flag of its own, which nobody knows.
                 draft.scores(tokens, &search, &layers, &mut |p| match interrupt.load(Ordering::Relaxed) {
                     true => ControlFlow::Break(()),

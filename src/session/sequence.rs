@@ -14,6 +14,7 @@ use crate::{Error, Result};
 
 /// Element type of cached keys or values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub enum CacheType {
     /// Exact; for tests.
     F32,

@@ -13,6 +13,7 @@ use super::executor::{Captured, Watcher};
 
 /// Where a prefill is.
 #[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct PrefillProgress {
     /// Layer under way, from 0.
     pub layer: usize,

@@ -44,6 +44,7 @@ use vocab::{HIDDEN, KEY_MODEL, KEY_PRE, Vocab};
 
 /// Why a tokenizer or a chat template cannot be used.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum TokenizerError {
     /// A key is there with a value of another type.
     #[error(transparent)]
@@ -315,7 +316,7 @@ impl Tokenizer {
         &self.vocab.warnings
     }
 
-    /// The algorithm.
+    /// The algorithm that splits text into tokens.
     pub fn kind(&self) -> VocabKind {
         self.vocab.kind
     }
@@ -325,32 +326,32 @@ impl Tokenizer {
         &self.pre
     }
 
-    /// Beginning of sequence.
+    /// The token that begins a sequence.
     pub fn bos(&self) -> Option<u32> {
         self.vocab.bos
     }
 
-    /// End of sequence.
+    /// The token that ends a sequence.
     pub fn eos(&self) -> Option<u32> {
         self.vocab.eos
     }
 
-    /// End of turn.
+    /// The token that ends a turn of a conversation.
     pub fn eot(&self) -> Option<u32> {
         self.vocab.eot
     }
 
-    /// End of message.
+    /// The token that ends a message.
     pub fn eom(&self) -> Option<u32> {
         self.vocab.eom
     }
 
-    /// Unknown token.
+    /// The token that stands for unknown text.
     pub fn unk(&self) -> Option<u32> {
         self.vocab.unk
     }
 
-    /// Padding.
+    /// The token that pads sequences.
     pub fn pad(&self) -> Option<u32> {
         self.vocab.pad
     }

@@ -18,7 +18,7 @@ impl<'a> StreamDecoder<'a> {
         StreamDecoder { tokenizer, pending: Vec::new(), special: false }
     }
 
-    /// The same, which writes control tokens out as the vocabulary spells them.
+    /// A decoder that has seen nothing yet, and writes control tokens out as the vocabulary spells them.
     pub fn with_special(tokenizer: &'a Tokenizer) -> StreamDecoder<'a> {
         StreamDecoder { special: true, ..StreamDecoder::new(tokenizer) }
     }

@@ -21,7 +21,7 @@ const COMPARED: usize = 64;
 /// Sees where a prefill is, and may stop it.
 pub type OnProgress<'a> = &'a mut dyn FnMut(PrefillProgress) -> ControlFlow<()>;
 
-/// What dense answers.
+/// The dense answer to a prompt, beside which candidates are measured.
 pub struct DenseAnswer {
     /// As [`crate::eval::tasks::ask`] has it.
     pub answer: TaskAnswer,

@@ -22,7 +22,7 @@ const TOO_SLOW: f64 = 0.95;
 /// promised too much, there is one to fall back on.
 const ONE_SAFE_IN: usize = 3;
 
-/// What is known of a candidate after some prompts.
+/// How good and how fast a candidate is after some prompts.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Standing {
     /// Points of score, of 100, that it loses against dense; below 0 are gains. The interval is of 95 %.
@@ -60,9 +60,9 @@ pub struct Round {
     pub kept: Vec<usize>,
 }
 
-/// What measures candidates.
+/// Measures candidates for a search.
 pub trait Trial {
-    /// Why it cannot.
+    /// Why candidates cannot be measured.
     type Error;
 
     /// Measures these candidates on these prompts.
@@ -80,7 +80,7 @@ pub trait Trial {
     }
 }
 
-/// How a search went.
+/// The rounds of a search, and what it found.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Search {
     /// All rounds.

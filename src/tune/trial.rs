@@ -19,7 +19,7 @@ use crate::{Result, Session};
 /// Name of the configuration that leaves nothing out.
 pub const DENSE: &str = "dense";
 
-/// A prompt, encoded.
+/// A prompt with its tokens.
 #[derive(Clone, Debug)]
 pub struct Asked {
     /// What is to be answered.
@@ -28,7 +28,7 @@ pub struct Asked {
     pub prompt: ChatPrompt,
 }
 
-/// Sees what goes on.
+/// Is told what a trial does while it goes on.
 pub trait Watcher {
     /// A prefill: the configuration's name and where it is. Breaking ends the trial with [`crate::Error::Interrupted`].
     fn prefill(&mut self, task: &Task, config: &str, progress: PrefillProgress) -> ControlFlow<()>;
@@ -40,7 +40,7 @@ pub trait Watcher {
     fn round_done(&mut self, round: &Round);
 }
 
-/// Candidates on the prompts to choose by.
+/// Measures candidates with a session, on the prompts of a search.
 pub struct SessionTrial<'a> {
     /// Where everything runs; its method changes from run to run.
     pub session: Session,
@@ -52,11 +52,11 @@ pub struct SessionTrial<'a> {
     pub settings: &'a dyn Fn(Option<&Candidate>) -> String,
     /// What was measured, by line of the data and name of the configuration.
     pub known: Known,
-    /// Who looks on.
+    /// Is told what happens.
     pub watcher: &'a mut dyn Watcher,
 }
 
-/// Results in a file, and at hand.
+/// Results that are kept in a file and in memory.
 pub struct Known {
     writer: ResultsWriter,
     lines: HashMap<(usize, String), ResultLine>,
@@ -139,22 +139,9 @@ impl SessionTrial<'_> {
         if config.is_none() && self.known.get(task, DENSE).is_some() {
             return Ok(());
         }
-        let line = ResultLine {
-            line: task.line,
-            id: task.id.clone(),
-            hash: format!("{:016x}", task.hash),
-            task: task.task.clone(),
-            length: task.length,
-            n_tokens: prompt.tokens.len(),
-            config: config.map_or(DENSE, |c| &c.label).to_owned(),
-            settings: (self.settings)(config),
-            score: answer.score,
-            ttft_s: answer.ttft_s,
-            cache_kept: answer.cache_kept,
-            n_generated: answer.n_generated,
-            text: None,
-            beside_dense,
-        };
+        let name = config.map_or(DENSE, |c| &c.label);
+        let line = ResultLine::new(task, prompt.tokens.len(), name, (self.settings)(config), &answer);
+        let line = ResultLine { beside_dense, ..line };
         self.watcher.answered(&line);
         self.known.add(line)
     }

@@ -112,6 +112,7 @@ fn joined_attention(q: &[f32], k: &[f32], heads: &Heads, join: Join) -> Vec<f64>
         match join {
             Join::Mean => scores.sum::<f64>() / n_probe as f64,
             Join::Max => scores.fold(0.0, f64::max),
+            other => panic!("no reference joins queries by their {other}"),
         }
     };
     (0..n).map(joined).collect()

@@ -49,7 +49,7 @@ fn open(bytes: Vec<u8>) -> Result<Arc<Model>, Error> {
 
 fn run(model: &Arc<Model>, skips: bool) -> Result<(), Error> {
     let _ = model.tokenizer().encode("the rain in <|im_end|> here", true, true);
-    let n_vocab = model.hparams().n_vocab as u32;
+    let n_vocab = model.shape().n_vocab as u32;
     let prompt: Vec<u32> = (0..40u32).map(|i| i * 7 % n_vocab).collect();
     let stage =
         |last_layer, budget, cut| Stage { last_layer, budget: Budget::Tokens(budget), cut: Some(Budget::Tokens(cut)) };
@@ -67,10 +67,10 @@ fn run(model: &Arc<Model>, skips: bool) -> Result<(), Error> {
     }
     let mut session = Session::new(model.clone(), options)?;
     session.prefill(&prompt, &mut |_| ControlFlow::Continue(()))?;
-    assert_eq!(session.logits().len(), model.hparams().n_vocab);
+    assert_eq!(session.logits().len(), model.shape().n_vocab);
     for token in [0, n_vocab - 1] {
         session.decode(token)?;
-        assert_eq!(session.logits().len(), model.hparams().n_vocab);
+        assert_eq!(session.logits().len(), model.shape().n_vocab);
     }
     Ok(())
 }

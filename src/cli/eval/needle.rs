@@ -37,10 +37,9 @@ pub(super) struct NeedleArgs {
 
 /// Asks, and returns the result as JSON and as a table.
 pub(super) fn run(args: &NeedleArgs) -> Result<(Json, String), Failure> {
-    if let Some(path) = &args.svg {
-        // Better known before the work.
-        super::check_writable(path)?;
-    }
+    let inputs = [args.text.model.as_path(), args.text.file.as_path()];
+    // A place that cannot be written is better known before the work.
+    let plot = args.svg.as_deref().map(|path| super::create_plot(path, &inputs, &args.configs)).transpose()?;
     let mut subject = Subject::open(&args.text)?;
     let configs = or_default(&args.configs, &["dense", "paper", "default"]);
     let width = configs.iter().map(|c| c.name.len()).max().unwrap_or(0).max(13);
@@ -60,7 +59,7 @@ pub(super) fn run(args: &NeedleArgs) -> Result<(Json, String), Failure> {
             let task =
                 NeedleTask { n_tokens: n_tokens as usize, n_keys: n_keys.into(), n_samples: args.samples.into() };
             let prompts = task.prompts(subject.model.tokenizer(), &subject.tokens).map_err(spts::Error::from)?;
-            for config in &configs {
+            for (c, config) in configs.iter().enumerate() {
                 let mut session = subject.session(config, &prompts[0].tokens)?;
                 let (mut answered, mut kept, mut items) = (0, 0.0, Vec::new());
                 for (i, p) in prompts.iter().enumerate() {
@@ -72,13 +71,7 @@ pub(super) fn run(args: &NeedleArgs) -> Result<(Json, String), Failure> {
                     );
                     let answer = needle::ask(&mut session, p, &mut shown(&mut subject.progress, &title))?;
                     answered += usize::from(answer.correct);
-                    found.push(Found {
-                        n_tokens,
-                        n_keys,
-                        config: config.name.clone(),
-                        sample: i,
-                        correct: answer.correct,
-                    });
+                    found.push(Found { n_tokens, n_keys, config: c, sample: i, correct: answer.correct });
                     kept = answer.cache_kept;
                     items.push(json!({ "depth": p.depth, "expected": p.expected, "text": answer.text, "correct": answer.correct }));
                 }
@@ -95,9 +88,9 @@ pub(super) fn run(args: &NeedleArgs) -> Result<(Json, String), Failure> {
         }
     }
     subject.progress.clear();
-    if let Some(path) = &args.svg {
+    if let Some(file) = plot {
         let title = format!("{}: numbers found, in %", subject.name());
-        super::write_plot(path, &plot::heat_maps(&title, "tokens", "depth", &maps(args, &configs, &found)))?;
+        super::write_plot(file, &plot::heat_maps(&title, "tokens", "depth", &maps(args, &configs, &found)))?;
     }
     Ok((json!({ "model": subject.name(), "results": results }), table))
 }
@@ -106,7 +99,8 @@ pub(super) fn run(args: &NeedleArgs) -> Result<(Json, String), Failure> {
 struct Found {
     n_tokens: u32,
     n_keys: u8,
-    config: String,
+    /// Its place among the configurations.
+    config: usize,
     sample: usize,
     correct: bool,
 }
@@ -114,19 +108,21 @@ struct Found {
 /// A map for each configuration and number of keys. The i-th sample of every length has its needle at the same depth.
 fn maps(args: &NeedleArgs, configs: &[Configuration], found: &[Found]) -> Vec<HeatMap> {
     let samples = usize::from(args.samples);
-    let share = |config: &str, n_keys: u8, n_tokens: u32, sample: usize| {
+    let share = |config: usize, n_keys: u8, n_tokens: u32, sample: usize| {
         let it =
-            found.iter().find(|f| f.config == config && (f.n_keys, f.n_tokens, f.sample) == (n_keys, n_tokens, sample));
+            found.iter().find(|f| (f.config, f.n_keys, f.n_tokens, f.sample) == (config, n_keys, n_tokens, sample));
         it.map(|f| f64::from(u8::from(f.correct)))
     };
-    let each = configs.iter().flat_map(|c| args.keys.iter().map(move |&k| (c, k)));
-    each.map(|(config, n_keys)| HeatMap {
-        title: if args.keys.len() > 1 { format!("{}, {n_keys} keys", config.name) } else { config.name.clone() },
+    let each = configs.iter().enumerate().flat_map(|c| args.keys.iter().map(move |&k| (c, k)));
+    each.map(|((c, config), n_keys)| HeatMap {
+        title: if args.keys.len() > 1 {
+            format!("{}, {n_keys} {}", config.name, if n_keys == 1 { "key" } else { "keys" })
+        } else {
+            config.name.clone()
+        },
         columns: args.n_tokens.iter().map(|&n| grouped(n as usize)).collect(),
         rows: (0..samples).map(|i| format!("{:.0} %", 100.0 * (i as f64 + 0.5) / samples as f64)).collect(),
-        shares: (0..samples)
-            .map(|i| args.n_tokens.iter().map(|&n| share(&config.name, n_keys, n, i)).collect())
-            .collect(),
+        shares: (0..samples).map(|i| args.n_tokens.iter().map(|&n| share(c, n_keys, n, i)).collect()).collect(),
     })
     .collect()
 }

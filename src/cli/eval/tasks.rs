@@ -1,11 +1,9 @@
 //! `eval tasks`: prompts whose answers are known, under several configurations in turns.
 
 use std::collections::HashSet;
-use std::io::IsTerminal;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use clap::Args;
 use rayon::prelude::*;
@@ -25,9 +23,10 @@ use super::configuration::{Configuration, configuration, or_default};
 use super::tables::{self, Format};
 use crate::cli::failure::Failure;
 use crate::cli::options::{DeviceArgs, MemoryArgs};
+use crate::cli::pace::Pace;
 use crate::cli::proxies::{self as sidecars, Waiting};
 use crate::cli::{note, prompt, schedule};
-use crate::report::{Progress, grouped, seconds};
+use crate::report::{Progress, grouped};
 
 /// For help texts.
 pub(super) const HELP: &str = "A line of the data is a JSON object:
@@ -38,9 +37,6 @@ A configuration is dense, or what --schedule takes, then more flags of token ski
   --config dense --config paper --config 'mild=0.5,0.4,0.3,0.2 --probe-queries 16 --pool max:7'
   --config 'one shot=--method fastkv:0.1@12'
 The first one is what the others are compared with.";
-
-/// Time between two notes where standard error is no terminal.
-const NOTE_EVERY: Duration = Duration::from_secs(30);
 
 /// One of several parts of the prompts.
 #[derive(Clone, Copy, Debug)]
@@ -106,6 +102,10 @@ pub(super) struct TasksArgs {
 
 /// The text to print.
 pub(super) fn run(args: &TasksArgs) -> Result<String, Failure> {
+    let read = [&args.model, &args.data, &args.out].into_iter().flatten().chain(&args.report);
+    let inputs: Vec<&Path> = read.map(PathBuf::as_path).collect();
+    // A place that cannot be written is better known before the work.
+    let svg = args.svg.as_deref().map(|path| super::create_plot(path, &inputs, &args.configs)).transpose()?;
     let (results, only) = match args.report.as_slice() {
         [] => measure(args)?,
         [path, ..] => {
@@ -117,8 +117,8 @@ pub(super) fn run(args: &TasksArgs) -> Result<String, Failure> {
         }
     };
     let summary = Summary::new(&results, &only);
-    if let Some(path) = &args.svg {
-        super::write_plot(path, &plot(&summary))?;
+    if let Some(file) = svg {
+        super::write_plot(file, &plot(&summary))?;
     }
     if args.format == Format::Json {
         let json = serde_json::to_string(&summary).map_err(|e| Failure::Failed(format!("JSON: {e}")))?;
@@ -158,10 +158,6 @@ fn measure(args: &TasksArgs) -> Result<(Results, Vec<String>), Failure> {
         return Err(Failure::Failed(format!(
             "--config: two are called `{name}`; name one of them, as in other={name}"
         )));
-    }
-    // A plot that cannot be written is better known before the work.
-    if let Some(path) = &args.svg {
-        super::check_writable(path)?;
     }
     let path = args.data.clone().unwrap_or_default();
     let origin = path.display().to_string();
@@ -204,18 +200,9 @@ fn measure(args: &TasksArgs) -> Result<(Results, Vec<String>), Failure> {
     if todo > 0 {
         let mut session = Session::new(
             model.clone(),
-            SessionOptions {
-                n_ctx,
-                n_ubatch: args.memory.n_ubatch(),
-                n_threads: args.device.threads.map(usize::from),
-                cache_type_k: args.memory.cache_type_k.library(),
-                cache_type_v: args.memory.cache_type_v.library(),
-                sidecar,
-                draft,
-                ..SessionOptions::default()
-            },
+            SessionOptions { n_ctx, sidecar, draft, ..args.memory.session_options(&args.device) },
         )?;
-        let mut pace = Pace { start: Instant::now(), noted: Instant::now(), done: 0, todo };
+        let mut pace = Pace::of(todo);
         for (i, (task, text)) in prompts.iter().enumerate() {
             // Whatever the first of several runs has to bear (a processor that is cold, or hot) falls upon each in turn.
             for c in 0..ready.len() {
@@ -229,22 +216,9 @@ fn measure(args: &TasksArgs) -> Result<(Results, Vec<String>), Failure> {
                     progress.note(&format!("{at}, layer {}/{}, {}", p.layer + 1, p.n_layer, pace.left()));
                     ControlFlow::Continue(())
                 })?;
-                let line = ResultLine {
-                    line: task.line,
-                    id: task.id.clone(),
-                    hash: format!("{:016x}", task.hash),
-                    task: task.task.clone(),
-                    length: task.length,
-                    n_tokens: text.tokens.len(),
-                    config: config.name.clone(),
-                    settings: config.settings.clone(),
-                    score: answer.score,
-                    ttft_s: answer.ttft_s,
-                    cache_kept: answer.cache_kept,
-                    n_generated: answer.n_generated,
-                    text: args.keep_text.then_some(answer.text),
-                    beside_dense: None,
-                };
+                let said = args.keep_text.then(|| answer.text.clone());
+                let line = ResultLine::new(task, text.tokens.len(), &config.name, config.settings.clone(), &answer);
+                let line = ResultLine { text: said, ..line };
                 if let Some(writer) = &mut writer {
                     writer.add(&line).map_err(failed)?;
                 }
@@ -362,41 +336,6 @@ fn settings(args: &TasksArgs, config: &Configuration, schedule: Option<&Schedule
         }
         (None, None) => "dense".into(),
     };
-    let memory = &args.memory;
-    let or_default = |n: Option<usize>| n.map_or("default".into(), |n| n.to_string());
     let sidecar = config.spts.sidecar.as_ref().map_or(String::new(), |path| format!("; sidecar {}", path.display()));
-    format!(
-        "{schedule}{sidecar}; tile {}, cache {:?}/{:?}, threads {}",
-        or_default(memory.n_ubatch()),
-        memory.cache_type_k,
-        memory.cache_type_v,
-        or_default(args.device.threads.map(usize::from))
-    )
-}
-
-/// How fast it goes.
-struct Pace {
-    start: Instant,
-    noted: Instant,
-    done: usize,
-    todo: usize,
-}
-
-impl Pace {
-    fn left(&self) -> String {
-        if self.done == 0 {
-            return "time left unknown".into();
-        }
-        let each = self.start.elapsed().as_secs_f64() / self.done as f64;
-        format!("{} left", seconds(each * (self.todo - self.done) as f64))
-    }
-
-    /// One more is done; now and then that is said where there is no progress line.
-    fn step(&mut self, what: &str) {
-        self.done += 1;
-        if !std::io::stderr().is_terminal() && self.noted.elapsed() >= NOTE_EVERY {
-            self.noted = Instant::now();
-            note(&format!("{} of {} answers ({what}), {}", self.done, self.todo, self.left()));
-        }
-    }
+    format!("{schedule}{sidecar}; {}", args.memory.settings(&args.device))
 }

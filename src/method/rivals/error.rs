@@ -6,6 +6,7 @@ pub const RIVAL_NAMES: [&str; 7] = ["fastkv", "gemfilter", "uniprefill", "slimin
 /// What is wrong with a rival, or with a rival for this model.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[allow(missing_docs)] // the fields are what the messages name
+#[non_exhaustive]
 pub enum RivalError {
     /// No such method.
     #[error("method '{0}': no such method; expected one of {names}", names = RIVAL_NAMES.join(", "))]

@@ -58,7 +58,7 @@ impl Rival {
         }
     }
 
-    /// The method.
+    /// The [`Method`] that reads prompts this way.
     pub fn method(self) -> Arc<dyn Method> {
         match self.name {
             "fastkv" => Arc::new(fastkv::FastKv(self)),

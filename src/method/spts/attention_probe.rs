@@ -57,7 +57,7 @@ impl ProbeSettings {
 }
 
 impl Held {
-    /// The selection of `m` rows.
+    /// The operation that selects the `m` best rows, with these always among them.
     pub fn top(self, m: usize) -> Op {
         Op::TopK { m, first: self.first, forced: self.last }
     }

@@ -6,7 +6,7 @@ use crate::graph::ir::*;
 use crate::graph::rewrite::Rewrite;
 use crate::method::{Held, LayerBudget};
 
-/// What to capture.
+/// The values of some layers that a graph hands to the host.
 #[derive(Clone, Debug)]
 pub struct Capture<'a> {
     /// Layers, ascending.

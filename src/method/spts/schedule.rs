@@ -18,6 +18,7 @@ pub use crate::graph::ir::{Join, Pool};
 /// What is wrong with a schedule, or with a schedule for this model.
 #[derive(Clone, Debug, Error, PartialEq)]
 #[allow(missing_docs)] // the fields are what the messages name
+#[non_exhaustive]
 pub enum ScheduleError {
     /// The name cannot be written to a schedule file.
     #[error("schedule: name {0:?} is not usable; expected 1 to 64 printable characters without '#'")]
@@ -93,6 +94,7 @@ pub enum ScheduleError {
 
 /// A number of tokens: absolute, or a fraction of the prompt.
 #[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
 pub enum Budget {
     /// This many tokens, whatever the prompt's length.
     Tokens(usize),
@@ -188,6 +190,7 @@ pub use spts_quant::ProxySize;
 
 /// What decides which tokens stay.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Selection {
     /// The attention probe.
     Probe,
@@ -502,6 +505,7 @@ impl Schedule {
 
 /// Which prompts go through a schedule's stages.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Reach {
     /// Those longer than the first budget; shorter ones are dense.
     #[default]

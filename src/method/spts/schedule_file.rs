@@ -46,6 +46,7 @@ const MAX_BYTES: u64 = 64 * 1024;
 /// What is wrong with a schedule file or a `--schedule` argument.
 #[derive(Debug, Error)]
 #[allow(missing_docs)] // the fields are what the messages name
+#[non_exhaustive]
 pub enum ScheduleFileError {
     /// A line that cannot be read.
     #[error("{origin}:{line}: {message}")]

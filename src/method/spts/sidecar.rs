@@ -31,6 +31,7 @@ pub const TENSORS: [&str; 4] = ["proxy_u_gu", "proxy_v_gate", "proxy_v_up", "pro
 
 /// Why a sidecar can't be used.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum SidecarError {
     /// The file itself.
     #[error(transparent)]
@@ -268,17 +269,17 @@ impl Sidecar {
         if self.fingerprint != expected {
             return Err(SidecarError::OtherModel { file, found: self.fingerprint.clone(), expected });
         }
-        let hp = model.hparams();
-        if let Some(layer) = self.layers.iter().find(|&&l| l >= hp.n_layer) {
+        let shape = model.shape();
+        if let Some(layer) = self.layers.iter().find(|&&l| l >= shape.n_layer) {
             return Err(SidecarError::Tensor {
                 file,
                 tensor: tensor_name(*layer, TENSORS[0]),
                 found: format!("of layer {layer}"),
-                expected: format!("a layer of 0 to {}", hp.n_layer - 1),
+                expected: format!("a layer of 0 to {}", shape.n_layer - 1),
             });
         }
         match self.layers.first() {
-            Some(layer) => self.check_tensor(&file, &tensor_name(*layer, TENSORS[0]), [hp.n_embd, 2 * self.size.rank]),
+            Some(layer) => self.check_tensor(&file, &tensor_name(*layer, TENSORS[0]), [shape.n_embd, 2 * self.size.rank]),
             None => Ok(()),
         }
     }
@@ -309,7 +310,7 @@ impl Sidecar {
         &self.layers
     }
 
-    /// The file.
+    /// The GGUF file of the sidecar.
     pub fn gguf(&self) -> &Gguf {
         &self.gguf
     }

@@ -85,12 +85,12 @@ impl Message {
         Some(Message { role, content, question: Some(start) })
     }
 
-    /// Who speaks.
+    /// The role of the speaker, such as `user`.
     pub fn role(&self) -> &str {
         &self.role
     }
 
-    /// What was said.
+    /// The text of the message.
     pub fn content(&self) -> &str {
         &self.content
     }
@@ -183,7 +183,7 @@ impl ChatTemplate {
         ChatTemplate { source: source.into(), builtin: false, bos: bos.to_owned(), eos: eos.to_owned() }
     }
 
-    /// The Jinja source.
+    /// The Jinja source of the template.
     pub fn source(&self) -> &str {
         &self.source
     }

@@ -1,0 +1,109 @@
+//! Attributes of transformer operations: what an operation is told besides its sources, such as an activation or the geometry of
+//! its heads. The graph's operations hold them, and the kernels of `ggml` take the same ones, so that neither imports the other.
+
+use std::fmt;
+
+/// A weight matrix or vector: its number in the model's weight table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct WeightId(pub u32);
+
+/// Gate of a gated FFN.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activation {
+    /// x * sigmoid(x)
+    Silu,
+    /// The tanh approximation of GELU.
+    Gelu,
+}
+
+/// Which elements of a head rotate together (ggml's two layouts).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RopeLayout {
+    /// Neighbouring elements form a pair (Llama GGUFs).
+    Interleaved,
+    /// Element i pairs with i + n_rot/2 (NeoX, Qwen, Gemma, Phi).
+    HalfSplit,
+}
+
+/// Rotary embedding of one layer, in the terms of `ggml_rope_ext`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Rope {
+    /// Layout of the rotated pairs.
+    pub layout: RopeLayout,
+    /// Rotated dimensions of each head.
+    pub n_rot: usize,
+    /// Context length the model was trained with, before any scaling.
+    pub n_ctx_orig: usize,
+    /// Base of the frequencies.
+    pub freq_base: f32,
+    /// Reciprocal of the linear scaling factor.
+    pub freq_scale: f32,
+    /// YaRN: weight of the extrapolated part; 0 is plain or linear scaling.
+    pub ext_factor: f32,
+    /// Factor on the rotated values (attention temperature).
+    pub attn_factor: f32,
+    /// YaRN ramp, fast end (rotations).
+    pub beta_fast: f32,
+    /// YaRN ramp, slow end (rotations).
+    pub beta_slow: f32,
+    /// Per-pair frequency divisors `[n_rot / 2]` (Llama 3.1, Phi-3 long context).
+    pub factors: Option<WeightId>,
+}
+
+/// Pooling of the probe scores over neighbouring candidates.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Pool {
+    /// The scores as they are (the paper).
+    None,
+    /// Mean over this odd number of neighbours, centred; the window is cut off at both ends.
+    Avg(usize),
+    /// Maximum over this odd number of neighbours, likewise.
+    Max(usize),
+    /// Maximum over the candidate's chunk: candidates in order are cut into chunks of this many, the last one shorter. Chunks
+    /// are then chosen as a whole, but for the last one that fits in part: the first of its candidates win.
+    Chunks(usize),
+}
+
+impl fmt::Display for Pool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Pool::None => write!(f, "none"),
+            Pool::Avg(w) => write!(f, "avg {w}"),
+            Pool::Max(w) => write!(f, "max {w}"),
+            Pool::Chunks(w) => write!(f, "chunks {w}"),
+        }
+    }
+}
+
+/// How the scores by several probing queries become one. Each is a mean over the heads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Join {
+    /// Their mean.
+    Mean,
+    /// Their maximum: what one query looks for counts in full, however many others look elsewhere.
+    Max,
+}
+
+impl fmt::Display for Join {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Join::Mean => "mean",
+            Join::Max => "max",
+        })
+    }
+}
+
+/// Attention geometry of one layer.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Heads {
+    /// Query heads.
+    pub n_head: usize,
+    /// Key and value heads (GQA: n_head is a multiple).
+    pub n_head_kv: usize,
+    /// Elements of one head.
+    pub head_dim: usize,
+    /// Factor on q.k before the softmax.
+    pub scale: f32,
+}
