@@ -423,7 +423,11 @@ fn documents() {
                         let ((got, report), (expected, whole)) =
                             (ask(&mut behind, question), ask(&mut fresh, question));
                         let what = format!("{}, {n_gpu_layers:?} layers on the GPU, {memory:?}", tiny.name);
-                        assert_eq!((report.n_reused, whole.n_reused), (N, 0), "{what}");
+                        assert!(
+                            report.n_reused >= N && whole.n_reused == 0,
+                            "{what}: {} not read anew",
+                            report.n_reused
+                        );
                         assert_eq!(behind.kv_lengths(), fresh.kv_lengths(), "{what}");
                         let common =
                             if whole.layers.is_empty() { 1.0 } else { overlap(&report.selection, &whole.selection) };

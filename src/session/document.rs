@@ -19,12 +19,15 @@ use crate::{Error, Result};
 
 use super::Session;
 use super::document_file::{self, DocumentFile};
-use super::prefill::{PrefillProgress, PrefillReport, Reading, Share};
+use super::prefill::{Prepared, PrefillProgress, PrefillReport, Reading, Share};
 use super::residual::Residual;
 use super::watch::work;
 
 /// Tokens of questions and answers for which a document's caches have room from the start; they grow as they fill.
 const QUESTION_ROOM: usize = 1024;
+
+/// The layers that skip get their memory while those before still read, if the prompt has so many times the tokens that are read.
+const OVERLAP: usize = 8;
 
 /// Where the residual stream of a document lies.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -186,7 +189,7 @@ impl Session {
             report.map(|r| r.n_reused)
         } else {
             self.reuse(document, dense).and_then(|n_reused| {
-                self.read_before_cut(document, n_reused, 0, progress)?;
+                self.read_before_cut(document, n_reused, progress)?;
                 Ok(n_reused)
             })
         };
@@ -345,10 +348,22 @@ impl Session {
         progress: &mut dyn FnMut(PrefillProgress) -> ControlFlow<()>,
     ) -> Result<PrefillReport> {
         let Some(cut) = self.prefix.as_ref().map(Prefix::cut) else { unreachable!("the caller has one") };
+        // In the measure of the layers before, whose nodes are about as many.
+        let behind: usize = budgets.layers[cut..].iter().map(|l| l.candidates).sum();
+        let reading = self.start_reading(tokens, n_reused, behind, progress)?;
+        let before = reading.as_ref().map_or(0, |r| r.work);
+        // A GPU is at work by now.
         let dense = self.model.graph(tokens.len(), self.n_ctx());
         let behind = compile::from_layer(dense, cut, method, budgets, &self.target())?;
-        let before = self.read_before_cut(tokens, n_reused, work(&behind.program.phases), progress)?;
-        let prepared = self.prepare(behind)?;
+        let prepared = if OVERLAP * (tokens.len() - n_reused) < tokens.len() {
+            let prepared = self.prepare(behind)?;
+            self.end_reading(reading);
+            prepared
+        } else {
+            // Both would take too much memory at once.
+            self.end_reading(reading);
+            self.prepare(behind)?
+        };
         let Some(prefix) = self.prefix.take() else { unreachable!("as above") };
         let reading = Reading {
             tokens: &[],
@@ -361,19 +376,31 @@ impl Session {
         report
     }
 
-    /// Has the layers before the prefix's cut read the tokens behind the first `n_reused`. Returns how much work it was; `behind` is
-    /// how much will follow.
+    /// Has the layers before the prefix's cut read the tokens behind the first `n_reused`.
     fn read_before_cut(
+        &mut self,
+        tokens: &[u32],
+        n_reused: usize,
+        progress: &mut dyn FnMut(PrefillProgress) -> ControlFlow<()>,
+    ) -> Result<()> {
+        let reading = self.start_reading(tokens, n_reused, 0, progress)?;
+        self.end_reading(reading);
+        Ok(())
+    }
+
+    /// Queues what the layers before the prefix's cut have to compute of the tokens behind the first `n_reused`; `None` if there
+    /// are none. `behind`: rows of all layers that will follow.
+    fn start_reading(
         &mut self,
         tokens: &[u32],
         n_reused: usize,
         behind: usize,
         progress: &mut dyn FnMut(PrefillProgress) -> ControlFlow<()>,
-    ) -> Result<usize> {
+    ) -> Result<Option<Queued>> {
         self.prepared = None;
         let new = &tokens[n_reused..];
         if new.is_empty() {
-            return Ok(0);
+            return Ok(None);
         }
         let n_ctx = self.n_ctx();
         let Some(prefix) = &mut self.prefix else { unreachable!("the caller has one") };
@@ -382,20 +409,36 @@ impl Session {
             prefix.residual.reserve(rows, n_reused)?;
         }
         let compiled = compile::before_layer(self.model.graph(new.len(), n_ctx), cut, &self.target())?;
-        let before = work(&compiled.program.phases);
+        let work = work(&compiled.program.phases);
         let mut prepared = self.prepare(compiled)?;
         self.start_call();
-        let reading = Reading::all(new, n_reused);
-        self.execute(&reading, &mut prepared, Share { before: 0, behind }, progress, None, false)?;
+        let share = Share { before: 0, behind: behind * work / (cut * new.len()) };
+        self.execute(&Reading::all(new, n_reused), &mut prepared, share, progress, None, false)?;
+        Ok(Some(Queued { prepared, cut, first: n_reused, new: new.to_vec(), work }))
+    }
+
+    /// Waits for what was queued and takes it over.
+    fn end_reading(&mut self, queued: Option<Queued>) {
+        let Some(Queued { prepared, cut, first, new, .. }) = queued else { return };
         let device = self.model.placement().layer[cut - 1];
         self.devices[device].backend.synchronize();
         let rows = prepared.slots[device].get(prepared.compiled.graph.outputs[0]);
         if let Some(prefix) = &mut self.prefix {
-            prefix.residual.store(n_reused, rows, new.len());
-            prefix.tokens.extend_from_slice(new);
+            prefix.residual.store(first, rows, new.len());
+            prefix.tokens.extend_from_slice(&new);
         }
         self.sequence.extend(cut, new.len());
         self.is_suspect = false;
-        Ok(before)
     }
+}
+
+/// A question's first layers under way.
+struct Queued {
+    prepared: Prepared,
+    cut: usize,
+    /// Row of its first token.
+    first: usize,
+    new: Vec<u32>,
+    /// As the progress counts it.
+    work: usize,
 }
