@@ -312,6 +312,54 @@ fn a_window_for_each_layer() {
 }
 
 #[test]
+fn factors_of_granite_and_mistral3() {
+    let granite = Tiny::named("granite");
+    let prompt = granite.prompt(40);
+    let usual = logits(&granite.build(), &prompt);
+    // Each number changes what is answered, and 0 is a factor that is not there.
+    for key in ["embedding_scale", "residual_scale", "attention.scale", "logit_scale"] {
+        let mut file = granite.build();
+        set(&mut file, &format!("granite.{key}"), 0.5f32);
+        assert!(runtime::distance(&logits(&file, &prompt), &usual) > 1e-3, "{key}");
+        if key == "logit_scale" {
+            continue;
+        }
+        let (mut zero, mut absent) = (granite.build(), granite.build());
+        set(&mut zero, &format!("granite.{key}"), 0.0f32);
+        absent.metadata.retain(|(k, _)| *k != format!("granite.{key}"));
+        assert_eq!(logits(&zero, &prompt), logits(&absent, &prompt), "{key}");
+    }
+    let mut file = granite.build();
+    set(&mut file, "granite.logit_scale", 0.0f32);
+    assert!(refusal(&file).contains("'granite.logit_scale' is 0, expected a positive number"));
+    file.metadata.retain(|(k, _)| k != "granite.logit_scale");
+    assert!(refusal(&file).contains("'granite.logit_scale' is missing"));
+    let mut file = granite.build();
+    set(&mut file, "granite.rope.scaling.finetuned", Value::Bool(false));
+    assert!(refusal(&file).contains("models without rotary embeddings are not supported"));
+    for bad in [f32::NAN, -1.0, f32::INFINITY] {
+        let mut file = granite.build();
+        set(&mut file, "granite.residual_scale", bad);
+        assert!(refusal(&file).contains("'granite.residual_scale'"), "{bad}");
+    }
+
+    let mistral = Tiny::named("mistral3");
+    let prompt = mistral.prompt(40);
+    let mut flat = mistral.build();
+    flat.metadata.retain(|(k, _)| k != "mistral3.attention.temperature_scale");
+    // Up to the original context of 16 tokens queries do not grow.
+    assert_eq!(logits(&flat, &prompt[..16]), logits(&mistral.build(), &prompt[..16]));
+    assert!(runtime::distance(&logits(&flat, &prompt), &logits(&mistral.build(), &prompt)) > 1e-4);
+    for key in ["attention.temperature_scale", "rope.scaling.yarn_log_multiplier"] {
+        for bad in [f32::NAN, -0.1] {
+            let mut file = mistral.build();
+            set(&mut file, &format!("mistral3.{key}"), bad);
+            assert!(refusal(&file).contains(key), "{key} {bad}");
+        }
+    }
+}
+
+#[test]
 fn merges_that_make_no_token_are_ignored() {
     let tiny = Tiny::named("llama");
     let (plain, mut file) = (tiny.build(), tiny.build());

@@ -47,6 +47,16 @@ fn llama() {
 }
 
 #[test]
+fn granite() {
+    check("granite", "granite", Gelu::Exact, 5e-5);
+}
+
+#[test]
+fn mistral3() {
+    check("mistral3", "mistral3", Gelu::Exact, 5e-5);
+}
+
+#[test]
 fn llama_with_frequency_divisors() {
     check("llama-rope-freqs", "llama-rope-freqs", Gelu::Exact, 5e-5);
 }

@@ -162,6 +162,8 @@ impl<'a> Lowerer<'a, '_> {
                 self.ops.view_2d(rotated, [node.n_feat, x.ne(1)], rotated.nb(2), 0)
             }
             Op::Attention { layer, heads, window } => self.attention(node, form, *layer, heads, *window),
+            Op::Scale { factor } => self.ops.scale(self.rows(node.src[0]), *factor),
+            Op::Temperature { every, scale } => self.temperature(node, *every, *scale),
             Op::Glu { act } => self.ops.glu(*act, self.rows(node.src[0]), self.rows(node.src[1])),
             Op::GatedFfn { .. } => self.gated_ffn(node, form, target(form)),
             Op::Add => self.residual_add(id, node, form),
@@ -244,6 +246,16 @@ impl<'a> Lowerer<'a, '_> {
             _ => return None,
         };
         Some(self.ops.rows(all, first, rows.len()))
+    }
+
+    /// Factors on the queries of this tile, by their positions. `-> [1, n]`
+    fn temperature(&self, node: &Node, every: usize, scale: f32) -> Tensor<'a> {
+        let position = self.ops.cast(self.index(node.src[0]), GgmlType::F32);
+        let n = position.n_elements();
+        // Half a position more, so that a product's rounding never takes a whole step away.
+        let step = self.ops.floor(self.ops.scale_bias(position, 1.0 / every as f32, 0.5 / every as f32));
+        let logarithm = self.ops.log(self.ops.scale_bias(step, 1.0, 1.0));
+        self.ops.reshape(self.ops.scale_bias(logarithm, scale, 1.0), [1, n, 1])
     }
 
     fn gather(&mut self, id: NodeId, node: &Node) {

@@ -235,6 +235,12 @@ impl Ops {
         self.wrap(unsafe { sys::ggml_sqr(self.c(), a.raw()) })
     }
 
+    /// The largest whole number that is no larger.
+    pub fn floor<'a>(&'a self, a: Tensor<'a>) -> Tensor<'a> {
+        // SAFETY: as above.
+        self.wrap(unsafe { sys::ggml_floor(self.c(), a.raw()) })
+    }
+
     /// Natural logarithm; of 0 it is -inf.
     pub fn log<'a>(&'a self, a: Tensor<'a>) -> Tensor<'a> {
         // SAFETY: as above.

@@ -75,6 +75,19 @@ pub enum Op {
         /// `[n_in]`, if x is normalised rows: the norm's weight, by which they have to be multiplied.
         norm: Option<WeightId>,
     },
+    /// `x -> [f, n]`: x times a number.
+    Scale {
+        /// The number.
+        factor: f32,
+    },
+    /// `positions -> F32 [1, n]`: `1 + scale ln(floor(position / every) + 1)`, a factor on queries that grows with the position
+    /// (Mistral 3).
+    Temperature {
+        /// Positions over which it stays the same.
+        every: usize,
+        /// Of the logarithm.
+        scale: f32,
+    },
     /// `x, positions -> [f, n]`: rotary embedding of every head.
     Rope {
         /// Elements of one head.
@@ -207,6 +220,8 @@ impl Op {
             Op::Normalize { .. } => "normalize",
             Op::NormalizeRows { .. } => "normalize_rows",
             Op::Linear { .. } => "linear",
+            Op::Scale { .. } => "scale",
+            Op::Temperature { .. } => "temperature",
             Op::Rope { .. } => "rope",
             Op::Attention { .. } => "attention",
             Op::Glu { .. } => "glu",

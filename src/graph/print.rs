@@ -60,6 +60,8 @@ fn line(out: &mut String, i: usize, node: &Node, weight_name: &impl Fn(WeightId)
         }
         Op::Glu { act } => args.push(format!("{act:?}").to_lowercase()),
         Op::ProbeScores { join: Join::Max, .. } => args.push(Join::Max.to_string()),
+        Op::Scale { factor } => args.push(format!("factor={factor}")),
+        Op::Temperature { every, scale } => args.push(format!("every={every}, scale={scale}")),
         Op::AddScaled { factor } => args.push(format!("factor={factor}")),
         Op::PoolScores { pool } => args.push(pool.to_string()),
         Op::TopK { m, first, forced } => {

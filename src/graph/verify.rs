@@ -9,7 +9,7 @@
 //!    same rows, and no fewer than its queries.
 //! 6. Rows are in position order: indices come from `top_k`, which sorts them.
 //! 7. A value that is scattered into, or of which rows are normalised anew, has no reader afterwards: it is written in place.
-//! 8. The logits, where there are any, have one row.
+//! 8. The logits, where there are any, have one row. A graph that ends between layers ends with the residual stream there.
 
 use std::ops::Deref;
 
@@ -62,7 +62,8 @@ pub fn check(graph: &Graph) -> Result<(), VerifyError> {
     }
     check_layers(graph)?;
     check_scatter_targets(graph)?;
-    if let Some(logits) = graph.logits().filter(|id| graph.node(*id).n_rows != 1) {
+    let is_residual = |id: NodeId| graph.logits().is_none() && id.index() + 1 == graph.nodes.len();
+    if let Some(&logits) = graph.outputs.first().filter(|id| graph.node(**id).n_rows != 1 && !is_residual(**id)) {
         let found = graph.node(logits).n_rows;
         return Err(error(graph, logits, format!("logits of {found} rows, expected 1")));
     }
@@ -125,6 +126,11 @@ fn check_node(graph: &Graph, id: NodeId) -> Result<(), String> {
             want(src(2).op == Op::ScatterAdd && src(2).src[1] == node.src[1], "the rows that a scatter-add has changed")
         }
         Op::Linear { .. } => want(src(0).n_rows == node.n_rows, "rows as its source"),
+        Op::Scale { factor } => want(same(0) && factor.is_finite(), "its source times a finite number"),
+        Op::Temperature { every, scale } => {
+            want(same(0) && node.n_feat == 1, "a factor for each position")?;
+            want(*every > 0 && scale.is_finite(), "a number of positions and a finite factor")
+        }
         Op::Rope { head_dim, rope } => {
             want(same(0) && *head_dim > 0 && node.n_feat.is_multiple_of(*head_dim), "heads divide the features")?;
             want(rope.n_rot <= *head_dim && rope.n_rot % 2 == 0, "rotated dimensions are even and within the head")?;
@@ -188,7 +194,7 @@ fn check_node(graph: &Graph, id: NodeId) -> Result<(), String> {
 fn element_type(op: &Op, i: usize) -> Option<DType> {
     match (op, i) {
         (Op::GetRows | Op::LastRows { .. } | Op::Prune | Op::RandomScores { .. }, 0) => None,
-        (Op::Embed { .. }, 0)
+        (Op::Embed { .. } | Op::Temperature { .. }, 0)
         | (Op::IsMember, _)
         | (Op::NormalizeRows { .. }, 1)
         | (Op::Rope { .. } | Op::GetRows | Op::Prune | Op::ScatterAdd, 1)

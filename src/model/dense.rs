@@ -146,6 +146,7 @@ impl Embedding {
         let last = b.push(Op::LastRows { rows: 1 }, &[hidden], "last_hidden");
         let normed = b.rms_norm(self.output_norm, hp.rms_eps, last, "result_norm");
         let logits = b.linear(self.output, normed, "result_output");
+        let logits = scaled(&mut b, hp.scales.logits, logits, "result_scaled");
         b.finish(layers, positions, hidden, vec![logits])
     }
 }
@@ -161,11 +162,11 @@ pub struct Ffn {
 }
 
 impl Ffn {
-    /// Looks up `ffn_norm`, `ffn_gate`, `ffn_up` and `ffn_down`; in Llama they may have biases, in Gemma 3 there is `post_ffw_norm`.
+    /// Looks up `ffn_norm`, `ffn_gate`, `ffn_up` and `ffn_down`; in Llama and its like they may have biases, in Gemma 3 there is `post_ffw_norm`.
     pub fn load(hp: &HParams, table: &mut WeightTable, act: Activation) -> Result<Self, ModelError> {
         let norm = table.vector("ffn_norm.weight", hp.shape.n_embd)?;
         let mut projection = |base: &str, n_in: usize, n_out: usize| match hp.arch {
-            Arch::Llama => table.biased_projection(base, n_in, n_out),
+            arch if arch.is_like_llama() => table.biased_projection(base, n_in, n_out),
             _ => table.projection(base, n_in, n_out),
         };
         let gate = projection("ffn_gate", hp.shape.n_embd, hp.shape.n_ff)?;
@@ -195,6 +196,11 @@ impl Ffn {
     }
 }
 
+/// x times a factor that is not 1.
+fn scaled(b: &mut Builder, factor: f32, x: NodeId, name: &'static str) -> NodeId {
+    if factor == 1.0 { x } else { b.push(Op::Scale { factor }, &[x], name) }
+}
+
 /// A layer whose attention has been built.
 pub struct Attended {
     /// Residual stream that entered the layer.
@@ -216,7 +222,8 @@ pub struct Attended {
 impl Attended {
     /// Adds attention to the residual stream, then the FFN: the layer is complete.
     pub fn then_ffn(self, b: &mut Builder, hp: &HParams, ffn: &Ffn) -> LayerAnchors {
-        let ffn_inp = b.push(Op::Add, &[self.inp, self.attn_out], "ffn_inp");
+        let attn_out = scaled(b, hp.scales.residual, self.attn_out, "attn_out_scaled");
+        let ffn_inp = b.push(Op::Add, &[self.inp, attn_out], "ffn_inp");
         let ffn_norm = b.rms_norm(ffn.norm, hp.rms_eps, ffn_inp, "ffn_norm");
         let gate = b.linear(ffn.gate, ffn_norm, "ffn_gate");
         let up = b.linear(ffn.up, ffn_norm, "ffn_up");
@@ -225,6 +232,7 @@ impl Attended {
         if let Some(norm) = ffn.post_norm {
             ffn_out = b.rms_norm(norm, hp.rms_eps, ffn_out, "ffn_post_norm");
         }
+        let ffn_out = scaled(b, hp.scales.residual, ffn_out, "ffn_out_scaled");
         let out = b.push(Op::Add, &[ffn_out, ffn_inp], "l_out");
         LayerAnchors {
             inp: self.inp,
@@ -232,7 +240,7 @@ impl Attended {
             k: self.k,
             v: self.v,
             attn: self.attn,
-            attn_out: self.attn_out,
+            attn_out,
             ffn_inp,
             ffn_norm,
             ffn_hidden: Some(par),

@@ -20,12 +20,37 @@ pub struct HParams {
     pub rms_eps: f32,
     /// Factor on q.k.
     pub attn_scale: f32,
+    /// Factors on other values.
+    pub scales: Scales,
+    /// How queries grow with their position.
+    pub temperature: Option<Temperature>,
     /// Rope of the layers with full attention, without per-pair factors.
     pub rope: Rope,
     /// Long and short rope factors instead of one kind (`rope.scaling.type` = `longrope`).
     pub long_rope: bool,
     /// Rope base of the layers with a sliding window; where none has one, that of all layers.
     pub freq_base_swa: f32,
+}
+
+/// Factors that Granite trains with; 1 elsewhere.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Scales {
+    /// On the embedding's rows.
+    pub embedding: f32,
+    /// On what attention and FFN add to the residual stream.
+    pub residual: f32,
+    /// On the logits.
+    pub logits: f32,
+}
+
+/// A factor on queries, `1 + scale ln(floor(position / every) + 1)`, by which Mistral 3 keeps attention sharp far behind what it was
+/// first trained with.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Temperature {
+    /// Positions over which it stays the same: the context before any scaling of the rope.
+    pub every: usize,
+    /// Of the logarithm.
+    pub scale: f32,
 }
 
 const MAX_LAYERS: usize = 1024;
@@ -82,6 +107,11 @@ impl HParams {
         };
         // Gemma 3 27B scales by the width of a head in the residual stream, all others by the head's own.
         let scaled_dim = if arch == Arch::Gemma3 && n_layer == 62 { n_embd / n_head } else { head_dim };
+        let attn_scale = match arch {
+            Arch::Granite | Arch::Mistral3 => keys.float_or("attention.scale", 0.0)?,
+            _ => 0.0,
+        };
+        let attn_scale = if attn_scale == 0.0 { 1.0 / (scaled_dim as f32).sqrt() } else { attn_scale };
         Ok(Self {
             arch,
             shape: Shape {
@@ -100,7 +130,9 @@ impl HParams {
             },
             n_ctx_train,
             rms_eps,
-            attn_scale: 1.0 / (scaled_dim as f32).sqrt(),
+            attn_scale,
+            scales: keys.scales(arch)?,
+            temperature: keys.temperature(arch, rope.n_ctx_orig)?,
             rope,
             long_rope: keys.rope_scaling()? == "longrope",
             freq_base_swa,
@@ -231,17 +263,55 @@ impl Keys<'_> {
             other => return Err(self.invalid("rope.scaling.type", other, "none, linear, yarn or longrope".into())),
         };
         Ok(Rope {
-            layout: if arch == Arch::Llama { RopeLayout::Interleaved } else { RopeLayout::HalfSplit },
+            layout: if arch.is_like_llama() { RopeLayout::Interleaved } else { RopeLayout::HalfSplit },
             n_rot,
             n_ctx_orig: self.size_or("rope.scaling.original_context_length", n_ctx_train, 1, 1 << 30)?,
             freq_base: self.positive("rope.freq_base", Some(10000.0))?,
             freq_scale,
             ext_factor,
-            attn_factor: self.positive("rope.scaling.attn_factor", Some(1.0))?,
+            attn_factor: self.positive("rope.scaling.attn_factor", Some(1.0))? / self.yarn_log(arch, kind, factor)?,
             beta_fast: self.positive("rope.scaling.yarn_beta_fast", Some(32.0))?,
             beta_slow: self.positive("rope.scaling.yarn_beta_slow", Some(1.0))?,
             factors: None,
         })
+    }
+
+    /// `1 + 0.1 m ln(factor)` for the multiplier m that Mistral 3 gives YaRN's logarithm; 1 elsewhere. Kernels multiply by the same
+    /// with m = 1.
+    fn yarn_log(&self, arch: Arch, kind: &str, factor: f32) -> Result<f32, ModelError> {
+        const SUFFIX: &str = "rope.scaling.yarn_log_multiplier";
+        let multiplier = if arch == Arch::Mistral3 { self.float_or(SUFFIX, 0.0)? } else { 0.0 };
+        if !multiplier.is_finite() || multiplier < 0.0 {
+            return Err(self.invalid(SUFFIX, multiplier, "a number, 0 or above".into()));
+        }
+        Ok(if kind == "yarn" && factor > 1.0 { 1.0 + 0.1 * multiplier * factor.ln() } else { 1.0 })
+    }
+
+    fn scales(&self, arch: Arch) -> Result<Scales, ModelError> {
+        if arch != Arch::Granite {
+            return Ok(Scales { embedding: 1.0, residual: 1.0, logits: 1.0 });
+        }
+        if self.gguf.get(&self.key("rope.scaling.finetuned")).is_some_and(|v| *v == Value::Bool(false)) {
+            let expected = "true: models without rotary embeddings are not supported".into();
+            return Err(self.invalid("rope.scaling.finetuned", false, expected));
+        }
+        // In this format 0 is a factor that is not there.
+        let scale = |suffix: &str| match self.float_or(suffix, 0.0)? {
+            0.0 => Ok(1.0),
+            _ => self.positive(suffix, None),
+        };
+        let (embedding, residual) = (scale("embedding_scale")?, scale("residual_scale")?);
+        Ok(Scales { embedding, residual, logits: 1.0 / self.positive("logit_scale", None)? })
+    }
+
+    fn temperature(&self, arch: Arch, every: usize) -> Result<Option<Temperature>, ModelError> {
+        const SUFFIX: &str = "attention.temperature_scale";
+        let scale = if arch == Arch::Mistral3 { self.float_or(SUFFIX, 0.0)? } else { 0.0 };
+        match scale {
+            0.0 => Ok(None),
+            x if x.is_finite() && x > 0.0 => Ok(Some(Temperature { every, scale })),
+            x => Err(self.invalid(SUFFIX, x, "a number, 0 or above".into())),
+        }
     }
 
     fn sliding_window(&self, n_layer: usize) -> Result<Option<SlidingWindow>, ModelError> {

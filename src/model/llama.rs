@@ -1,4 +1,6 @@
-//! Llama 2 and 3.x, Mistral, SmolLM2: rope on neighbouring pairs, per-pair factors where the file has them (Llama 3.1, LongRoPE).
+//! Llama 2 and 3.x, Mistral, SmolLM2: rope on neighbouring pairs, per-pair factors where the file has them (Llama 3.1, LongRoPE). And
+//! what differs from them in numbers alone: Granite 3, with factors on embedding, residual stream, scores and logits; Mistral 3, whose
+//! queries grow with their position, and whose rope is stretched by YaRN.
 
 use crate::graph::Graph;
 use crate::graph::build::{Builder, Projection};
@@ -6,7 +8,7 @@ use crate::graph::ir::*;
 
 use super::ModelError;
 use super::dense::{Architecture, Attended, Embedding, Ffn, Qkv, RopeFactors};
-use super::hparams::HParams;
+use super::hparams::{HParams, Temperature};
 use super::table::WeightTable;
 
 struct Layer {
@@ -16,7 +18,7 @@ struct Layer {
     ffn: Ffn,
 }
 
-/// A loaded model of this architecture.
+/// A loaded model of these architectures.
 pub struct Llama {
     hp: HParams,
     embedding: Embedding,
@@ -52,7 +54,7 @@ impl Architecture for Llama {
         let mut b = Builder::new();
         let (tokens, pos) = b.inputs(n_tokens);
         let mut anchors: Vec<LayerAnchors> = Vec::with_capacity(hp.shape.n_layer);
-        let mut inp = self.embedding.embed(&mut b, hp, 1.0, tokens);
+        let mut inp = self.embedding.embed(&mut b, hp, hp.scales.embedding, tokens);
         for (il, layer) in self.layers.iter().enumerate() {
             b.set_layer(Some(il));
             let x = b.rms_norm(layer.attn_norm, hp.rms_eps, inp, "attn_norm");
@@ -61,6 +63,14 @@ impl Architecture for Llama {
             let v = b.linear(layer.qkv.v, x, "Vcur");
             let q = b.linear(layer.qkv.q, x, "Qcur");
             let q = b.push(Op::Rope { head_dim: hp.shape.head_dim, rope }, &[q, pos], "Qcur_rope");
+            let q = match hp.temperature {
+                // Made in each layer, of the positions that are left there.
+                Some(Temperature { every, scale }) => {
+                    let factors = b.push(Op::Temperature { every, scale }, &[pos], "attn_scale");
+                    b.push(Op::Mul, &[q, factors], "Qcur_tempered")
+                }
+                None => q,
+            };
             let attn =
                 b.push(Op::Attention { layer: il, heads: hp.heads(), window: None }, &[q, k, v, pos, pos], "kqv_out");
             let attn_out = b.linear(layer.o, attn, "attn_out");

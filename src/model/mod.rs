@@ -31,11 +31,16 @@ pub enum Arch {
     Gemma3,
     /// `phi3`
     Phi3,
+    /// `granite`
+    Granite,
+    /// `mistral3`
+    Mistral3,
 }
 
 impl Arch {
     /// All architectures that can be run.
-    pub const ALL: [Arch; 5] = [Arch::Llama, Arch::Qwen2, Arch::Qwen3, Arch::Gemma3, Arch::Phi3];
+    pub const ALL: [Arch; 7] =
+        [Arch::Llama, Arch::Qwen2, Arch::Qwen3, Arch::Gemma3, Arch::Phi3, Arch::Granite, Arch::Mistral3];
 
     /// The architecture's name in GGUF files.
     pub fn name(self) -> &'static str {
@@ -45,7 +50,14 @@ impl Arch {
             Arch::Qwen3 => "qwen3",
             Arch::Gemma3 => "gemma3",
             Arch::Phi3 => "phi3",
+            Arch::Granite => "granite",
+            Arch::Mistral3 => "mistral3",
         }
+    }
+
+    /// Whether it is Llama's graph with numbers of its own: factors on the residual stream, say.
+    fn is_like_llama(self) -> bool {
+        matches!(self, Arch::Llama | Arch::Granite | Arch::Mistral3)
     }
 
     /// The architecture of this GGUF name.
@@ -56,7 +68,7 @@ impl Arch {
     /// Looks up the weights of a model.
     pub fn load(self, hp: &HParams, table: &mut WeightTable) -> Result<Box<dyn Architecture>, ModelError> {
         Ok(match self {
-            Arch::Llama => Box::new(llama::Llama::load(hp, table)?),
+            Arch::Llama | Arch::Granite | Arch::Mistral3 => Box::new(llama::Llama::load(hp, table)?),
             Arch::Qwen2 => Box::new(qwen2::Qwen2::load(hp, table)?),
             Arch::Qwen3 => Box::new(qwen3::Qwen3::load(hp, table)?),
             Arch::Gemma3 => Box::new(gemma3::Gemma3::load(hp, table)?),
@@ -73,7 +85,7 @@ pub enum ModelError {
     #[error(transparent)]
     Gguf(#[from] crate::gguf::GgufError),
     /// An architecture that is not supported.
-    #[error("{file}: architecture '{arch}' is not supported; supported are llama, qwen2, qwen3, gemma3, phi3")]
+    #[error("{file}: architecture '{arch}' is not supported; supported are llama, qwen2, qwen3, gemma3, phi3, granite, mistral3")]
     UnsupportedArch {
         /// File.
         file: String,

@@ -103,6 +103,7 @@ impl Model {
     /// Logits of one row of the residual stream.
     pub fn head(&self, h: &[f32]) -> Vec<f32> {
         let mut logits = self.output.times(&self.rms_norm(h, &self.output_norm));
+        logits.iter_mut().for_each(|x| *x /= self.logit_scale);
         if let Some(cap) = self.final_softcap {
             logits.iter_mut().for_each(|x| *x = (*x / cap).tanh() * cap);
         }
@@ -306,7 +307,14 @@ impl Model {
     }
 
     fn query(&self, layer: &Layer, x: &[f32], position: usize) -> Vec<f32> {
-        self.normed_and_rotated(layer, layer.q.times(x), layer.q_norm.as_deref(), position)
+        let q = self.normed_and_rotated(layer, layer.q.times(x), layer.q_norm.as_deref(), position);
+        match self.temperature {
+            Some((every, scale)) => {
+                let factor = 1.0 + scale * ((position / every) as f32 + 1.0).ln();
+                q.iter().map(|x| x * factor).collect()
+            }
+            None => q,
+        }
     }
 
     fn key(&self, layer: &Layer, x: &[f32], position: usize) -> Vec<f32> {
@@ -331,7 +339,7 @@ impl Model {
         let y = layer.attn_output.times(y);
         match &layer.attn_post_norm {
             Some(norm) => self.rms_norm(&y, norm),
-            None => y,
+            None => y.iter().map(|y| y * self.residual_scale).collect(),
         }
     }
 
@@ -341,7 +349,7 @@ impl Model {
         let y = layer.down.times(&z);
         match &layer.ffn_post_norm {
             Some(norm) => self.rms_norm(&y, norm),
-            None => y,
+            None => y.iter().map(|y| y * self.residual_scale).collect(),
         }
     }
 

@@ -95,6 +95,12 @@ pub struct Model {
     pub attn_scale: f32,
     /// Factor on the embedding's rows.
     pub embd_scale: f32,
+    /// Factor on what attention and FFN add to the residual stream.
+    pub residual_scale: f32,
+    /// Divides the logits.
+    pub logit_scale: f32,
+    /// Queries times `1 + .1 ln(floor(position / .0) + 1)`.
+    pub temperature: Option<(usize, f32)>,
     /// The FFN's gate is GELU, not SiLU.
     pub gelu_gate: bool,
     /// Change this before `forward` to follow ggml's CPU table.
@@ -133,7 +139,7 @@ struct Reader<'a> {
 impl<'a> Reader<'a> {
     fn new(file: &'a File, n_ctx: Option<usize>) -> Self {
         let arch = file.text("general.architecture").expect("general.architecture");
-        let known = ["llama", "qwen2", "qwen3", "gemma3", "phi3"];
+        let known = ["llama", "qwen2", "qwen3", "gemma3", "phi3", "granite", "mistral3"];
         assert!(known.contains(&arch), "the reference knows {known:?}, not {arch}");
         let uint = |key: &str| file.uint(&format!("{arch}.{key}"));
         let n_embd = uint("embedding_length").expect("embedding_length");
@@ -187,8 +193,13 @@ impl<'a> Reader<'a> {
             n_head_kv: self.n_head_kv,
             head_dim: self.head_dim,
             norm_eps: self.float("attention.layer_norm_rms_epsilon").expect("layer_norm_rms_epsilon"),
-            attn_scale: 1.0 / (scale_dim as f32).sqrt(),
-            embd_scale: if gemma { (self.n_embd as f32).sqrt() } else { 1.0 },
+            attn_scale: self.float("attention.scale").unwrap_or(1.0 / (scale_dim as f32).sqrt()),
+            embd_scale: if gemma { (self.n_embd as f32).sqrt() } else { self.float("embedding_scale").unwrap_or(1.0) },
+            residual_scale: self.float("residual_scale").unwrap_or(1.0),
+            logit_scale: self.float("logit_scale").unwrap_or(1.0),
+            temperature: self.float("attention.temperature_scale").map(|scale| {
+                (self.uint("rope.scaling.original_context_length").expect("original_context_length"), scale)
+            }),
             gelu_gate: gemma,
             gelu: Gelu::Exact,
             final_softcap: if gemma { self.float("final_logit_softcapping").filter(|c| *c != 0.0) } else { None },
@@ -278,9 +289,12 @@ impl<'a> Reader<'a> {
         let attn_factor = self.float("rope.scaling.attn_factor").unwrap_or(1.0);
         let yarn = kind == "yarn";
         let long = if self.n_ctx > n_ctx_orig { "rope_factors_long.weight" } else { "rope_factors_short.weight" };
-        let uses_factors = matches!(self.arch, "llama" | "phi3");
+        let uses_factors = matches!(self.arch, "llama" | "phi3" | "granite" | "mistral3");
+        // Mistral 3: YaRN's logarithm times this, where others have 0.
+        let log_multiplier = self.float("rope.scaling.yarn_log_multiplier").unwrap_or(0.0);
+        let log_size = 1.0 + 0.1 * log_multiplier * (1.0 / freq_scale).ln();
         Rope {
-            interleaved: self.arch == "llama",
+            interleaved: matches!(self.arch, "llama" | "granite" | "mistral3"),
             n_rot,
             base: if local {
                 self.float("rope.freq_base_swa").unwrap_or(10000.0)
@@ -290,7 +304,7 @@ impl<'a> Reader<'a> {
             // Local layers are never stretched.
             freq_scale: if local { 1.0 } else { freq_scale },
             ext_factor: if yarn { 1.0 } else { 0.0 },
-            attn_factor: if yarn { yarn_attn_factor(freq_scale, attn_factor) } else { attn_factor },
+            attn_factor: if yarn { yarn_attn_factor(freq_scale, attn_factor) / log_size } else { attn_factor },
             n_ctx_orig,
             factors: self.vector("rope_freqs.weight").or_else(|| self.vector(long)).filter(|_| uses_factors),
         }

@@ -12,6 +12,8 @@ pub enum Arch {
     Qwen3,
     Gemma3,
     Phi3,
+    Granite,
+    Mistral3,
 }
 
 impl Arch {
@@ -23,6 +25,8 @@ impl Arch {
             Arch::Qwen3 => "qwen3",
             Arch::Gemma3 => "gemma3",
             Arch::Phi3 => "phi3",
+            Arch::Granite => "granite",
+            Arch::Mistral3 => "mistral3",
         }
     }
 }
@@ -68,8 +72,19 @@ pub struct Tiny {
 }
 
 /// Names of the committed models.
-pub const NAMES: [&str; 9] =
-    ["llama", "llama-rope-freqs", "llama-linear", "llama-yarn", "qwen2", "qwen3", "gemma3", "phi3", "phi3-longrope"];
+pub const NAMES: [&str; 11] = [
+    "llama",
+    "llama-rope-freqs",
+    "llama-linear",
+    "llama-yarn",
+    "qwen2",
+    "qwen3",
+    "gemma3",
+    "phi3",
+    "phi3-longrope",
+    "granite",
+    "mistral3",
+];
 
 impl Tiny {
     /// One of [`NAMES`].
@@ -182,6 +197,20 @@ impl Tiny {
                 vocab: Vocab::Spm { space_prefix: true },
                 ..llama
             },
+            "granite" => Tiny { name: "granite", arch: Arch::Granite, n_layer: 4, n_head: 4, n_head_kv: 2, ..llama },
+            // A prompt of the fixtures reaches beyond the original context, where queries grow.
+            "mistral3" => Tiny {
+                name: "mistral3",
+                arch: Arch::Mistral3,
+                n_layer: 4,
+                n_head: 4,
+                n_head_kv: 2,
+                head_dim: 10,
+                n_rot: 10,
+                tied: true,
+                scaling: Scaling::Yarn(4.0, 16),
+                ..llama
+            },
             other => panic!("no tiny model is called {other}"),
         }
     }
@@ -226,6 +255,19 @@ impl Tiny {
         file.set(key("vocab_size"), self.n_vocab() as u32);
         if let Some(window) = self.window {
             file.set(key("attention.sliding_window"), window);
+        }
+        match self.arch {
+            Arch::Granite => {
+                file.set(key("embedding_scale"), 3.0f32);
+                file.set(key("residual_scale"), 0.6f32);
+                file.set(key("attention.scale"), 0.25f32);
+                file.set(key("logit_scale"), 0.8f32);
+            }
+            Arch::Mistral3 => {
+                file.set(key("attention.temperature_scale"), 0.3f32);
+                file.set(key("rope.scaling.yarn_log_multiplier"), 0.7f32);
+            }
+            _ => {}
         }
         match self.scaling {
             Scaling::None | Scaling::Freqs => {}
