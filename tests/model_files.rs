@@ -104,8 +104,8 @@ fn scaled(tiny: &Tiny) -> File {
     let mut file = tiny.build();
     let mut scales = Vec::new();
     for (i, t) in file.tensors.iter_mut().enumerate() {
-        let Some(base) = t.name.strip_suffix(".weight").filter(|_| t.shape.len() == 2 && t.name != "token_embd.weight")
-        else {
+        let is_product = t.shape.len() == 2 && t.name != "token_embd.weight" && !t.name.contains("ffn_gate_inp");
+        let Some(base) = t.name.strip_suffix(".weight").filter(|_| is_product) else {
             continue;
         };
         let scale = [8.0f32, 0.25, 2.0][i % 3];
@@ -309,6 +309,63 @@ fn a_window_for_each_layer() {
 
     assert!(refusal(&with(bools(&[true; 6]))).contains("a list of 6, expected 7, one a layer"));
     assert!(refusal(&with(Value::Array(8, vec![Value::Str("x".into()); 7]))).contains(key));
+}
+
+#[test]
+fn experts_that_cannot_be() {
+    let tiny = Tiny::named("qwen3moe");
+    let with = |key: &str, value: u32| {
+        let mut file = tiny.build();
+        set(&mut file, &format!("qwen3moe.{key}"), value);
+        file
+    };
+    for (key, value, expected) in [
+        ("expert_count", 0, "'qwen3moe.expert_count' is 0, expected 1 to"),
+        ("expert_used_count", 0, "'qwen3moe.expert_used_count' is 0, expected 1 to 6"),
+        ("expert_used_count", 7, "'qwen3moe.expert_used_count' is 7, expected 1 to 6"),
+        ("expert_count", 5, "tensor 'blk.0.ffn_gate_inp.weight' has shape"),
+        ("expert_feed_forward_length", 11, "tensor 'blk.0.ffn_gate_exps.weight' has shape"),
+    ] {
+        let message = refusal(&with(key, value));
+        assert!(message.contains(expected), "{key} {value}: {message}");
+    }
+    for tensor in ["ffn_gate_inp", "ffn_gate_exps", "ffn_up_exps", "ffn_down_exps"] {
+        let mut file = tiny.build();
+        file.tensors.retain(|t| t.name != format!("blk.2.{tensor}.weight"));
+        assert!(refusal(&file).contains(&format!("tensor 'blk.2.{tensor}.weight' is missing")));
+    }
+    let mut file = tiny.build();
+    set(&mut file, "qwen3moe.expert_weights_scale", 2.5f32);
+    assert!(refusal(&file).contains("expert_weights_scale"));
+    let mut other = Tiny::named("llama").build();
+    set(&mut other, "llama.expert_count", 8u32);
+    assert!(refusal(&other).contains("mixtures of experts are supported in qwen3moe"));
+    // Without its width the file's own is divided among those that compute a token.
+    let mut file = with("feed_forward_length", 20);
+    file.metadata.retain(|(k, _)| k != "qwen3moe.expert_feed_forward_length");
+    let prompt = tiny.prompt(20);
+    assert_eq!(logits(&file, &prompt), logits(&tiny.build(), &prompt));
+}
+
+#[test]
+fn experts_at_the_command_line() {
+    let scene = Scene::with("qwen3moe");
+    let plan = scene.json(&["plan", "-m", "tiny.gguf", "-n", "512", "--schedule", "0.5,0.4,0.3,0.2", "--json"]);
+    assert!(plan["predicted_speedup"].as_f64().is_some_and(|x| x > 1.1), "{plan}");
+    let graph = scene.good(&["plan", "-m", "tiny.gguf", "-n", "64", "--graph"]);
+    assert!(graph.contains("experts(") && graph.contains("2 of 6"), "{graph}");
+    let run = ["-m", "tiny.gguf", "-p", "the rain in Spain", "-n", "5", "--temp", "0", "--json", "--ignore-eos"];
+    assert_eq!(scene.json(&run)["generated"].as_array().map(Vec::len), Some(5));
+    // Schedules that would score FFNs by proxies do without, and say so.
+    scene.write("text.txt", "the rain in Spain stays mainly in the plain. ".repeat(40));
+    let output = scene.run(&[&run[..], &["-f", "text.txt", "--schedule", "0.5,0.4,0.3,0.2", "--proxy"]].concat());
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert!(stderr(&output).contains("mixtures of experts, for which there are no proxies"), "{}", stderr(&output));
+    let message = scene.bad(1, &["calibrate", "-m", "tiny.gguf", "-f", "text.txt"]);
+    assert!(message.contains("there are no proxies"), "{message}");
+    scene.good(&["quantize", "-m", "tiny.gguf", "-o", "small.gguf", "--type", "q8_0"]);
+    let run = ["-m", "small.gguf", "-p", "the rain in Spain", "-n", "5", "--temp", "0", "--json", "--ignore-eos"];
+    assert_eq!(scene.json(&run)["generated"].as_array().map(Vec::len), Some(5));
 }
 
 #[test]

@@ -52,6 +52,11 @@ fn granite() {
 }
 
 #[test]
+fn qwen3moe() {
+    check("qwen3moe", "qwen3moe", Gelu::Exact, 5e-5);
+}
+
+#[test]
 fn mistral3() {
     check("mistral3", "mistral3", Gelu::Exact, 5e-5);
 }

@@ -124,14 +124,14 @@ fn decoding_sees_uneven_caches() {
 fn a_proxy_of_full_rank_is_the_ffn() {
     let (model, tokens) = model("llama");
     let layer = &model.layers[1];
-    let (d, f) = (model.n_embd, layer.gate.weight.n_out);
+    let (d, f) = (model.n_embd, layer.ffns[0].0.weight.n_out);
     let mut identities = Matrix { n_in: d, n_out: 2 * d, data: vec![0.0; 2 * d * d] };
     (0..2 * d).for_each(|i| identities.data[i * d + i % d] = 1.0);
     let proxy = Proxy {
         u_gu: identities,
-        v_gate: layer.gate.weight.clone(),
-        v_up: layer.up.weight.clone(),
-        v_down: layer.down.weight.clone(),
+        v_gate: layer.ffns[0].0.weight.clone(),
+        v_up: layer.ffns[0].1.weight.clone(),
+        v_down: layer.ffns[0].2.weight.clone(),
         f16_inputs: false,
     };
     assert_eq!(proxy.v_down.n_in, f);
@@ -149,7 +149,7 @@ fn a_proxy_of_full_rank_is_the_ffn() {
     // The FFN of a token active in both modules, as the difference it made to the residual stream.
     let mut attention_only = model.clone();
     attention_only.layers.truncate(2);
-    attention_only.layers[1].down.weight.data.fill(0.0);
+    attention_only.layers[1].ffns[0].2.weight.data.fill(0.0);
     let mut with_ffn = model.clone();
     with_ffn.layers.truncate(2);
     plan.layers.truncate(2);

@@ -105,7 +105,9 @@ fn from_prompt(
     progress.clear();
     let made = match made {
         Ok(made) => made,
-        Err(spts::Error::Calibration(e @ CalibrationError::TooShort { .. })) => return without(&e.to_string()),
+        Err(spts::Error::Calibration(e @ (CalibrationError::TooShort { .. } | CalibrationError::Experts))) => {
+            return without(&e.to_string());
+        }
         Err(e) => return Err(e.into()),
     };
     let opened = made.write_into(out).and_then(|()| Sidecar::open(path));

@@ -5,6 +5,7 @@
 //! them, and ggml computes in that order.
 
 mod attention;
+mod experts;
 mod masks;
 mod probes;
 
@@ -88,6 +89,8 @@ pub fn max_ggml_nodes(graph: &Graph, phase: &Phase, tile: usize) -> usize {
         }
         // Products of seven matrices where there is no kernel for it.
         Op::ProxyNorm { .. } => 12,
+        // Choosing them, three products, and a sum over them.
+        Op::Experts { n_used, .. } => 16 + 2 * n_used,
         _ => 0,
     };
     phase.nodes.iter().map(|id| 16 + of(graph.node(*id))).sum::<usize>() + 16
@@ -166,6 +169,7 @@ impl<'a> Lowerer<'a, '_> {
             Op::Temperature { every, scale } => self.temperature(node, *every, *scale),
             Op::Glu { act } => self.ops.glu(*act, self.rows(node.src[0]), self.rows(node.src[1])),
             Op::GatedFfn { .. } => self.gated_ffn(node, form, target(form)),
+            Op::Experts { .. } => self.experts(node),
             Op::Add => self.residual_add(id, node, form),
             Op::Mul => match form {
                 Form::TimesProxyNorm(norm) => {

@@ -175,6 +175,30 @@ impl Ops {
         self.wrap(unsafe { sys::ggml_mul_mat(self.c(), w.raw(), x.raw()) })
     }
 
+    /// Products of rows with the matrices that `ids` chooses for each: `w [k, m, e], x [k, 1 or u, n], ids I32 [u, n] -> [m, u, n]`.
+    pub fn mul_mat_id<'a>(&'a self, w: Tensor<'a>, x: Tensor<'a>, ids: Tensor<'a>) -> Tensor<'a> {
+        // SAFETY: live tensors of matching shape.
+        self.wrap(unsafe { sys::ggml_mul_mat_id(self.c(), w.raw(), x.raw(), ids.raw()) })
+    }
+
+    /// Indices of the k largest values of each row, in any order: `[f, n] -> I32 [k, n]`.
+    pub fn top_of_rows<'a>(&'a self, a: Tensor<'a>, k: usize) -> Tensor<'a> {
+        // SAFETY: a live tensor with at least k columns.
+        self.wrap(unsafe { sys::ggml_argsort_top_k(self.c(), a.raw(), k as i32) })
+    }
+
+    /// Elementwise quotient, `b` broadcast.
+    pub fn div<'a>(&'a self, a: Tensor<'a>, b: Tensor<'a>) -> Tensor<'a> {
+        // SAFETY: live tensors of matching shape.
+        self.wrap(unsafe { sys::ggml_div(self.c(), a.raw(), b.raw()) })
+    }
+
+    /// Values below `min` become `min`.
+    pub fn at_least<'a>(&'a self, a: Tensor<'a>, min: f32) -> Tensor<'a> {
+        // SAFETY: a live tensor.
+        self.wrap(unsafe { sys::ggml_clamp(self.c(), a.raw(), min, f32::INFINITY) })
+    }
+
     /// Asks a product to accumulate at least in this precision.
     pub fn accumulate_in(&self, product: Tensor<'_>, precision: Precision) {
         let prec = match precision {

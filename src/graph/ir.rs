@@ -124,6 +124,24 @@ pub enum Op {
         /// As in [`Op::Linear`].
         norm: Option<WeightId>,
     },
+    /// `x [n_embd, n] -> [n_embd, n]`: each row through its own few of many gated FFNs: those that `softmax(router x)` gives most,
+    /// times what it gives them, so that these factors' sum is 1. The row's result is the sum over them (a mixture of experts).
+    Experts {
+        /// `[n_embd, n_expert]`
+        router: WeightId,
+        /// `[n_embd, n_ff, n_expert]`
+        gate: WeightId,
+        /// `[n_embd, n_ff, n_expert]`
+        up: WeightId,
+        /// `[n_ff, n_embd, n_expert]`
+        down: WeightId,
+        /// How many there are.
+        n_expert: usize,
+        /// How many compute a row.
+        n_used: usize,
+        /// act
+        act: Activation,
+    },
     /// `a, b -> a + b`
     Add,
     /// `x, idx [1, m] -> [f, m]`: gather.
@@ -226,6 +244,7 @@ impl Op {
             Op::Attention { .. } => "attention",
             Op::Glu { .. } => "glu",
             Op::GatedFfn { .. } => "gated_ffn",
+            Op::Experts { .. } => "experts",
             Op::Add => "add",
             Op::GetRows => "get_rows",
             Op::ScatterAdd => "scatter_add",

@@ -54,6 +54,11 @@ fn line(out: &mut String, i: usize, node: &Node, weight_name: &impl Fn(WeightId)
             args.push(format!("{act:?}").to_lowercase());
             args.extend(norm.map(by));
         }
+        Op::Experts { router, gate, up, down, n_expert, n_used, act } => {
+            args.extend([*router, *gate, *up, *down].map(&weight_name));
+            args.push(format!("{act:?}").to_lowercase());
+            args.push(format!("{n_used} of {n_expert}"));
+        }
         Op::ProxyNorm { act, norm, .. } => {
             args.push(format!("{act:?}").to_lowercase());
             args.extend(norm.map(by));

@@ -148,6 +148,10 @@ fn check_node(graph: &Graph, id: NodeId) -> Result<(), String> {
             want(src(3).n_rows == q.n_rows && src(4).n_rows == k.n_rows, "positions of queries and keys")
         }
         Op::GatedFfn { .. } => want(same(0) && (arity == 1 || row_factors(1)), "shape of its source, a factor a row"),
+        Op::Experts { n_expert, n_used, .. } => {
+            want(same(0), "shape of its source")?;
+            want((1..=*n_expert).contains(n_used), "as many experts as there are, at most")
+        }
         Op::Glu { .. } | Op::Add => want(same(0) && same(1), "sources of the same shape"),
         Op::Mul => want(same(0) && (same(1) || row_factors(1)), "sources of the same shape, or a factor a row"),
         Op::GetRows | Op::Prune => {

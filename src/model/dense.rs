@@ -7,6 +7,7 @@ use crate::graph::build::{Builder, Projection};
 use crate::graph::ir::*;
 
 use super::hparams::HParams;
+use super::shape::Experts;
 use super::table::{Role, WeightTable};
 use super::{Arch, ModelError};
 
@@ -151,20 +152,39 @@ impl Embedding {
     }
 }
 
-/// W_down (act(W_gate x) * (W_up x)) on the normalised residual stream.
+/// What a layer computes of each token by itself, on the normalised residual stream.
 pub struct Ffn {
     norm: WeightId,
-    gate: Projection,
-    up: Projection,
-    down: Projection,
+    body: Body,
     post_norm: Option<WeightId>,
     act: Activation,
 }
 
+/// One FFN for all tokens, or one of many.
+enum Body {
+    /// `W_down (act(W_gate x) * (W_up x))`
+    Gated { gate: Projection, up: Projection, down: Projection },
+    /// [`Op::Experts`]
+    Experts(Op),
+}
+
 impl Ffn {
-    /// Looks up `ffn_norm`, `ffn_gate`, `ffn_up` and `ffn_down`; in Llama and its like they may have biases, in Gemma 3 there is `post_ffw_norm`.
+    /// Looks up `ffn_norm`, `ffn_gate`, `ffn_up` and `ffn_down`; in Llama and its like they may have biases, in Gemma 3 there is
+    /// `post_ffw_norm`. In a mixture of experts `ffn_gate_inp`, which chooses, and `ffn_gate_exps`, `ffn_up_exps`, `ffn_down_exps`.
     pub fn load(hp: &HParams, table: &mut WeightTable, act: Activation) -> Result<Self, ModelError> {
         let norm = table.vector("ffn_norm.weight", hp.shape.n_embd)?;
+        let body = match hp.shape.experts {
+            Some(experts) => Body::Experts(Self::experts(hp, table, experts, act)?),
+            None => Self::gated(hp, table)?,
+        };
+        let post_norm = match hp.arch {
+            Arch::Gemma3 => Some(table.vector("post_ffw_norm.weight", hp.shape.n_embd)?),
+            _ => None,
+        };
+        Ok(Self { norm, body, post_norm, act })
+    }
+
+    fn gated(hp: &HParams, table: &mut WeightTable) -> Result<Body, ModelError> {
         let mut projection = |base: &str, n_in: usize, n_out: usize| match hp.arch {
             arch if arch.is_like_llama() => table.biased_projection(base, n_in, n_out),
             _ => table.projection(base, n_in, n_out),
@@ -172,11 +192,20 @@ impl Ffn {
         let gate = projection("ffn_gate", hp.shape.n_embd, hp.shape.n_ff)?;
         let up = projection("ffn_up", hp.shape.n_embd, hp.shape.n_ff)?;
         let down = projection("ffn_down", hp.shape.n_ff, hp.shape.n_embd)?;
-        let post_norm = match hp.arch {
-            Arch::Gemma3 => Some(table.vector("post_ffw_norm.weight", hp.shape.n_embd)?),
-            _ => None,
-        };
-        Ok(Self { norm, gate, up, down, post_norm, act })
+        Ok(Body::Gated { gate, up, down })
+    }
+
+    fn experts(hp: &HParams, table: &mut WeightTable, experts: Experts, act: Activation) -> Result<Op, ModelError> {
+        let (d, f, Experts { n_expert, n_used }) = (hp.shape.n_embd, hp.shape.n_ff, experts);
+        Ok(Op::Experts {
+            router: table.matrix("ffn_gate_inp.weight", d, n_expert, Role::Matrix)?,
+            gate: table.experts("ffn_gate_exps.weight", [d, f, n_expert])?,
+            up: table.experts("ffn_up_exps.weight", [d, f, n_expert])?,
+            down: table.experts("ffn_down_exps.weight", [f, d, n_expert])?,
+            n_expert,
+            n_used,
+            act,
+        })
     }
 
     /// As [`Ffn::load`], where gate and up are the two halves of `ffn_up` (Phi-3).
@@ -187,9 +216,11 @@ impl Ffn {
         let scale = table.scale("ffn_up")?;
         Ok(Self {
             norm: table.vector("ffn_norm.weight", d)?,
-            gate: Projection { weight: gate, scale, bias: None, n_out: f },
-            up: Projection { weight: up, scale, bias: None, n_out: f },
-            down: table.projection("ffn_down", f, d)?,
+            body: Body::Gated {
+                gate: Projection { weight: gate, scale, bias: None, n_out: f },
+                up: Projection { weight: up, scale, bias: None, n_out: f },
+                down: table.projection("ffn_down", f, d)?,
+            },
             post_norm: None,
             act,
         })
@@ -225,10 +256,15 @@ impl Attended {
         let attn_out = scaled(b, hp.scales.residual, self.attn_out, "attn_out_scaled");
         let ffn_inp = b.push(Op::Add, &[self.inp, attn_out], "ffn_inp");
         let ffn_norm = b.rms_norm(ffn.norm, hp.rms_eps, ffn_inp, "ffn_norm");
-        let gate = b.linear(ffn.gate, ffn_norm, "ffn_gate");
-        let up = b.linear(ffn.up, ffn_norm, "ffn_up");
-        let par = b.push(Op::Glu { act: ffn.act }, &[gate, up], "ffn_gate_par");
-        let mut ffn_out = b.linear(ffn.down, par, "ffn_out");
+        let (ffn_hidden, mut ffn_out) = match &ffn.body {
+            Body::Gated { gate, up, down } => {
+                let gate = b.linear(*gate, ffn_norm, "ffn_gate");
+                let up = b.linear(*up, ffn_norm, "ffn_up");
+                let par = b.push(Op::Glu { act: ffn.act }, &[gate, up], "ffn_gate_par");
+                (Some(par), b.linear(*down, par, "ffn_out"))
+            }
+            Body::Experts(experts) => (None, b.push(experts.clone(), &[ffn_norm], "ffn_moe_out")),
+        };
         if let Some(norm) = ffn.post_norm {
             ffn_out = b.rms_norm(norm, hp.rms_eps, ffn_out, "ffn_post_norm");
         }
@@ -243,7 +279,7 @@ impl Attended {
             attn_out,
             ffn_inp,
             ffn_norm,
-            ffn_hidden: Some(par),
+            ffn_hidden,
             ffn_out,
             out,
             act: ffn.act,

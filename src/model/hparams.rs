@@ -4,7 +4,7 @@ use crate::error::printable;
 use crate::gguf::{Array, Gguf, Value};
 use crate::graph::ir::{Heads, Rope, RopeLayout};
 
-use super::shape::{Shape, SlidingWindow};
+use super::shape::{Experts, Shape, SlidingWindow};
 use super::{Arch, ModelError};
 
 /// What defines a model besides its weights. Names as in the field's papers and GGUF's specification.
@@ -86,14 +86,15 @@ impl HParams {
         if value_dim != head_dim {
             return Err(keys.invalid("attention.value_length", value_dim, format!("{head_dim}, the key length")));
         }
-        if keys.size_or("expert_count", 0, 0, 1 << 16)? > 0 {
-            return Err(keys.invalid("expert_count", "above 0", "0: mixtures of experts are not supported".into()));
-        }
         if keys.float_or("final_logit_softcapping", 0.0)? != 0.0 || keys.float_or("attn_logit_softcapping", 0.0)? != 0.0
         {
             return Err(keys.invalid("final_logit_softcapping", "set", "no softcapping: it is not supported".into()));
         }
-        let n_ff = keys.size("feed_forward_length", 1, 1 << 22)?;
+        let experts = keys.experts(arch)?;
+        let n_ff = match experts {
+            Some(experts) => keys.expert_width(experts)?,
+            None => keys.size("feed_forward_length", 1, 1 << 22)?,
+        };
         let n_ctx_train = keys.size("context_length", 1, 1 << 30)?;
         let rms_eps = keys.positive("attention.layer_norm_rms_epsilon", None)?;
         let rope = keys.rope(arch, head_dim, n_ctx_train)?;
@@ -127,6 +128,7 @@ impl HParams {
                 tied: gguf.tensor("output.weight").is_none(),
                 weight_bytes: Some(gguf.tensors().map(|t| t.nbytes).sum()),
                 swa,
+                experts,
             },
             n_ctx_train,
             rms_eps,
@@ -285,6 +287,29 @@ impl Keys<'_> {
             return Err(self.invalid(SUFFIX, multiplier, "a number, 0 or above".into()));
         }
         Ok(if kind == "yarn" && factor > 1.0 { 1.0 + 0.1 * multiplier * factor.ln() } else { 1.0 })
+    }
+
+    fn experts(&self, arch: Arch) -> Result<Option<Experts>, ModelError> {
+        let n_expert = self.size_or("expert_count", 0, 0, 1 << 16)?;
+        if arch != Arch::Qwen3Moe {
+            let expected = || format!("0: mixtures of experts are supported in {}", Arch::Qwen3Moe.name());
+            return if n_expert == 0 { Ok(None) } else { Err(self.invalid("expert_count", n_expert, expected())) };
+        }
+        self.in_range("expert_count", n_expert, 1, 1 << 16)?;
+        let n_used = self.size("expert_used_count", 1, n_expert)?;
+        // Later models of the family, which choose by groups or scale what is chosen.
+        if self.float_or("expert_weights_scale", 0.0)? != 0.0 {
+            return Err(self.invalid("expert_weights_scale", "set", "no such scale: it is not supported".into()));
+        }
+        Ok(Some(Experts { n_expert, n_used }))
+    }
+
+    /// Width of one expert, which older files leave to be divided out.
+    fn expert_width(&self, experts: Experts) -> Result<usize, ModelError> {
+        match self.optional("expert_feed_forward_length")?.filter(|&n| n > 0) {
+            Some(n) => self.in_range("expert_feed_forward_length", n, 1, 1 << 22),
+            None => Ok((self.size("feed_forward_length", 1, 1 << 22)? / experts.n_used).max(1)),
+        }
     }
 
     fn scales(&self, arch: Arch) -> Result<Scales, ModelError> {

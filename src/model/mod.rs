@@ -35,12 +35,22 @@ pub enum Arch {
     Granite,
     /// `mistral3`
     Mistral3,
+    /// `qwen3moe`
+    Qwen3Moe,
 }
 
 impl Arch {
     /// All architectures that can be run.
-    pub const ALL: [Arch; 7] =
-        [Arch::Llama, Arch::Qwen2, Arch::Qwen3, Arch::Gemma3, Arch::Phi3, Arch::Granite, Arch::Mistral3];
+    pub const ALL: [Arch; 8] = [
+        Arch::Llama,
+        Arch::Qwen2,
+        Arch::Qwen3,
+        Arch::Gemma3,
+        Arch::Phi3,
+        Arch::Granite,
+        Arch::Mistral3,
+        Arch::Qwen3Moe,
+    ];
 
     /// The architecture's name in GGUF files.
     pub fn name(self) -> &'static str {
@@ -52,6 +62,7 @@ impl Arch {
             Arch::Phi3 => "phi3",
             Arch::Granite => "granite",
             Arch::Mistral3 => "mistral3",
+            Arch::Qwen3Moe => "qwen3moe",
         }
     }
 
@@ -70,7 +81,7 @@ impl Arch {
         Ok(match self {
             Arch::Llama | Arch::Granite | Arch::Mistral3 => Box::new(llama::Llama::load(hp, table)?),
             Arch::Qwen2 => Box::new(qwen2::Qwen2::load(hp, table)?),
-            Arch::Qwen3 => Box::new(qwen3::Qwen3::load(hp, table)?),
+            Arch::Qwen3 | Arch::Qwen3Moe => Box::new(qwen3::Qwen3::load(hp, table)?),
             Arch::Gemma3 => Box::new(gemma3::Gemma3::load(hp, table)?),
             Arch::Phi3 => Box::new(phi3::Phi3::load(hp, table)?),
         })
@@ -85,7 +96,7 @@ pub enum ModelError {
     #[error(transparent)]
     Gguf(#[from] crate::gguf::GgufError),
     /// An architecture that is not supported.
-    #[error("{file}: architecture '{arch}' is not supported; supported are llama, qwen2, qwen3, gemma3, phi3, granite, mistral3")]
+    #[error("{file}: architecture '{arch}' is not supported; supported are llama, qwen2, qwen3, gemma3, phi3, granite, mistral3, qwen3moe")]
     UnsupportedArch {
         /// File.
         file: String,

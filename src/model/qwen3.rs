@@ -1,4 +1,4 @@
-//! Qwen 3: every head of queries and keys is normalised before rope.
+//! Qwen 3, dense and as a mixture of experts: every head of queries and keys is normalised before rope.
 
 use crate::graph::Graph;
 use crate::graph::build::{Builder, Projection};

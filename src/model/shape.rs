@@ -29,6 +29,17 @@ pub struct Shape {
     pub weight_bytes: Option<u64>,
     /// Layers that attend through a sliding window.
     pub swa: Option<SlidingWindow>,
+    /// The FFNs of each layer, where a token goes through a few of many; `n_ff` is then the width of one.
+    pub experts: Option<Experts>,
+}
+
+/// A mixture of experts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Experts {
+    /// How many a layer has.
+    pub n_expert: usize,
+    /// How many compute a token.
+    pub n_used: usize,
 }
 
 /// Which layers see only the last tokens.
@@ -61,6 +72,7 @@ impl Shape {
                 tied,
                 weight_bytes: None,
                 swa: None,
+                experts: None,
             };
         Some(match name {
             "llama-3.1-8b" => shape("llama", [32, 4096, 14336, 32, 8, 128, 128_256], false),
@@ -101,7 +113,11 @@ impl Shape {
     /// Weights of the matrices, norms and biases left out.
     pub fn n_params(&self) -> f64 {
         let embeddings = if self.tied { 1. } else { 2. } * self.n_vocab as f64 * self.n_embd as f64;
-        embeddings + self.n_layer as f64 * (self.w_q() + self.w_k() + self.w_v() + self.w_o() + self.w_ffn())
+        let ffn = match self.experts {
+            Some(experts) => self.w_router() + experts.n_expert as f64 * self.w_expert(),
+            None => self.w_ffn(),
+        };
+        embeddings + self.n_layer as f64 * (self.w_q() + self.w_k() + self.w_v() + self.w_o() + ffn)
     }
 
     pub(crate) fn w_q(&self) -> f64 {
@@ -120,7 +136,19 @@ impl Shape {
         self.w_q()
     }
 
+    /// Weights that a token is multiplied by in an FFN.
     pub(crate) fn w_ffn(&self) -> f64 {
+        match self.experts {
+            Some(experts) => self.w_router() + experts.n_used as f64 * self.w_expert(),
+            None => self.w_expert(),
+        }
+    }
+
+    fn w_router(&self) -> f64 {
+        self.experts.map_or(0., |experts| self.n_embd as f64 * experts.n_expert as f64)
+    }
+
+    fn w_expert(&self) -> f64 {
         3. * self.n_embd as f64 * self.n_ff as f64
     }
 }

@@ -15,6 +15,8 @@ pub enum Role {
     Matrix,
     /// Rows are looked up (embedding), perhaps multiplied by as well (tied output).
     Embedding,
+    /// Matrices of which each row takes a few: read where they lie.
+    Experts,
     /// Norm, bias, rope factors: F32.
     Vector,
 }
@@ -28,7 +30,7 @@ pub struct Weight {
     pub tensor: String,
     /// Element type.
     pub ty: GgmlType,
-    /// `[n_in, n_out]` or `[n]`.
+    /// `[n_in, n_out]`, `[n_in, n_out, n_expert]` or `[n]`.
     pub ne: Vec<usize>,
     /// Bytes within the tensor's data.
     pub bytes: Range<usize>,
@@ -111,6 +113,16 @@ impl<'g> WeightTable<'g> {
         let (name, layer) = (info.name.clone(), self.layer);
         let bytes = 0..info.nbytes as usize;
         Ok(self.push(Weight { tensor: name.clone(), name, ty: info.ty, ne: vec![n_in, n_out], bytes, role, layer }))
+    }
+
+    /// Matrices `[n_in, n_out, n_expert]`.
+    pub fn experts(&mut self, base: &str, ne: [usize; 3]) -> Result<WeightId, ModelError> {
+        let info = self.find(base, &ne)?;
+        self.check_matrix_type(info)?;
+        let (name, layer) = (info.name.clone(), self.layer);
+        let bytes = 0..info.nbytes as usize;
+        let (ne, role) = (ne.to_vec(), Role::Experts);
+        Ok(self.push(Weight { tensor: name.clone(), name, ty: info.ty, ne, bytes, role, layer }))
     }
 
     /// Rows `rows` of a fused matrix `[n_in, n_total]`, under the name of the unfused one.

@@ -43,6 +43,9 @@ pub enum CalibrationError {
     /// No layer can skip: every one attends through a sliding window.
     #[error("every layer of this model has a sliding window, and none can skip: there is nothing to calibrate")]
     NoLayers,
+    /// A proxy stands for one FFN, and here a token goes through several of many.
+    #[error("the FFNs of this model are mixtures of experts, for which there are no proxies: tokens are scored by attention alone")]
+    Experts,
     /// The captured states.
     #[error("layer {layer}: {source}")]
     Saliency {
@@ -126,6 +129,9 @@ pub fn calibrate(
     progress: &mut dyn FnMut(CalibrationStep) -> ControlFlow<()>,
 ) -> Result<NewSidecar> {
     let (shape, n_ctx_train) = (model.shape(), model.hparams().n_ctx_train);
+    if shape.experts.is_some() {
+        return Err(CalibrationError::Experts.into());
+    }
     let size = options.size.clamp_to(shape.n_embd, shape.n_ff);
     let layers: Vec<usize> = (0..shape.n_layer).filter(|&l| shape.window(l).is_none()).collect();
     if layers.is_empty() {

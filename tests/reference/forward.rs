@@ -1,6 +1,6 @@
 //! The forward pass: dense, or with SPTS, and decoding behind it.
 
-use super::model::{Layer, Model, dot};
+use super::model::{Layer, Linear, Model, dot};
 use super::spts::{Chosen, SptsPlan, pool_scores, settle, top};
 
 /// Keys and values of one layer: one row for every token that attention computed there.
@@ -344,9 +344,29 @@ impl Model {
     }
 
     fn ffn(&self, layer: &Layer, x: &[f32]) -> Vec<f32> {
-        let (gate, up) = (layer.gate.times(x), layer.up.times(x));
-        let z: Vec<f32> = gate.iter().zip(&up).map(|(g, u)| self.activate(*g) * u).collect();
-        let y = layer.down.times(&z);
+        let one = |(gate, up, down): &(Linear, Linear, Linear)| {
+            let (gate, up) = (gate.times(x), up.times(x));
+            let z: Vec<f32> = gate.iter().zip(&up).map(|(g, u)| self.activate(*g) * u).collect();
+            down.times(&z)
+        };
+        let y = match &layer.router {
+            None => one(&layer.ffns[0]),
+            Some((router, n_used)) => {
+                let logits = router.times(x);
+                let most = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+                let weights: Vec<f32> = logits.iter().map(|l| (l - most).exp()).collect();
+                let mut best: Vec<usize> = (0..weights.len()).collect();
+                best.sort_by(|a, b| weights[*b].total_cmp(&weights[*a]));
+                best.truncate(*n_used);
+                let sum: f32 = best.iter().map(|&e| weights[e]).sum();
+                let mut y = vec![0.0; x.len()];
+                for e in best {
+                    let of_expert = one(&layer.ffns[e]);
+                    y.iter_mut().zip(&of_expert).for_each(|(y, z)| *y += z * weights[e] / sum);
+                }
+                y
+            }
+        };
         match &layer.ffn_post_norm {
             Some(norm) => self.rms_norm(&y, norm),
             None => y.iter().map(|y| y * self.residual_scale).collect(),

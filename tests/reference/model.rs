@@ -74,9 +74,10 @@ pub struct Layer {
     pub attn_output: Linear,
     pub attn_post_norm: Option<Vec<f32>>,
     pub ffn_norm: Vec<f32>,
-    pub gate: Linear,
-    pub up: Linear,
-    pub down: Linear,
+    /// Those of one FFN, or of each expert.
+    pub ffns: Vec<(Linear, Linear, Linear)>,
+    /// Chooses among the experts, and how many.
+    pub router: Option<(Linear, usize)>,
     pub ffn_post_norm: Option<Vec<f32>>,
     pub rope: Rope,
     /// Sliding window, in positions.
@@ -139,7 +140,7 @@ struct Reader<'a> {
 impl<'a> Reader<'a> {
     fn new(file: &'a File, n_ctx: Option<usize>) -> Self {
         let arch = file.text("general.architecture").expect("general.architecture");
-        let known = ["llama", "qwen2", "qwen3", "gemma3", "phi3", "granite", "mistral3"];
+        let known = ["llama", "qwen2", "qwen3", "gemma3", "phi3", "granite", "mistral3", "qwen3moe"];
         assert!(known.contains(&arch), "the reference knows {known:?}, not {arch}");
         let uint = |key: &str| file.uint(&format!("{arch}.{key}"));
         let n_embd = uint("embedding_length").expect("embedding_length");
@@ -213,7 +214,7 @@ impl<'a> Reader<'a> {
     fn layer(&self, il: usize) -> Layer {
         let name = |part: &str| format!("blk.{il}.{part}");
         let (q, k, v) = self.qkv(&name);
-        let (gate, up) = self.gate_up(&name);
+        let (ffns, router) = self.ffns(&name);
         let window = self.window(il);
         Layer {
             attn_norm: self.need(&name("attn_norm.weight")),
@@ -225,9 +226,8 @@ impl<'a> Reader<'a> {
             attn_output: self.linear(&name("attn_output")),
             attn_post_norm: self.vector(&name("post_attention_norm.weight")),
             ffn_norm: self.need(&name("ffn_norm.weight")),
-            gate,
-            up,
-            down: self.linear(&name("ffn_down")),
+            ffns,
+            router,
             ffn_post_norm: self.vector(&name("post_ffw_norm.weight")),
             rope: self.rope(window.is_some()),
             window,
@@ -245,6 +245,25 @@ impl<'a> Reader<'a> {
             bias: bias.as_ref().map(|b| b[first..first + n].to_vec()),
         };
         (part(0, n_q), part(n_q, n_kv), part(n_q + n_kv, n_kv))
+    }
+
+    /// Gate, up and down of the FFN, or of every expert, and then what chooses among them.
+    #[allow(clippy::type_complexity)]
+    fn ffns(&self, name: &dyn Fn(&str) -> String) -> (Vec<(Linear, Linear, Linear)>, Option<(Linear, usize)>) {
+        let Some(n_used) = self.uint("expert_used_count") else {
+            let (gate, up) = self.gate_up(name);
+            return (vec![(gate, up, self.linear(&name("ffn_down")))], None);
+        };
+        let n_expert = self.uint("expert_count").expect("expert_count");
+        let expert = |base: &str, i: usize| {
+            let t = self.file.tensor(&name(&format!("{base}.weight"))).expect("a tensor of all experts");
+            let size = t.shape[0] * t.shape[1];
+            let data = t.data[i * size..(i + 1) * size].to_vec();
+            Linear { weight: Matrix { n_in: t.shape[0], n_out: t.shape[1], data }, bias: None }
+        };
+        let all =
+            (0..n_expert).map(|i| (expert("ffn_gate_exps", i), expert("ffn_up_exps", i), expert("ffn_down_exps", i)));
+        (all.collect(), Some((self.linear(&name("ffn_gate_inp")), n_used)))
     }
 
     /// Phi-3 has both in `ffn_up`, the gate first.

@@ -36,8 +36,10 @@ impl SidecarFile {
         let mut tensors = Vec::new();
         for (il, layer) in pair.reference.layers.iter().enumerate() {
             let rows = |m: &Matrix| gather_rows(&m.data, n_embd, n_ff, &channels).expect("channels of the layer");
-            let (gate, up) = (rows(&layer.gate.weight), rows(&layer.up.weight));
-            let down = gather_columns(&layer.down.weight.data, n_ff, n_embd, &channels).expect("channels of the layer");
+            // Of a mixture's first expert: any scores do here.
+            let (gate, up, down) = &layer.ffns[0];
+            let (gate, up) = (rows(&gate.weight), rows(&up.weight));
+            let down = gather_columns(&down.weight.data, n_ff, n_embd, &channels).expect("channels of the layer");
             let ffn = RestrictedFfn { n_embd, d_low, gate: &gate, up: &up, down: &down };
             let proxy = LayerProxy::build(&ffn, rank).and_then(|p| p.to_f16()).expect("a proxy");
             let shapes = [[n_embd, 2 * rank], [rank, d_low], [rank, d_low], [d_low, rank]];

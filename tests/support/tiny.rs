@@ -14,6 +14,7 @@ pub enum Arch {
     Phi3,
     Granite,
     Mistral3,
+    Qwen3Moe,
 }
 
 impl Arch {
@@ -27,6 +28,7 @@ impl Arch {
             Arch::Phi3 => "phi3",
             Arch::Granite => "granite",
             Arch::Mistral3 => "mistral3",
+            Arch::Qwen3Moe => "qwen3moe",
         }
     }
 }
@@ -68,11 +70,13 @@ pub struct Tiny {
     /// `attention.sliding_window`.
     pub window: Option<u32>,
     pub vocab: Vocab,
+    /// Experts of a layer, and how many compute a token; `n_ff` is then the width of one.
+    pub experts: Option<(usize, usize)>,
     pub seed: u64,
 }
 
 /// Names of the committed models.
-pub const NAMES: [&str; 11] = [
+pub const NAMES: [&str; 12] = [
     "llama",
     "llama-rope-freqs",
     "llama-linear",
@@ -84,6 +88,7 @@ pub const NAMES: [&str; 11] = [
     "phi3-longrope",
     "granite",
     "mistral3",
+    "qwen3moe",
 ];
 
 impl Tiny {
@@ -105,6 +110,7 @@ impl Tiny {
             scaling: Scaling::None,
             window: None,
             vocab: Vocab::Bpe("llama-bpe", true),
+            experts: None,
             seed: 1,
         };
         match name {
@@ -211,6 +217,18 @@ impl Tiny {
                 scaling: Scaling::Yarn(4.0, 16),
                 ..llama
             },
+            "qwen3moe" => Tiny {
+                name: "qwen3moe",
+                arch: Arch::Qwen3Moe,
+                n_layer: 4,
+                n_head: 4,
+                n_head_kv: 2,
+                n_ff: 10,
+                tied: true,
+                experts: Some((6, 2)),
+                vocab: Vocab::Bpe("qwen2", false),
+                ..llama
+            },
             other => panic!("no tiny model is called {other}"),
         }
     }
@@ -255,6 +273,11 @@ impl Tiny {
         file.set(key("vocab_size"), self.n_vocab() as u32);
         if let Some(window) = self.window {
             file.set(key("attention.sliding_window"), window);
+        }
+        if let Some((n_expert, n_used)) = self.experts {
+            file.set(key("expert_count"), n_expert as u32);
+            file.set(key("expert_used_count"), n_used as u32);
+            file.set(key("expert_feed_forward_length"), self.n_ff as u32);
         }
         match self.arch {
             Arch::Granite => {
@@ -322,12 +345,21 @@ impl Tiny {
                 self.uniform(file, &name("attn_k.bias"), &[kv], 0.5);
                 self.uniform(file, &name("attn_v.bias"), &[kv], 0.5);
             }
-            if matches!(self.arch, Arch::Qwen3 | Arch::Gemma3) {
+            if matches!(self.arch, Arch::Qwen3 | Arch::Qwen3Moe | Arch::Gemma3) {
                 self.norm(file, &name("attn_q_norm.weight"), self.head_dim, 1.5);
                 self.norm(file, &name("attn_k_norm.weight"), self.head_dim, 1.5);
             }
             self.matrix(file, &name("attn_output.weight"), q, d, 0.75);
             self.norm(file, &name("ffn_norm.weight"), d, 1.0);
+            if let Some((n_expert, _)) = self.experts {
+                // Experts that differ much, and are chosen clearly.
+                self.matrix(file, &name("ffn_gate_inp.weight"), d, n_expert, 2.0);
+                for (part, n_in, n_out, gain) in [("gate", d, f, 1.5), ("up", d, f, 1.5), ("down", f, d, 1.5)] {
+                    let std = gain / (n_in as f64).sqrt();
+                    self.uniform(file, &name(&format!("ffn_{part}_exps.weight")), &[n_in, n_out, n_expert], std);
+                }
+                continue;
+            }
             if self.arch == Arch::Phi3 {
                 self.matrix(file, &name("ffn_up.weight"), d, 2 * f, 1.25);
             } else {
