@@ -232,7 +232,7 @@ pub struct PlanArgs {
     /// Model, a GGUF file
     #[arg(short, long, value_name = "FILE", required_unless_present = "shape", conflicts_with = "shape")]
     pub model: Option<PathBuf>,
-    /// A well-known model's shape instead: llama-3.1-8b, llama-3.2-1b, qwen2.5-7b, qwen2.5-1.5b, qwen2.5-0.5b, smollm2-135m, gemma-3-270m
+    /// A well-known model's shape instead: llama-3.1-8b, llama-3.2-1b, qwen2.5-7b, qwen2.5-1.5b, qwen2.5-0.5b, smollm2-135m, gemma-3-270m, qwen3-30b-a3b
     #[arg(long, value_name = "NAME", value_parser = clap::builder::PossibleValuesParser::new(spts::model::shape::SHAPE_NAMES), hide_possible_values = true)]
     pub shape: Option<String>,
     /// Tokens of the prompt
@@ -590,7 +590,7 @@ mod tests {
             ("-m m -p x -fa on", "flash attention is always on"),
             ("-m m -p x --flash-attn=on", "--flash-attn is a flag of llama.cpp"),
             ("-m m -p x -np 4", "one prompt is computed at a time"),
-            ("-m m -p x -ncmoe 3", "no mixtures of experts"),
+            ("-m m -p x -ncmoe 3", "a layer is on the GPU or on the CPU as a whole"),
             ("-m m -p x -nkvo", "-ngl N moves layers"),
             ("-hf user/model -p x", "nothing is downloaded; -m takes a GGUF file"),
             ("-m m -p x --rope-scaling yarn", "rope is what the model file says"),

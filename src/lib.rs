@@ -72,7 +72,7 @@ pub use method::spts::sidecar::{Sidecar, SidecarError};
 pub use method::{Budgets, Dense, Held, LayerBudget, Method, MethodError, Prompt};
 pub use model::ModelError;
 pub use model::file::ModelFile;
-pub use model::shape::{Shape, SlidingWindow};
+pub use model::shape::{Experts, Shape, SlidingWindow};
 pub use model::weights::{LoadProgress, Model, ModelOptions};
 pub use plan::{Plan, PlanOptions};
 pub use session::document::{Document, DocumentMemory, ReadReport};

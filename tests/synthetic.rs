@@ -9,13 +9,15 @@ use spts::bench::synthetic::{self, Synthetic};
 use spts::gguf::{Gguf, OpenOptions};
 use spts::method::spts::schedule::Schedule;
 use spts::method::spts::sidecar::Sidecar;
-use spts::model::shape::{SHAPE_NAMES, Shape};
+use spts::model::shape::{Experts, SHAPE_NAMES, Shape};
 use spts::{Model, ModelFile, ModelOptions, Session, SessionOptions};
 use spts_quant::Preset;
 
 /// A named shape, shrunk until a test can run it. Rows stay whole blocks of every type.
 fn small(name: &str) -> Shape {
-    Shape { n_layer: 4, n_embd: 256, n_ff: 512, n_vocab: 300, ..Shape::named(name).expect("a named shape") }
+    let named = Shape::named(name).expect("a named shape");
+    let experts = named.experts.map(|experts| Experts { n_expert: 16, ..experts });
+    Shape { n_layer: 4, n_embd: 256, n_ff: 512, n_vocab: 300, experts, ..named }
 }
 
 fn synthetic(name: &str, preset: Preset) -> Synthetic {

@@ -42,6 +42,8 @@ pub struct Synthetic {
 enum Fill {
     /// Mean 0, standard deviation `1 / sqrt(shape[0])`, in the preset's type.
     Matrix,
+    /// The same in F32: what chooses among experts is never quantized.
+    Router,
     /// F32 about 1.
     Norm,
     /// F32 about 0.
@@ -137,7 +139,7 @@ impl Synthetic {
             done += tensor.shape.iter().product::<u64>();
             let seed = seed.wrapping_mul(0x9e37_79b9).wrapping_add(index as u64) << 32;
             match (tensor.fill, traits.rope_factor) {
-                (Fill::Matrix, _) => matrix(ty, &tensor.shape, seed, out),
+                (Fill::Matrix | Fill::Router, _) => matrix(ty, &tensor.shape, seed, out),
                 (Fill::Norm, _) => vector(tensor.shape[0], seed, 1.0, 0.1, out),
                 (Fill::Bias, _) => vector(tensor.shape[0], seed, 0.0, 0.1, out),
                 (Fill::RopeFactors, factor) => {
@@ -173,6 +175,11 @@ impl Synthetic {
         }
         w.set_f32(&key("attention.layer_norm_rms_epsilon"), traits.rms_eps)?;
         w.set_f32(&key("rope.freq_base"), traits.freq_base)?;
+        if let Some(experts) = s.experts {
+            w.set_u32(&key("expert_count"), experts.n_expert as u32)?;
+            w.set_u32(&key("expert_used_count"), experts.n_used as u32)?;
+            w.set_u32(&key("expert_feed_forward_length"), s.n_ff as u32)?;
+        }
         if let Some(swa) = &s.swa {
             w.set_u32(&key("attention.sliding_window"), swa.window as u32)?;
         }
@@ -226,18 +233,28 @@ impl Synthetic {
                 }
             }
             add(name("attn_output.weight"), &[s.n_head * s.head_dim, s.n_embd], Fill::Matrix);
-            if s.arch == "gemma3" {
+            if matches!(s.arch.as_str(), "gemma3" | "qwen3moe") {
                 for base in ["attn_q_norm.weight", "attn_k_norm.weight"] {
                     add(name(base), &[s.head_dim], Fill::Norm);
                 }
+            }
+            if s.arch == "gemma3" {
                 for base in ["post_attention_norm.weight", "post_ffw_norm.weight"] {
                     add(name(base), &[s.n_embd], Fill::Norm);
                 }
             }
             add(name("ffn_norm.weight"), &[s.n_embd], Fill::Norm);
-            add(name("ffn_gate.weight"), &[s.n_embd, s.n_ff], Fill::Matrix);
-            add(name("ffn_up.weight"), &[s.n_embd, s.n_ff], Fill::Matrix);
-            add(name("ffn_down.weight"), &[s.n_ff, s.n_embd], Fill::Matrix);
+            let parts = [("ffn_gate", s.n_embd, s.n_ff), ("ffn_up", s.n_embd, s.n_ff), ("ffn_down", s.n_ff, s.n_embd)];
+            if let Some(experts) = s.experts {
+                add(name("ffn_gate_inp.weight"), &[s.n_embd, experts.n_expert], Fill::Router);
+                for (part, n_in, n_out) in parts {
+                    add(name(&format!("{part}_exps.weight")), &[n_in, n_out, experts.n_expert], Fill::Matrix);
+                }
+                continue;
+            }
+            for (part, n_in, n_out) in parts {
+                add(name(&format!("{part}.weight")), &[n_in, n_out], Fill::Matrix);
+            }
         }
         add("output_norm.weight".into(), &[s.n_embd], Fill::Norm);
         if !s.tied {

@@ -52,8 +52,16 @@ pub struct SlidingWindow {
 }
 
 /// Names that [`Shape::named`] knows.
-pub const SHAPE_NAMES: [&str; 7] =
-    ["llama-3.1-8b", "llama-3.2-1b", "qwen2.5-7b", "qwen2.5-1.5b", "qwen2.5-0.5b", "smollm2-135m", "gemma-3-270m"];
+pub const SHAPE_NAMES: [&str; 8] = [
+    "llama-3.1-8b",
+    "llama-3.2-1b",
+    "qwen2.5-7b",
+    "qwen2.5-1.5b",
+    "qwen2.5-0.5b",
+    "smollm2-135m",
+    "gemma-3-270m",
+    "qwen3-30b-a3b",
+];
 
 impl Shape {
     /// The published shape of a well-known model, for planning without its file.
@@ -85,6 +93,10 @@ impl Shape {
                 // Every sixth layer is global.
                 swa: Some(SlidingWindow { window: 512, layers: (0..18).map(|l| l % 6 != 5).collect() }),
                 ..shape("gemma3", [18, 640, 2048, 4, 1, 256, 262_144], true)
+            },
+            "qwen3-30b-a3b" => Shape {
+                experts: Some(Experts { n_expert: 128, n_used: 8 }),
+                ..shape("qwen3moe", [48, 2048, 768, 32, 4, 128, 151_936], false)
             },
             _ => return None,
         })
