@@ -147,7 +147,8 @@ pub struct RunArgs {
         help_heading = "Documents"
     )]
     pub questions: Option<PathBuf>,
-    /// Keep what was read of the document in FILE, and begin with it the next time
+    /// Keep what was read of the document in FILE, and begin with it the next time; one of the same model that begins with
+    /// other text, or skips from another layer on, is replaced
     #[arg(long, value_name = "FILE", requires = "file", help_heading = "Documents")]
     pub prompt_cache: Option<PathBuf>,
     /// Leave the file of --prompt-cache as it is

@@ -89,7 +89,8 @@ impl fmt::Display for PrefillStep {
             grouped(self.n_tokens)
         )?;
         let elapsed = self.elapsed.as_secs_f64();
-        if self.fraction > 0.0 && elapsed > 0.0 {
+        // The first steps of a question behind a document say nothing of the others.
+        if self.fraction > 0.02 && elapsed > 0.0 {
             let total = elapsed / self.fraction;
             write!(
                 f,

@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 
 use rustyline::DefaultEditor;
 use rustyline::error::ReadlineError;
+use spts::session::document_file::DocumentFile;
 use spts::session::generate::StopReason;
 use spts::tokenizer::Message;
 
@@ -14,7 +15,7 @@ use super::prompt::{self, Document};
 use super::questions::summary;
 use super::runner::{Answer, Runner};
 use super::{interrupt, note, run};
-use crate::report::{grouped, mib};
+use crate::report::mib;
 
 const HELP: &str = "\
 a line is a question; follow-ups see the turns before
@@ -63,8 +64,8 @@ impl Line<'_> {
 pub fn hold(runner: &mut Runner, document: &Document) -> Result<(), Failure> {
     let terminal = |e: ReadlineError| Failure::Failed(format!("the terminal: {e}"));
     let mut editor = DefaultEditor::new().map_err(terminal)?;
-    let n_document = runner.session.document().map_or(0, |d| d.tokens().len());
-    note(&format!("{} tokens read; /help says what can be typed", grouped(n_document)));
+    runner.say_what_was_read();
+    note("/help says what can be typed");
     let mut turns: Vec<Message> = Vec::new();
     loop {
         let line = match interrupt::at_rest(|| editor.readline("> ")) {
@@ -76,14 +77,20 @@ pub fn hold(runner: &mut Runner, document: &Document) -> Result<(), Failure> {
             Err(ReadlineError::Eof) => return Ok(()),
             Err(e) => return Err(terminal(e)),
         };
-        let _ = editor.add_history_entry(&line);
-        match Line::parse(&line) {
+        let parsed = Line::parse(&line);
+        if parsed != Line::Nothing {
+            let _ = editor.add_history_entry(&line);
+        }
+        match parsed {
             Line::Nothing => {}
             Line::Quit => return Ok(()),
             Line::Help => {
                 let _ = io::stderr().write_all(HELP.as_bytes());
             }
-            Line::New => turns.clear(),
+            Line::New => {
+                turns.clear();
+                note("the next question is independent of the turns before");
+            }
             Line::Save(file) => save(runner, file),
             Line::Unknown(command) => note(&format!("{command}: no such command; /help names them")),
             Line::Question(question) => ask(runner, document, &mut turns, question)?,
@@ -134,10 +141,12 @@ fn save(runner: &Runner, file: &str) {
     }
     let Some(document) = runner.session.document() else { return note("nothing was kept of the document") };
     let (size, path) = (mib(document.n_bytes()), Path::new(file));
-    let saved = run::create_output(path, runner.args, runner.args.prompt_cache.as_deref())
-        .and_then(|out| Ok(document.save_into(out)?));
+    if path.exists() && DocumentFile::open(path).is_err() {
+        return note(&format!("{file}: is there, and holds no document: choose another name"));
+    }
+    let saved = run::create_output(path, runner.args, None).and_then(|out| Ok(document.save_into(out)?));
     match saved {
-        Ok(()) => note(&format!("{file}: {size} written; --prompt-cache {file} begins with it")),
+        Ok(()) => note(&format!("{file}: {size} written; --prompt-cache '{file}' begins with it")),
         Err(Failure::Failed(message)) => note(&message),
         Err(_) => note("stopped"),
     }

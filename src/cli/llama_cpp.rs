@@ -114,7 +114,10 @@ const GROUPS: &[(&str, &str)] = &[
         "-C -Cr -Cb -Crb --cpu-mask* --cpu-range* --cpu-strict* --prio --prio-batch --poll --poll-batch \
          --numa",
     ),
-    ("a layer is on the GPU or on the CPU as a whole (-ngl N), its experts with it", "-cmoe --cpu-moe -ncmoe --n-cpu-moe -ser"),
+    (
+        "a layer is on the GPU or on the CPU as a whole (-ngl N), its experts with it",
+        "-cmoe --cpu-moe -ncmoe --n-cpu-moe -ser",
+    ),
     ("adapters have to be merged into the model file first", "--lora* --control-vector*"),
     ("a file's metadata is taken as it is", "--override-kv"),
     (

@@ -13,7 +13,9 @@ use crate::report::{grouped, mib};
 /// What is there, and what will be.
 pub struct PromptCache {
     found: Option<DocumentFile>,
+    /// What will be written, unless the file that is there will do.
     out: Option<OutputFile>,
+    read_only: bool,
 }
 
 impl PromptCache {
@@ -24,14 +26,16 @@ impl PromptCache {
     pub fn open(args: &RunArgs, model: &ModelFile, n_ctx: Option<usize>) -> Result<Option<PromptCache>, Failure> {
         let Some(path) = args.prompt_cache.as_deref() else { return Ok(None) };
         let found = if path.exists() { Some(open(path, args, model, n_ctx)?) } else { None };
-        let out = match (args.prompt_cache_ro, &found) {
-            (true, None) => {
+        let read_only = args.prompt_cache_ro;
+        let out = match &found {
+            None if read_only => {
                 return Err(Failure::Failed(format!("{}: no such file, and --prompt-cache-ro", path.display())));
             }
-            (true, Some(_)) => None,
-            (false, _) => Some(run::create_output(path, args, None)?),
+            // A place that cannot be written is found before the work.
+            None => Some(run::create_output(path, args, None)?),
+            Some(_) => None,
         };
-        Ok(Some(PromptCache { found, out }))
+        Ok(Some(PromptCache { found, out, read_only }))
     }
 
     /// Gives the session what the file has.
@@ -57,7 +61,8 @@ impl PromptCache {
         let Some(file) = &self.found else { return };
         let name = file.path();
         let n_file = file.n_tokens();
-        if n_reused >= n_file.min(tokens.len()) {
+        let shared = file.tokens().iter().zip(tokens).take_while(|(a, b)| a == b).count();
+        if n_reused > 0 && shared == n_file.min(tokens.len()) {
             return;
         }
         let layers = session.document().map_or(0, |d| d.n_layers_read());
@@ -72,7 +77,7 @@ impl PromptCache {
             "{}: has {} tokens, and parts from this prompt behind {}: read from there on",
             name.display(),
             grouped(n_file),
-            grouped(n_reused)
+            grouped(shared)
         ));
     }
 
@@ -81,7 +86,12 @@ impl PromptCache {
     /// # Errors
     /// The file cannot be written; the one that was there is still there.
     pub fn keep(self, session: &Session, is_current: bool) -> Result<(), Failure> {
-        let (Some(out), Some(document)) = (self.out.filter(|_| !is_current), session.document()) else { return Ok(()) };
+        let Some(document) = session.document().filter(|_| !is_current && !self.read_only) else { return Ok(()) };
+        let out = match (self.out, self.found) {
+            (Some(out), _) => out,
+            (None, Some(found)) => OutputFile::create(&found.path(), &[])?,
+            (None, None) => return Ok(()),
+        };
         note(&format!("--prompt-cache: writing {} to {}", mib(document.n_bytes()), out.path().display()));
         Ok(document.save_into(out)?)
     }

@@ -38,6 +38,7 @@ pub fn read(path: &Path) -> Result<Vec<String>, Failure> {
 /// # Errors
 /// Interrupted; standard output is closed; some were not answered.
 pub fn answer(runner: &mut Runner, document: &Document, questions: &[String]) -> Result<(), Failure> {
+    runner.say_what_was_read();
     let mut failed = 0;
     for question in questions {
         match answer_one(runner, document, question) {
@@ -59,7 +60,7 @@ fn answer_one(runner: &mut Runner, document: &Document, question: &str) -> Resul
     let args = runner.args;
     let prompt = run::encode(args, runner.session.model().file(), &[document.with(question)])?;
     if !args.json {
-        crate::write_stdout(&format!("> {question}\n"))?;
+        crate::write_stdout(&format!("> {}\n", spts::error::printable_within(question, usize::MAX)))?;
     }
     let mut answer = Answer::new(!args.json);
     let generation = runner.answer(&prompt, &mut answer)?;

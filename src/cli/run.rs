@@ -61,7 +61,8 @@ impl Asked {
         match self {
             Asked::Once(message) => message.clone(),
             Asked::Questions(document, questions) => {
-                document.with(questions.iter().max_by_key(|q| q.len()).map_or("?", String::as_str))
+                // A longer one that does not fit fails by itself.
+                document.with(questions.iter().min_by_key(|q| q.len()).map_or("?", String::as_str))
             }
             Asked::Conversation(document) => document.with("?"),
         }
@@ -126,7 +127,7 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
     interrupt::stops(&session.interrupt_flag());
     let load = start.elapsed();
 
-    let mut runner = Runner { args, session, schedule: name, load, device_bytes_before, progress };
+    let mut runner = Runner { args, session, schedule: name, load, device_bytes_before, progress, read: None };
     let mut cache_failed = None;
     if asked.document().is_some() || cache.is_some() {
         cache_failed = runner.read_document(&first.tokens[..n_document], cache)?;
@@ -166,7 +167,7 @@ fn answer_once(
             .map_err(|e| Failure::Failed(format!("{}: cannot write: {e}", out.path().display())))?;
         out.finish()?;
     }
-    let report = runner.report(&generation, answer.text().to_owned());
+    let report = runner.report_with_document(&generation, answer.text().to_owned());
     if args.json {
         runner.write_json(&report)?;
     } else {

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use spts::Session;
 use spts::ggml::backend;
+use spts::session::document::ReadReport;
 use spts::session::generate::{GenerateOptions, Generation, StopReason};
 use spts::session::prefill::{PrefillOptions, PrefillProgress};
 use spts::session::sampler::Sampler;
@@ -17,7 +18,7 @@ use super::failure::Failure;
 use super::options::DocumentMemory;
 use super::prompt_cache::PromptCache;
 use super::{RunArgs, note};
-use crate::report::{self, PrefillStep, Progress, RunReport, Stop};
+use crate::report::{self, PrefillStep, Progress, RunReport, Stop, grouped};
 
 /// The progress line, which whoever works shows.
 pub type SharedProgress = Rc<RefCell<Progress>>;
@@ -36,6 +37,8 @@ pub struct Runner<'a> {
     pub device_bytes_before: u64,
     /// The progress line.
     pub progress: SharedProgress,
+    /// What reading the document did, until a report has told it.
+    pub read: Option<ReadReport>,
 }
 
 impl Runner<'_> {
@@ -58,6 +61,7 @@ impl Runner<'_> {
             Err(e) => return Err(e.into()),
         };
         self.progress.borrow_mut().clear();
+        self.read = Some(read.clone());
         if self.args.verbose
             && let Some(document) = self.session.document()
         {
@@ -165,6 +169,31 @@ impl Runner<'_> {
             peak_rss_bytes: report::peak_rss_bytes(),
             peak_device_bytes: backend::gpu_bytes_used().saturating_sub(self.device_bytes_before),
         }
+    }
+
+    /// [`Runner::report`] of the prompt for which the document was read: that is part of it.
+    pub fn report_with_document(&mut self, generation: &Generation, text: String) -> RunReport {
+        let report = self.report(generation, text);
+        let Some(read) = self.read.take() else { return report };
+        let seconds = generation.prefill.seconds + read.seconds;
+        let reused_tokens = report.reused_tokens.min(read.n_reused);
+        RunReport {
+            reused_tokens,
+            ttft_s: report.ttft_s.map(|ttft| ttft + read.seconds),
+            prefill_tps: report::per_second(report.prompt_tokens, seconds).filter(|_| reused_tokens == 0),
+            ..report
+        }
+    }
+
+    /// Says on standard error what reading the document took.
+    pub fn say_what_was_read(&mut self) {
+        let Some(read) = self.read.take() else { return };
+        let anew = grouped(read.n_tokens - read.n_reused);
+        note(&format!(
+            "{anew} of the document's {} tokens read in {}",
+            grouped(read.n_tokens),
+            report::seconds(read.seconds)
+        ));
     }
 
     /// A line of JSON on standard output.

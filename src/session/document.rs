@@ -61,11 +61,13 @@ pub(super) struct Prefix {
     residual: Residual,
     /// The first tokens, which are the document.
     n_document: usize,
+    /// The first tokens that will be it, once what was cut off to be read again is there.
+    n_again: usize,
 }
 
 impl Prefix {
     fn new(cut: usize, n_layer: usize, residual: Residual) -> Prefix {
-        Prefix { tokens: Vec::new(), cut, n_layer, residual, n_document: 0 }
+        Prefix { tokens: Vec::new(), cut, n_layer, residual, n_document: 0, n_again: 0 }
     }
 
     /// Layers before the first one that skips.
@@ -87,13 +89,19 @@ impl Prefix {
     pub(super) fn truncate(&mut self, n: usize) {
         self.tokens.truncate(n);
         self.n_document = self.n_document.min(self.tokens.len());
+        self.n_again = self.n_document;
     }
 
     /// All layers have read these behind what is there, of a dense prompt.
     pub(super) fn extend_dense(&mut self, tokens: &[u32]) {
         if self.is_dense() {
-            self.tokens.extend_from_slice(tokens);
+            self.extend(tokens);
         }
+    }
+
+    fn extend(&mut self, tokens: &[u32]) {
+        self.tokens.extend_from_slice(tokens);
+        self.n_document = self.n_document.max(self.n_again.min(self.tokens.len()));
     }
 
     fn is_dense(&self) -> bool {
@@ -285,11 +293,15 @@ impl Session {
             self.prefix = fresh;
             self.sequence.clear();
         }
+        let fewest = self.target().last_queries();
         let Some(prefix) = &mut self.prefix else { unreachable!("made above") };
         let shared = prefix.tokens.iter().zip(tokens).take_while(|(a, b)| a == b).count();
-        // A dense prompt's logits come from its last token.
-        let shared = if prefix.is_dense() { shared.min(tokens.len() - 1) } else { shared };
+        // What is read anew is read as well as in a prompt from the start. A dense prompt's logits come from its last token.
+        let new_rows = prefix.is_dense() || shared < tokens.len();
+        let n_again = prefix.n_document.min(shared);
+        let shared = if new_rows { shared.min(tokens.len().saturating_sub(fewest)) } else { shared };
         prefix.truncate(shared);
+        prefix.n_again = n_again;
         self.sequence.rewind(prefix.cut, shared);
         Ok(shared)
     }
@@ -425,7 +437,7 @@ impl Session {
         let rows = prepared.slots[device].get(prepared.compiled.graph.outputs[0]);
         if let Some(prefix) = &mut self.prefix {
             prefix.residual.store(first, rows, new.len());
-            prefix.tokens.extend_from_slice(&new);
+            prefix.extend(&new);
         }
         self.sequence.extend(cut, new.len());
         self.is_suspect = false;

@@ -42,7 +42,7 @@ const CHUNK: usize = 16 << 20;
 #[allow(missing_docs)] // the fields are what the messages name
 pub enum DocumentError {
     /// The file itself.
-    #[error(transparent)]
+    #[error("{0} (a document's file can be deleted: the text is then read again)")]
     Gguf(#[from] GgufError),
     /// Some other GGUF.
     #[error("{file}: not a document: its architecture is '{found}', expected '{ARCHITECTURE}'")]
@@ -51,10 +51,10 @@ pub enum DocumentError {
     #[error("{file}: a document of version {found}, expected {VERSION}: read the text again")]
     Version { file: String, found: u32 },
     /// Read by other weights.
-    #[error("{file}: read by another model (fingerprint {found}, this model's is {expected})")]
+    #[error("{file}: read by another model (fingerprint {found}, this model's is {expected}): take another file, or delete it")]
     OtherModel { file: String, found: String, expected: String },
     /// Read with other settings of the same model.
-    #[error("{file}: read with other settings of this model, such as another length of its rotary embeddings")]
+    #[error("{file}: read with other settings of this model, such as another length of its rotary embeddings: take another file, or delete it")]
     OtherSettings { file: String },
     /// Caches of another type.
     #[error("{file}: its keys and values are {found_k} and {found_v}, the session's caches {k} and {v}: take the file's types")]
