@@ -57,6 +57,7 @@ rooms! {
 mod attributes;
 mod random;
 pub mod runtime;
+mod split_name;
 
 pub use error::{Error, Result};
 pub use ggml::GgmlError;

@@ -499,13 +499,13 @@ fn info() {
         assert!(text.contains(expected), "{expected}: {text}");
     }
     let json = scene.json(&["info", "-m", "tiny.gguf", "--json"]);
-    assert_eq!(keys(&json), ["file", "bytes", "version", "alignment", "metadata", "types", "tensors"]);
+    assert_eq!(keys(&json), ["file", "parts", "bytes", "version", "alignment", "metadata", "types", "tensors"]);
     assert_eq!(
         (&json["metadata"]["general.architecture"], &json["metadata"]["qwen2.block_count"]),
         (&"qwen2".into(), &4.into())
     );
     assert_eq!(json["metadata"]["tokenizer.ggml.tokens"]["length"], 264);
-    assert_eq!(keys(&json["tensors"][0]), ["name", "type", "shape", "bytes", "offset"]);
+    assert_eq!(keys(&json["tensors"][0]), ["name", "type", "shape", "bytes", "part", "offset"]);
     assert_eq!(json["types"]["F32"]["tensors"].as_u64(), Some(json["tensors"].as_array().unwrap().len() as u64));
     let full = scene.json(&["info", "tiny.gguf", "--json", "--full"]);
     assert_eq!(full["metadata"]["tokenizer.ggml.tokens"].as_array().unwrap().len(), 264);

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::Result;
-use crate::gguf::{Gguf, OpenOptions};
+use crate::gguf::{Gguf, OpenOptions, TensorInfo};
 use crate::graph::Graph;
 use crate::graph::ir::WeightId;
 use crate::tokenizer::{ChatTemplate, Tokenizer};
@@ -118,14 +118,23 @@ impl ModelFile {
 
     /// A weight's bytes in the file.
     pub fn weight_bytes(&self, weight: &Weight) -> &[u8] {
-        let start = self.offset_of(weight);
-        &self.gguf.bytes()[start..start + weight.bytes.len()]
+        &self.gguf.tensor_data(self.tensor_of(weight))[weight.bytes.clone()]
     }
 
-    /// Where a weight's bytes begin in the file.
-    pub(super) fn offset_of(&self, weight: &Weight) -> usize {
-        let tensor = self.gguf.tensor(&weight.tensor).expect("the table was made from this file");
-        self.gguf.data_offset() as usize + tensor.offset as usize + weight.bytes.start
+    /// The tensor that holds a weight.
+    fn tensor_of(&self, weight: &Weight) -> &TensorInfo {
+        self.gguf.tensor(&weight.tensor).expect("the table was made from this file")
+    }
+
+    /// In which file of a split model a weight's bytes begin, and where in it.
+    pub(super) fn place_of(&self, weight: &Weight) -> (usize, usize) {
+        let tensor = self.tensor_of(weight);
+        (tensor.part, self.gguf.tensor_offset(tensor) as usize + weight.bytes.start)
+    }
+
+    /// Lets go of the file's pages that hold a weight, which has been copied elsewhere.
+    pub(super) fn release(&self, weight: &Weight) {
+        self.gguf.release(self.tensor_of(weight), weight.bytes.clone());
     }
 
     /// Whether the file is kept from being paged out.
