@@ -174,6 +174,16 @@ pub struct RunArgs {
     /// Forbid the tokens with which the model would end its answer
     #[arg(long, help_heading = "Prompt and answer")]
     pub ignore_eos: bool,
+    /// End the answer before TEXT; may be given several times
+    #[arg(
+        short,
+        long,
+        value_name = "TEXT",
+        allow_hyphen_values = true,
+        value_parser = clap::builder::NonEmptyStringValueParser::new(),
+        help_heading = "Prompt and answer"
+    )]
+    pub reverse_prompt: Vec<String>,
     /// Print one JSON object instead of the text
     #[arg(long, help_heading = "Prompt and answer")]
     pub json: bool,
@@ -595,7 +605,7 @@ mod tests {
             ("-hf user/model -p x", "nothing is downloaded; -m takes a GGUF file"),
             ("-m m -p x --rope-scaling yarn", "rope is what the model file says"),
             ("-m m -p x --grammar x", "cannot be held to a grammar"),
-            ("-m m -p x -r User:", "-n N tokens"),
+            ("-m m -p x --reasoning-budget 0", "what a model thinks is"),
             ("bench -m m -fa 1", "flash attention is always on"),
             ("bench -m m -pg 512,128", "`bench` decodes after every prompt"),
         ] {
@@ -620,6 +630,7 @@ mod tests {
         assert!(matches!(line("bench -m m -r 3"), Parsed::Command(Command::Bench(a)) if a.repetitions == 3));
         assert!(matches!(line("quantize -m a -o b --type q8_0"), Parsed::Command(Command::Quantize(_))));
         assert_eq!(run("-m m -p x --ctx_size 5 -n5").ctx_size, Some(5));
+        assert_eq!(run("-m m -p x -r User: --reverse_prompt Q:").reverse_prompt, ["User:", "Q:"]);
     }
 
     #[test]

@@ -83,7 +83,9 @@ pub use session::prefill::{LayerSelection, PrefillOptions, PrefillProgress, Pref
 pub use session::sampler::{Sampler, SamplerError, SamplerParams};
 pub use session::sequence::CacheType;
 pub use session::{Session, SessionOptions};
-pub use tokenizer::{ChatPrompt, ChatTemplate, Message, StreamDecoder, Tokenizer, TokenizerError};
+pub use tokenizer::{
+    ChatPrompt, ChatTemplate, Message, StopFilter, StopStrings, StreamDecoder, Tokenizer, TokenizerError,
+};
 
 /// The Rust in the README compiles.
 #[cfg(doctest)]

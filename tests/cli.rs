@@ -148,6 +148,36 @@ fn runs_repeat() {
 }
 
 #[test]
+fn an_answer_ends_before_a_stop_string() {
+    let scene = Scene::new();
+    const BASE: [&str; 9] = ["-m", "tiny.gguf", "-p", "the rain", "-n", "40", "--temp", "0", "--ignore-eos"];
+    let json_of = |args: &[&str]| scene.json(&[&BASE[..], &["--json"], args].concat());
+    let whole = json_of(&[]);
+    let text = whole["text"].as_str().unwrap();
+    let chars: Vec<char> = text.chars().collect();
+    // Two letters that are characters of their own, well inside the answer.
+    let inside = chars[4..].windows(2).map(|w| w.iter().collect::<String>()).find(|s| !s.contains('\u{fffd}')).unwrap();
+    let before = &text[..text.find(&inside).unwrap()];
+    for args in [
+        &["-r", &inside][..],
+        &["--reverse-prompt", &inside, "-r", "-never said"],
+        &["-r", "never said", &format!("-r{inside}")],
+    ] {
+        let json = json_of(args);
+        assert_eq!((json["text"].as_str(), json["stop"].as_str()), (Some(before), Some("stop_string")), "{args:?}");
+        let n = json["generated"].as_array().unwrap().len();
+        assert!(n < 40 && json["generated"].as_array().unwrap()[..] == whole["generated"].as_array().unwrap()[..n]);
+        let shown = scene.good(&[&BASE[..], args].concat());
+        assert_eq!(shown.strip_suffix('\n').unwrap_or(&shown), before.strip_suffix('\n').unwrap_or(before));
+    }
+    // What only begins like a stop string is printed.
+    let unfinished = format!("{}never said", chars.last().unwrap());
+    let json = json_of(&["-r", &unfinished]);
+    assert_eq!((json["text"].as_str(), json["stop"].as_str()), (Some(text), Some("length")));
+    assert!(scene.bad(2, &[&BASE[..], &["-r", ""]].concat()).contains("-r"));
+}
+
+#[test]
 fn a_prompt_without_an_answer() {
     let json = Scene::new().json(&["-m", "tiny.gguf", "-p", "the", "-n", "0", "--json"]);
     assert_eq!((json["generated"].as_array().map(Vec::len), json["text"].as_str()), (Some(0), Some("")));
@@ -333,19 +363,42 @@ fn notes_on_prompts() {
     assert_eq!(notes(&stderr(&plain.run(&["plan", "-m", "tiny.gguf", "-n", "2048"]))), "");
 }
 
-#[test]
-fn an_ignored_end_is_never_drawn() {
-    // A model that would end at once: whatever it reads, the end token's logit is the highest.
-    let scene = changed("llama", |file| {
-        let (n_embd, eog) = (24, 263);
+/// A model that says one token after many a prompt, whatever it reads: that token's logit is the highest.
+fn saying(token: usize) -> Scene {
+    changed("llama", |file| {
+        let n_embd = 24;
         let norm = file.tensors.iter_mut().find(|t| t.name == "output_norm.weight").unwrap();
         norm.data = vec![0.0; n_embd];
         norm.data[0] = 1.0;
         let out = file.tensors.iter_mut().find(|t| t.name == "output.weight").unwrap();
         for (id, row) in out.data.chunks_mut(n_embd).enumerate() {
-            row[0] = if id == eog { 1.0 } else { 0.0 };
+            row[0] = if id == token { 1.0 } else { 0.0 };
         }
-    });
+    })
+}
+
+#[test]
+fn a_control_token_may_be_a_stop_string() {
+    let scene = saying(262);
+    let run = |prompt: &str, stop: &str| {
+        let json = scene.json(&["-m", "tiny.gguf", "-p", prompt, "-n", "3", "--json", "--temp", "0", "-r", stop]);
+        (
+            json["stop"].clone(),
+            json["generated"].as_array().unwrap().len(),
+            json["generated"][0].clone(),
+            json["text"].clone(),
+        )
+    };
+    let says = |prompt: &&str| run(prompt, "never said").2 == 262;
+    let prompt = ["q", "w", "e", "r", "t", "z", "u", "i"].into_iter().find(says).expect("a prompt with that answer");
+    assert_eq!(run(prompt, "<|im_start|>"), ("stop_string".into(), 1, 262.into(), "".into()));
+    assert_eq!(run(prompt, "<|im_start").0, "length");
+}
+
+#[test]
+fn an_ignored_end_is_never_drawn() {
+    // It would end at once.
+    let scene = saying(263);
     let ids = |args: &[&str]| -> Vec<u64> {
         let args = [&["-m", "tiny.gguf", "-n", "40", "--json", "--temp", "0"], args].concat();
         serde_json::from_value(scene.json(&args)["generated"].clone()).unwrap()

@@ -88,10 +88,7 @@ const GROUPS: &[(&str, &str)] = &[
          --no-prefill-assistant",
     ),
     ("answers cannot be held to a grammar; --json reports on a run", "--grammar* -j --json-schema* -jf"),
-    (
-        "an answer ends where the model ends it, or after -n N tokens",
-        "-r --reverse-prompt -rea --reasoning* --no-reasoning*",
-    ),
+    ("what a model thinks is part of its answer, and printed", "-rea --reasoning* --no-reasoning*"),
     (
         "-f FILE without -p, at a terminal, is a conversation about the document",
         "-i --interactive -if --interactive-first -mli --multiline-input --in-prefix* --in-suffix --no-bos \

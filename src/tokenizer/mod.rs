@@ -11,6 +11,7 @@
 //! | `pretokenize`, `scan`, `deepseek` | cuts text into words (BPE) |
 //! | `merge`, `bpe`, `spm` | words to tokens |
 //! | `stream` | tokens to text as they come |
+//! | `stop` | texts before which an answer ends |
 //! | `chat` | chat templates: messages to a prompt's tokens |
 //! | `prompt_text` | prompts as JSON writes them down |
 
@@ -23,12 +24,15 @@ mod prompt_text;
 mod scan;
 mod special;
 mod spm;
+mod stop;
 mod stream;
 pub(crate) mod unicode;
 mod vocab;
 
 pub use chat::{ChatPrompt, ChatTemplate, Message, TEMPLATE_THREAD};
 pub use prompt_text::{PromptKeys, PromptText};
+pub use stop::{StopFilter, StopStrings};
+pub(crate) use stream::Pending;
 pub use stream::StreamDecoder;
 pub use vocab::VocabKind;
 
