@@ -34,6 +34,7 @@ use std::path::PathBuf;
 
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+use spts::tokenizer::TemplateVariables;
 use spts_quant::Preset;
 
 use options::{DeviceArgs, MemoryArgs, PlacementArgs, SamplingArgs, SptsArgs};
@@ -168,6 +169,21 @@ pub struct RunArgs {
     /// Use the prompt as it is, without the model's chat template
     #[arg(long, alias = "no-conversation", help_heading = "Prompt and answer")]
     pub no_cnv: bool,
+    /// Another chat template than the model's: a Jinja file, chatml, or the Jinja text itself
+    #[arg(
+        long,
+        value_name = "WHAT",
+        allow_hyphen_values = true,
+        conflicts_with = "no_cnv",
+        help_heading = "Prompt and answer"
+    )]
+    pub chat_template: Option<String>,
+    /// Variables for the chat template, as a JSON object
+    #[arg(long, value_name = "JSON", conflicts_with = "no_cnv", value_parser = template_variables, help_heading = "Prompt and answer")]
+    pub chat_template_kwargs: Option<TemplateVariables>,
+    /// Have the chat template ask for an answer without thinking: enable_thinking is false
+    #[arg(long, conflicts_with = "no_cnv", help_heading = "Prompt and answer")]
+    pub no_think: bool,
     /// Most tokens of the answer; 0 computes the prompt only, -1 goes on to the answer's end
     #[arg(short = 'n', long, alias = "n-predict", value_name = "N", default_value_t = -1, value_parser = clap::value_parser!(i32).range(-1..), help_heading = "Prompt and answer")]
     pub predict: i32,
@@ -359,6 +375,10 @@ pub struct QuantizeArgs {
     /// Threads [default: one per core]
     #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=512))]
     pub threads: Option<u16>,
+}
+
+fn template_variables(json: &str) -> Result<TemplateVariables, String> {
+    TemplateVariables::parse(json).map_err(|e| e.to_string())
 }
 
 fn preset(name: &str) -> Result<Preset, String> {
@@ -605,7 +625,7 @@ mod tests {
             ("-hf user/model -p x", "nothing is downloaded; -m takes a GGUF file"),
             ("-m m -p x --rope-scaling yarn", "rope is what the model file says"),
             ("-m m -p x --grammar x", "cannot be held to a grammar"),
-            ("-m m -p x --reasoning-budget 0", "what a model thinks is"),
+            ("-m m -p x --reasoning-budget 0", "--no-think has the chat template ask for no thinking"),
             ("bench -m m -fa 1", "flash attention is always on"),
             ("bench -m m -pg 512,128", "`bench` decodes after every prompt"),
         ] {

@@ -84,7 +84,8 @@ pub use session::sampler::{Sampler, SamplerError, SamplerParams};
 pub use session::sequence::CacheType;
 pub use session::{Session, SessionOptions};
 pub use tokenizer::{
-    ChatPrompt, ChatTemplate, Message, StopFilter, StopStrings, StreamDecoder, Tokenizer, TokenizerError,
+    ChatPrompt, ChatTemplate, Message, StopFilter, StopStrings, StreamDecoder, TemplateVariables, Tokenizer,
+    TokenizerError,
 };
 
 /// The Rust in the README compiles.

@@ -378,6 +378,50 @@ fn saying(token: usize) -> Scene {
 }
 
 #[test]
+fn another_chat_template_and_its_variables() {
+    let scene = Scene::new();
+    let run = |args: &[&str]| {
+        let output = scene.run(&[&["-m", "tiny.gguf", "-p", "qqqq", "-n", "0", "--json"], args].concat());
+        assert_eq!(output.status.code(), Some(0), "{args:?}: {}", stderr(&output));
+        let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        (json["prompt_tokens"].as_u64().unwrap(), notes(&stderr(&output)))
+    };
+    let own = run(&[]).0;
+    scene.write("own.jinja", "{{ messages[0].content }}{% if enable_thinking is not false %}zzz{% endif %}");
+    // BOS, the text, and what the template adds.
+    assert_eq!(run(&["--chat-template", "own.jinja"]), (1 + 4 + 3, String::new()));
+    for off in [&["--no-think"][..], &["--chat-template-kwargs", "{\"enable_thinking\": false}"]] {
+        assert_eq!(run(&[&["--chat-template", "own.jinja"], off].concat()), (1 + 4, String::new()), "{off:?}");
+    }
+    assert_eq!(run(&["--chat-template", "{{ messages[0].content }}z"]).0, 1 + 4 + 1);
+    assert_eq!(run(&["--chat-template", "chatml"]).0, own);
+    // What a template does not know is said.
+    let (n, said) = run(&["--no-think", "--chat-template-kwargs", "{\"mood\": \"good\"}"]);
+    assert_eq!((n, said.lines().count()), (own, 2));
+    for name in ["mood", "enable_thinking"] {
+        assert!(said.contains(&format!("the chat template does not mention {name}: ")), "{said}");
+    }
+    // A model without a template of its own becomes one for chats.
+    let none = changed("llama", |file| file.metadata.retain(|(key, _)| key != "tokenizer.chat_template"));
+    let chat = ["-m", "tiny.gguf", "-p", "qqqq", "-n", "0", "--json", "--chat-template", "chatml", "-sys", "q"];
+    assert!(none.json(&chat)["prompt_tokens"].as_u64().unwrap() > own);
+
+    let base = ["-m", "tiny.gguf", "-p", "q"];
+    let bad = |code, args: &[&str]| scene.bad(code, &[&base[..], args].concat());
+    assert!(bad(1, &["--chat-template", "chat-ml"]).contains("expected a file, a known name (chatml)"));
+    assert!(bad(1, &["--chat-template", "{{ oops"]).contains("chat template given as text: line 1"));
+    scene.write("latin.jinja", b"\xe9");
+    assert!(bad(1, &["--chat-template", "latin.jinja"]).contains("chat template latin.jinja: cannot read"));
+    assert!(bad(2, &["--chat-template-kwargs", "[]"]).contains("expected a JSON object"));
+    assert!(
+        bad(2, &["--chat-template-kwargs", "{\"messages\": 1}"]).contains("messages is what the conversation says")
+    );
+    for args in [&["--chat-template", "chatml"][..], &["--chat-template-kwargs", "{}"], &["--no-think"]] {
+        assert!(bad(2, &[&["--no-cnv"], args].concat()).contains("cannot be used with"), "{args:?}");
+    }
+}
+
+#[test]
 fn a_control_token_may_be_a_stop_string() {
     let scene = saying(262);
     let run = |prompt: &str, stop: &str| {

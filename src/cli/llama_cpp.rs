@@ -82,13 +82,16 @@ const GROUPS: &[(&str, &str)] = &[
         "--prompt-cache-all --cache-prompt --no-cache-prompt --cache-reuse --slot-save-path",
     ),
     ("rope is what the model file says", "--rope-* --yarn-* -gan --grp-attn-n -gaw --grp-attn-w"),
+    ("--chat-template takes a file, too", "--chat-template-file"),
     (
-        "the model file's own template is applied, or none with --no-cnv",
-        "--chat-template* --skip-chat-parsing --no-skip-chat-parsing --prefill-assistant \
-         --no-prefill-assistant",
+        "an answer is printed as the model writes it, from its first token on",
+        "--skip-chat-parsing --no-skip-chat-parsing --prefill-assistant --no-prefill-assistant",
     ),
     ("answers cannot be held to a grammar; --json reports on a run", "--grammar* -j --json-schema* -jf"),
-    ("what a model thinks is part of its answer, and printed", "-rea --reasoning* --no-reasoning*"),
+    (
+        "--no-think has the chat template ask for no thinking; what a model thinks is printed",
+        "-rea --reasoning* --no-reasoning*",
+    ),
     (
         "-f FILE without -p, at a terminal, is a conversation about the document",
         "-i --interactive -if --interactive-first -mli --multiline-input --in-prefix* --in-suffix --no-bos \

@@ -73,9 +73,14 @@ impl ModelFile {
         &self.tokenizer
     }
 
-    /// Chat template; chatml where the file has none.
+    /// Chat template; chatml where the file has none and no other was set.
     pub fn chat_template(&self) -> &ChatTemplate {
         &self.chat_template
+    }
+
+    /// Has chats go through another template than the model's own.
+    pub fn set_chat_template(&mut self, template: ChatTemplate) {
+        self.chat_template = template;
     }
 
     /// Tensors of the file that the architecture knows and does not use.

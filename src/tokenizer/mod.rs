@@ -29,7 +29,7 @@ mod stream;
 pub(crate) mod unicode;
 mod vocab;
 
-pub use chat::{ChatPrompt, ChatTemplate, Message, TEMPLATE_THREAD};
+pub use chat::{ChatPrompt, ChatTemplate, Message, TEMPLATE_THREAD, TemplateVariables};
 pub use prompt_text::{PromptKeys, PromptText};
 pub use stop::{StopFilter, StopStrings};
 pub(crate) use stream::Pending;
@@ -102,6 +102,36 @@ pub enum TokenizerError {
     MessageLost {
         /// whose message
         role: String,
+    },
+    /// What is wrong with a chat template that was given in place of the model's.
+    #[error("chat template {name}: {reason}")]
+    GivenTemplate {
+        /// its file or name
+        name: String,
+        /// what is wrong with it
+        reason: String,
+    },
+    /// No file, no name and no text of a chat template.
+    #[error("chat template {found:?}: expected a file, a known name ({known}), or Jinja with {{{{ or {{% in it")]
+    UnknownTemplate {
+        /// what was given
+        found: String,
+        /// the names
+        known: String,
+    },
+    /// A chat template's file cannot be read.
+    #[error("chat template {file}: cannot read: {source}")]
+    TemplateFile {
+        /// the file
+        file: String,
+        /// the system's reason
+        source: std::io::Error,
+    },
+    /// What should be variables of the chat template are none.
+    #[error("variables of the chat template: {problem}")]
+    TemplateVariables {
+        /// what is wrong with them
+        problem: String,
     },
     /// Any of these, in a file.
     #[error("{file}: {source}")]
