@@ -37,7 +37,7 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use spts::tokenizer::TemplateVariables;
 use spts_quant::Preset;
 
-use options::{DeviceArgs, MemoryArgs, PlacementArgs, SamplingArgs, SptsArgs};
+use options::{DeviceArgs, MemoryArgs, OverrideArgs, PlacementArgs, SamplingArgs, SptsArgs};
 
 const ABOUT: &str = "Runs GGUF language models on long prompts, and skips the tokens that do not matter.";
 const USAGE: &str = "spts-cli -m MODEL [-f FILE] [-p TEXT] [FLAGS]\n       spts-cli COMMAND ...";
@@ -223,6 +223,8 @@ pub struct RunArgs {
     pub memory: MemoryArgs,
     #[command(flatten)]
     pub device: DeviceArgs,
+    #[command(flatten)]
+    pub overrides: OverrideArgs,
     /// Name the devices of this machine, and stop
     #[arg(long, help_heading = "Model and device")]
     pub list_devices: bool,
@@ -623,7 +625,7 @@ mod tests {
             ("-m m -p x -ncmoe 3", "no mixtures of experts"),
             ("-m m -p x -nkvo", "-ngl N moves layers"),
             ("-hf user/model -p x", "nothing is downloaded; -m takes a GGUF file"),
-            ("-m m -p x --rope-scaling yarn", "rope is what the model file says"),
+            ("-m m -p x --yarn-beta-fast 16", "--override-kv sets what the model file says"),
             ("-m m -p x --grammar x", "cannot be held to a grammar"),
             ("-m m -p x --reasoning-budget 0", "--no-think has the chat template ask for no thinking"),
             ("bench -m m -fa 1", "flash attention is always on"),

@@ -61,8 +61,8 @@ mod split_name;
 
 pub use error::{Error, Result};
 pub use ggml::GgmlError;
-pub use gguf::GgufError;
 pub use gguf::OpenOptions;
+pub use gguf::{GgufError, MetadataOverride};
 pub use method::rivals::{Rival, RivalError};
 pub use method::spts::Spts;
 pub use method::spts::schedule::{
@@ -73,6 +73,7 @@ pub use method::spts::sidecar::{Sidecar, SidecarError};
 pub use method::{Budgets, Dense, Held, LayerBudget, Method, MethodError, Prompt};
 pub use model::ModelError;
 pub use model::file::ModelFile;
+pub use model::overrides::{ModelOverrides, RopeScaling};
 pub use model::shape::{Shape, SlidingWindow};
 pub use model::weights::{LoadProgress, Model, ModelOptions};
 pub use plan::{Plan, PlanOptions};

@@ -422,6 +422,51 @@ fn another_chat_template_and_its_variables() {
 }
 
 #[test]
+fn metadata_is_overridden() {
+    let scene = Scene::new();
+    let base = ["-m", "tiny.gguf", "-p", "the rain in the inner tin", "-n", "4", "--temp", "0", "--ignore-eos"];
+    let likely = |args: &[&str]| {
+        let json = scene.json(&[&base[..], &["--json", "--logprobs", "2"], args].concat());
+        json["logprobs"].clone()
+    };
+    let plain = likely(&[]);
+    let base_frequency = likely(&["--rope-freq-base", "300"]);
+    assert_ne!(base_frequency, plain);
+    assert_eq!(base_frequency, likely(&["--override-kv", "llama.rope.freq_base=float:300"]));
+    assert_eq!(base_frequency, likely(&["--rope-freq-base", "300", "--rope-scaling", "none", "--rope-scale", "8"]));
+    let scaled = likely(&["--rope-scale", "4"]);
+    assert_ne!(scaled, plain);
+    assert_eq!(scaled, likely(&["--rope-freq-scale", "0.25"]));
+    let yarn = likely(&["--rope-scaling", "yarn", "--rope-scale", "4", "--yarn-orig-ctx", "16"]);
+    assert!(yarn != scaled && yarn != plain);
+    let two =
+        ["--override-kv", "tokenizer.chat_template=str:", "--override-kv", "tokenizer.ggml.add_bos_token=bool:false"];
+    let json = scene.json(&[&["-m", "tiny.gguf", "-p", "qqqq", "-n", "0", "--json"], &two[..]].concat());
+    assert_eq!(json["prompt_tokens"], 4);
+
+    // What was read of a document belongs to how it was read.
+    scene.write("doc.txt", "the rain in the inner tin");
+    let document = ["-m", "tiny.gguf", "-f", "doc.txt", "-p", "rain", "-n", "1", "--prompt-cache", "doc.cache"];
+    scene.good(&document);
+    let other = scene.run(&[&document[..], &["--prompt-cache-ro", "--rope-freq-base", "300", "--json"]].concat());
+    let json: serde_json::Value = serde_json::from_slice(&other.stdout).unwrap_or_default();
+    assert!(json.is_null() || json["reused_tokens"] == 0, "{json} {}", stderr(&other));
+
+    let bad = |code, args: &[&str]| scene.bad(code, &[&base[..], args].concat());
+    for (text, what) in [
+        ("llama.rope.freq_base", "expected KEY=TYPE:VALUE"),
+        ("llama.rope.freq_base=double:1", "the type is int, float, bool or str"),
+        ("llama.block_count=int:five", "a whole number"),
+    ] {
+        assert!(bad(2, &["--override-kv", text]).contains(what), "{text}");
+    }
+    assert!(bad(1, &["--override-kv", "llama.block_count=float:5"]).contains("does not replace it"));
+    assert!(bad(2, &["--rope-freq-base", "0"]).contains("a number above 0"));
+    assert!(bad(2, &["--rope-scaling", "longrope"]).contains("--rope-scaling"));
+    assert!(bad(2, &["--rope-scale", "2", "--rope-freq-scale", "0.5"]).contains("cannot be used with"));
+}
+
+#[test]
 fn a_control_token_may_be_a_stop_string() {
     let scene = saying(262);
     let run = |prompt: &str, stop: &str| {

@@ -81,7 +81,11 @@ const GROUPS: &[(&str, &str)] = &[
         "--prompt-cache FILE keeps what was read of the document -f, and --prompt-cache-ro leaves that file as it is",
         "--prompt-cache-all --cache-prompt --no-cache-prompt --cache-reuse --slot-save-path",
     ),
-    ("rope is what the model file says", "--rope-* --yarn-* -gan --grp-attn-n -gaw --grp-attn-w"),
+    (
+        "--override-kv sets what the model file says of it (ARCH.rope.scaling.yarn_beta_fast=float:X and the like)",
+        "--yarn-ext-factor --yarn-attn-factor --yarn-beta-slow --yarn-beta-fast -gan --grp-attn-n -gaw \
+         --grp-attn-w",
+    ),
     ("--chat-template takes a file, too", "--chat-template-file"),
     (
         "an answer is printed as the model writes it, from its first token on",
@@ -116,7 +120,6 @@ const GROUPS: &[(&str, &str)] = &[
     ),
     ("there are no mixtures of experts", "-cmoe --cpu-moe -ncmoe --n-cpu-moe -ser"),
     ("adapters have to be merged into the model file first", "--lora* --control-vector*"),
-    ("a file's metadata is taken as it is", "--override-kv"),
     (
         "text only: there are no images and no sound",
         "-mm --mmproj* --no-mmproj* -mmu --image* --audio --video* --mtmd-* --media-path --tts-* -mv \

@@ -94,7 +94,8 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
     let device_bytes_before = backend::gpu_bytes_used();
     let start = Instant::now();
     // What is wrong with the prompt, the schedule or the sidecar is found before any weight is placed.
-    let mut file = ModelFile::open(args.model.as_deref().unwrap_or(Path::new("")), args.device.open_options())?;
+    let path = args.model.as_deref().unwrap_or(Path::new(""));
+    let mut file = ModelFile::open_with(path, args.device.open_options(), &args.overrides.library())?;
     warn(&file);
     set_chat_template(args, &mut file)?;
     let schedule = schedule::of_model(&args.spts, file.gguf().path(), file.shape())?;

@@ -84,6 +84,14 @@ pub enum GgufError {
     #[error("{file}: metadata {key:?} is missing, expected {expected}")]
     MissingKey { file: String, key: String, expected: &'static str },
 
+    /// A text that is no override of metadata.
+    #[error("{problem}")]
+    OverrideSyntax { problem: String },
+
+    /// An override of another kind than the file's value.
+    #[error("{file}: metadata {key:?} is {found} in the file, and {given} does not replace it")]
+    OverrideKind { file: String, key: String, found: String, given: &'static str },
+
     /// `mlock` failed.
     #[error("{file}: cannot lock {bytes} bytes in memory: {source}; raise the limit (ulimit -l), or do not lock")]
     Lock { file: String, bytes: u64, source: io::Error },

@@ -32,6 +32,7 @@
 mod cursor;
 mod error;
 mod map;
+mod overrides;
 mod reader;
 mod split;
 mod types;
@@ -46,6 +47,7 @@ use std::sync::Arc;
 
 pub use error::GgufError;
 pub use map::Map;
+pub use overrides::MetadataOverride;
 pub use split::is_split_key;
 pub use types::{GgmlType, MAX_DIMS, MAX_TENSOR_NAME};
 pub use value::{Array, Value};

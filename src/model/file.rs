@@ -13,6 +13,7 @@ use crate::tokenizer::{ChatTemplate, Tokenizer};
 
 use super::dense::Architecture;
 use super::hparams::HParams;
+use super::overrides::ModelOverrides;
 use super::shape::Shape;
 use super::table::{Weight, WeightTable};
 
@@ -34,8 +35,17 @@ impl ModelFile {
     /// # Errors
     /// The file is no valid GGUF, or no supported model.
     pub fn open(path: &Path, options: OpenOptions) -> Result<ModelFile> {
-        let is_locked = options.mlock;
-        Ok(ModelFile { is_locked, ..Self::from_gguf(Arc::new(Gguf::open(path, options)?))? })
+        Self::open_with(path, options, &ModelOverrides::default())
+    }
+
+    /// As [`ModelFile::open`], with some of the file's metadata changed.
+    ///
+    /// # Errors
+    /// As there; an override that does not fit the file.
+    pub fn open_with(path: &Path, options: OpenOptions, overrides: &ModelOverrides) -> Result<ModelFile> {
+        let mut gguf = Gguf::open(path, options)?;
+        overrides.apply(&mut gguf)?;
+        Ok(ModelFile { is_locked: options.mlock, ..Self::from_gguf(Arc::new(gguf))? })
     }
 
     /// Reads a file that is already open.
