@@ -36,7 +36,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     for question in questions {
         session.clear();
         let mut decoder = StreamDecoder::new(model.tokenizer());
-        let mut answer = session.answer(&encode(question)?, &mut sampler, options)?;
+        let mut answer = session.answer(&encode(question)?, &mut sampler, options.clone())?;
         println!("> {question}");
         for token in &mut answer {
             print!("{}", decoder.push(token?));

@@ -34,9 +34,10 @@ use std::path::PathBuf;
 
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+use spts::tokenizer::TemplateVariables;
 use spts_quant::Preset;
 
-use options::{DeviceArgs, MemoryArgs, PlacementArgs, SamplingArgs, SptsArgs};
+use options::{DeviceArgs, MemoryArgs, OverrideArgs, PlacementArgs, SamplingArgs, SptsArgs};
 
 const ABOUT: &str = "Runs GGUF language models on long prompts, and skips the tokens that do not matter.";
 const USAGE: &str = "spts-cli -m MODEL [-f FILE] [-p TEXT] [FLAGS]\n       spts-cli COMMAND ...";
@@ -169,12 +170,37 @@ pub struct RunArgs {
     /// Use the prompt as it is, without the model's chat template
     #[arg(long, alias = "no-conversation", help_heading = "Prompt and answer")]
     pub no_cnv: bool,
+    /// Another chat template than the model's: a Jinja file, chatml, or the Jinja text itself
+    #[arg(
+        long,
+        value_name = "WHAT",
+        allow_hyphen_values = true,
+        conflicts_with = "no_cnv",
+        help_heading = "Prompt and answer"
+    )]
+    pub chat_template: Option<String>,
+    /// Variables for the chat template, as a JSON object
+    #[arg(long, value_name = "JSON", conflicts_with = "no_cnv", value_parser = template_variables, help_heading = "Prompt and answer")]
+    pub chat_template_kwargs: Option<TemplateVariables>,
+    /// Have the chat template ask for an answer without thinking: enable_thinking is false
+    #[arg(long, conflicts_with = "no_cnv", help_heading = "Prompt and answer")]
+    pub no_think: bool,
     /// Most tokens of the answer; 0 computes the prompt only, -1 goes on to the answer's end
     #[arg(short = 'n', long, alias = "n-predict", value_name = "N", default_value_t = -1, value_parser = clap::value_parser!(i32).range(-1..), help_heading = "Prompt and answer")]
     pub predict: i32,
     /// Forbid the tokens with which the model would end its answer
     #[arg(long, help_heading = "Prompt and answer")]
     pub ignore_eos: bool,
+    /// End the answer before TEXT; may be given several times
+    #[arg(
+        short,
+        long,
+        value_name = "TEXT",
+        allow_hyphen_values = true,
+        value_parser = clap::builder::NonEmptyStringValueParser::new(),
+        help_heading = "Prompt and answer"
+    )]
+    pub reverse_prompt: Vec<String>,
     /// Print one JSON object instead of the text
     #[arg(long, help_heading = "Prompt and answer")]
     pub json: bool,
@@ -198,6 +224,8 @@ pub struct RunArgs {
     pub memory: MemoryArgs,
     #[command(flatten)]
     pub device: DeviceArgs,
+    #[command(flatten)]
+    pub overrides: OverrideArgs,
     /// Name the devices of this machine, and stop
     #[arg(long, help_heading = "Model and device")]
     pub list_devices: bool,
@@ -350,6 +378,10 @@ pub struct QuantizeArgs {
     /// Threads [default: one per core]
     #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=512))]
     pub threads: Option<u16>,
+}
+
+fn template_variables(json: &str) -> Result<TemplateVariables, String> {
+    TemplateVariables::parse(json).map_err(|e| e.to_string())
 }
 
 fn preset(name: &str) -> Result<Preset, String> {
@@ -594,9 +626,9 @@ mod tests {
             ("-m m -p x -ncmoe 3", "a layer is on the GPU or on the CPU as a whole"),
             ("-m m -p x -nkvo", "-ngl N moves layers"),
             ("-hf user/model -p x", "nothing is downloaded; -m takes a GGUF file"),
-            ("-m m -p x --rope-scaling yarn", "rope is what the model file says"),
+            ("-m m -p x --yarn-beta-fast 16", "--override-kv sets what the model file says"),
             ("-m m -p x --grammar x", "cannot be held to a grammar"),
-            ("-m m -p x -r User:", "-n N tokens"),
+            ("-m m -p x --reasoning-budget 0", "--no-think has the chat template ask for no thinking"),
             ("bench -m m -fa 1", "flash attention is always on"),
             ("bench -m m -pg 512,128", "`bench` decodes after every prompt"),
         ] {
@@ -621,6 +653,7 @@ mod tests {
         assert!(matches!(line("bench -m m -r 3"), Parsed::Command(Command::Bench(a)) if a.repetitions == 3));
         assert!(matches!(line("quantize -m a -o b --type q8_0"), Parsed::Command(Command::Quantize(_))));
         assert_eq!(run("-m m -p x --ctx_size 5 -n5").ctx_size, Some(5));
+        assert_eq!(run("-m m -p x -r User: --reverse_prompt Q:").reverse_prompt, ["User:", "Q:"]);
     }
 
     #[test]

@@ -57,11 +57,12 @@ rooms! {
 mod attributes;
 mod random;
 pub mod runtime;
+mod split_name;
 
 pub use error::{Error, Result};
 pub use ggml::GgmlError;
-pub use gguf::GgufError;
 pub use gguf::OpenOptions;
+pub use gguf::{GgufError, MetadataOverride};
 pub use method::rivals::{Rival, RivalError};
 pub use method::spts::Spts;
 pub use method::spts::schedule::{
@@ -72,6 +73,7 @@ pub use method::spts::sidecar::{Sidecar, SidecarError};
 pub use method::{Budgets, Dense, Held, LayerBudget, Method, MethodError, Prompt};
 pub use model::ModelError;
 pub use model::file::ModelFile;
+pub use model::overrides::{ModelOverrides, RopeScaling};
 pub use model::shape::{Experts, Shape, SlidingWindow};
 pub use model::weights::{LoadProgress, Model, ModelOptions};
 pub use plan::{Plan, PlanOptions};
@@ -82,7 +84,10 @@ pub use session::prefill::{LayerSelection, PrefillOptions, PrefillProgress, Pref
 pub use session::sampler::{Sampler, SamplerError, SamplerParams};
 pub use session::sequence::CacheType;
 pub use session::{Session, SessionOptions};
-pub use tokenizer::{ChatPrompt, ChatTemplate, Message, StreamDecoder, Tokenizer, TokenizerError};
+pub use tokenizer::{
+    ChatPrompt, ChatTemplate, Message, StopFilter, StopStrings, StreamDecoder, TemplateVariables, Tokenizer,
+    TokenizerError,
+};
 
 /// The Rust in the README compiles.
 #[cfg(doctest)]

@@ -10,6 +10,8 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use crate::split_name::all_parts;
+
 /// Bytes gathered before a write to the disk.
 const BUFFER: usize = 1 << 20;
 
@@ -70,13 +72,14 @@ pub struct OutputFile {
 }
 
 impl OutputFile {
-    /// Creates the file that will be called `path`; a link there is followed. `inputs` are the files that the caller reads.
+    /// Creates the file that will be called `path`; a link there is followed. `inputs` are the files that the caller reads; a part
+    /// of a split model stands for all of its parts.
     ///
     /// # Errors
     /// `path` is one of `inputs` (the same file, whatever the paths), a directory, or in a place that cannot be written.
     pub fn create(path: &Path, inputs: &[&Path]) -> Result<OutputFile, OutputError> {
         let file = || path.display().to_string();
-        if let Some(input) = inputs.iter().find(|input| is_same_file(path, input)) {
+        if let Some(input) = inputs.iter().flat_map(|input| all_parts(input)).find(|input| is_same_file(path, input)) {
             return Err(OutputError::IsInput { file: file(), input: input.display().to_string() });
         }
         let failed = |source| OutputError::Create { file: file(), source };

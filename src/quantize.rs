@@ -10,7 +10,7 @@ use spts_quant::rows::convert_rows;
 use spts_quant::{Choice, ModelShape, Preset, TensorType, choose_type};
 
 use crate::ggml::quantize as convert;
-use crate::gguf::{GgmlType, Gguf, GgufError, GgufWriter, TensorDecl, TensorInfo};
+use crate::gguf::{GgmlType, Gguf, GgufError, GgufWriter, TensorDecl, TensorInfo, is_split_key};
 use crate::model::ModelError;
 use crate::model::hparams::HParams;
 use crate::model::table::WeightTable;
@@ -134,9 +134,11 @@ pub fn quantize(
 ) -> Result<QuantizeReport, QuantizeError> {
     let file = gguf.path().display().to_string();
     let tensors = plan(gguf, options)?;
-    let out = OutputFile::create(path, &[gguf.path()])?;
+    let inputs: Vec<&Path> = gguf.paths().collect();
+    let out = OutputFile::create(path, &inputs)?;
     let mut writer = GgufWriter::new();
-    for (key, value) in gguf.metadata() {
+    // A split model becomes one file.
+    for (key, value) in gguf.metadata().iter().filter(|(key, _)| !is_split_key(key)) {
         writer.set(key, value.clone())?;
     }
     writer.set_u32("general.file_type", options.preset.file_type())?;
@@ -167,8 +169,7 @@ pub fn quantize(
             })?;
         }
         // Pages of the map count as this process's memory, and these will not be read again.
-        let start = gguf.tensor_offset(info) as usize;
-        gguf.map().release(start..start + data.len());
+        gguf.release(info, 0..data.len());
         Ok(())
     });
     if let Some(e) = failure {

@@ -138,6 +138,9 @@ pub fn stages(layers: impl IntoIterator<Item = (usize, usize, usize)>) -> Vec<St
 pub enum Stop {
     /// The model ended it.
     Eog,
+    /// A stop string, which is not part of the text.
+    #[serde(rename = "stop_string")]
+    Text,
     /// As many tokens as asked for.
     Length,
     /// The context is full.

@@ -7,7 +7,7 @@ mod support;
 use std::ops::ControlFlow;
 
 use runtime::{Pair, prefill};
-use spts::{GenerateOptions, Sampler, SamplerParams, SessionOptions, StopReason};
+use spts::{GenerateOptions, Sampler, SamplerParams, SessionOptions, StopReason, StopStrings};
 use support::tiny::Tiny;
 
 fn greedy() -> Sampler {
@@ -80,4 +80,45 @@ fn it_says_why_it_ends() {
     let mut answer = session.answer(&prompt, &mut sampler, options(0)).expect("a prompt");
     assert!(answer.next().is_none());
     assert_eq!(answer.stop(), Some(StopReason::Length));
+}
+
+#[test]
+fn stop_strings_end_it_wherever_tokens_end() {
+    let pair = Pair::new(Tiny::named("llama"));
+    let prompt = pair.tiny.prompt(30);
+    let tokens_until = |stop: StopStrings| {
+        let (mut session, mut sampler) = (pair.session(|_| {}), greedy());
+        let options = GenerateOptions { stop, ..options(24) };
+        let mut answer = session.answer(&prompt, &mut sampler, options).expect("a prompt");
+        let tokens: Vec<u32> = answer.by_ref().map(|token| token.expect("a token")).collect();
+        (tokens, answer.stop())
+    };
+    let model = pair.session(|_| {}).model().clone();
+    let tokenizer = model.tokenizer();
+    let (all, stop) = tokens_until(StopStrings::default());
+    assert_eq!((all.len(), stop), (24, Some(StopReason::Length)));
+    let text = |n: usize| tokenizer.decode(&all[..n]);
+    // A stop string over the border between two tokens: the last letter of one, and the first of the next.
+    let mut n_tried = 0;
+    for n in 2..all.len() {
+        let (before, after) = (text(n), text(n + 1));
+        let (last, next) = (before.chars().next_back(), after.strip_prefix(&before).and_then(|t| t.chars().next()));
+        let (Some(last), Some(next)) = (last, next) else { continue };
+        let stop = format!("{last}{next}");
+        if stop.contains('\u{fffd}') || before.contains(&stop) {
+            continue;
+        }
+        let (tokens, reason) = tokens_until([stop.as_str()].into_iter().collect());
+        assert_eq!((&tokens[..], reason), (&all[..=n], Some(StopReason::StopString)), "{stop:?}");
+        // The text behind the filter ends before it.
+        let stops: StopStrings = [stop.as_str()].into_iter().collect();
+        let (mut decoder, mut filter) = (spts::StreamDecoder::new(tokenizer), stops.filter());
+        let shown: String = tokens.iter().map(|&token| filter.push(&decoder.push(token))).collect();
+        assert_eq!(shown, before[..before.len() - last.len_utf8()], "{stop:?}");
+        n_tried += 1;
+    }
+    assert!(n_tried > 2, "{all:?}: {:?}", text(all.len()));
+    // Texts that are not said end nothing.
+    let (tokens, reason) = tokens_until(["never said", ""].into_iter().collect());
+    assert_eq!((tokens, reason), (all, Some(StopReason::Length)));
 }

@@ -148,6 +148,36 @@ fn runs_repeat() {
 }
 
 #[test]
+fn an_answer_ends_before_a_stop_string() {
+    let scene = Scene::new();
+    const BASE: [&str; 9] = ["-m", "tiny.gguf", "-p", "the rain", "-n", "40", "--temp", "0", "--ignore-eos"];
+    let json_of = |args: &[&str]| scene.json(&[&BASE[..], &["--json"], args].concat());
+    let whole = json_of(&[]);
+    let text = whole["text"].as_str().unwrap();
+    let chars: Vec<char> = text.chars().collect();
+    // Two letters that are characters of their own, well inside the answer.
+    let inside = chars[4..].windows(2).map(|w| w.iter().collect::<String>()).find(|s| !s.contains('\u{fffd}')).unwrap();
+    let before = &text[..text.find(&inside).unwrap()];
+    for args in [
+        &["-r", &inside][..],
+        &["--reverse-prompt", &inside, "-r", "-never said"],
+        &["-r", "never said", &format!("-r{inside}")],
+    ] {
+        let json = json_of(args);
+        assert_eq!((json["text"].as_str(), json["stop"].as_str()), (Some(before), Some("stop_string")), "{args:?}");
+        let n = json["generated"].as_array().unwrap().len();
+        assert!(n < 40 && json["generated"].as_array().unwrap()[..] == whole["generated"].as_array().unwrap()[..n]);
+        let shown = scene.good(&[&BASE[..], args].concat());
+        assert_eq!(shown.strip_suffix('\n').unwrap_or(&shown), before.strip_suffix('\n').unwrap_or(before));
+    }
+    // What only begins like a stop string is printed.
+    let unfinished = format!("{}never said", chars.last().unwrap());
+    let json = json_of(&["-r", &unfinished]);
+    assert_eq!((json["text"].as_str(), json["stop"].as_str()), (Some(text), Some("length")));
+    assert!(scene.bad(2, &[&BASE[..], &["-r", ""]].concat()).contains("-r"));
+}
+
+#[test]
 fn a_prompt_without_an_answer() {
     let json = Scene::new().json(&["-m", "tiny.gguf", "-p", "the", "-n", "0", "--json"]);
     assert_eq!((json["generated"].as_array().map(Vec::len), json["text"].as_str()), (Some(0), Some("")));
@@ -333,19 +363,131 @@ fn notes_on_prompts() {
     assert_eq!(notes(&stderr(&plain.run(&["plan", "-m", "tiny.gguf", "-n", "2048"]))), "");
 }
 
-#[test]
-fn an_ignored_end_is_never_drawn() {
-    // A model that would end at once: whatever it reads, the end token's logit is the highest.
-    let scene = changed("llama", |file| {
-        let (n_embd, eog) = (24, 263);
+/// A model that says one token after many a prompt, whatever it reads: that token's logit is the highest.
+fn saying(token: usize) -> Scene {
+    changed("llama", |file| {
+        let n_embd = 24;
         let norm = file.tensors.iter_mut().find(|t| t.name == "output_norm.weight").unwrap();
         norm.data = vec![0.0; n_embd];
         norm.data[0] = 1.0;
         let out = file.tensors.iter_mut().find(|t| t.name == "output.weight").unwrap();
         for (id, row) in out.data.chunks_mut(n_embd).enumerate() {
-            row[0] = if id == eog { 1.0 } else { 0.0 };
+            row[0] = if id == token { 1.0 } else { 0.0 };
         }
-    });
+    })
+}
+
+#[test]
+fn another_chat_template_and_its_variables() {
+    let scene = Scene::new();
+    let run = |args: &[&str]| {
+        let output = scene.run(&[&["-m", "tiny.gguf", "-p", "qqqq", "-n", "0", "--json"], args].concat());
+        assert_eq!(output.status.code(), Some(0), "{args:?}: {}", stderr(&output));
+        let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        (json["prompt_tokens"].as_u64().unwrap(), notes(&stderr(&output)))
+    };
+    let own = run(&[]).0;
+    scene.write("own.jinja", "{{ messages[0].content }}{% if enable_thinking is not false %}zzz{% endif %}");
+    // BOS, the text, and what the template adds.
+    assert_eq!(run(&["--chat-template", "own.jinja"]), (1 + 4 + 3, String::new()));
+    for off in [&["--no-think"][..], &["--chat-template-kwargs", "{\"enable_thinking\": false}"]] {
+        assert_eq!(run(&[&["--chat-template", "own.jinja"], off].concat()), (1 + 4, String::new()), "{off:?}");
+    }
+    assert_eq!(run(&["--chat-template", "{{ messages[0].content }}z"]).0, 1 + 4 + 1);
+    assert_eq!(run(&["--chat-template", "chatml"]).0, own);
+    // What a template does not know is said.
+    let (n, said) = run(&["--no-think", "--chat-template-kwargs", "{\"mood\": \"good\"}"]);
+    assert_eq!((n, said.lines().count()), (own, 2));
+    for name in ["mood", "enable_thinking"] {
+        assert!(said.contains(&format!("the chat template does not mention {name}: ")), "{said}");
+    }
+    // A model without a template of its own becomes one for chats.
+    let none = changed("llama", |file| file.metadata.retain(|(key, _)| key != "tokenizer.chat_template"));
+    let chat = ["-m", "tiny.gguf", "-p", "qqqq", "-n", "0", "--json", "--chat-template", "chatml", "-sys", "q"];
+    assert!(none.json(&chat)["prompt_tokens"].as_u64().unwrap() > own);
+
+    let base = ["-m", "tiny.gguf", "-p", "q"];
+    let bad = |code, args: &[&str]| scene.bad(code, &[&base[..], args].concat());
+    assert!(bad(1, &["--chat-template", "chat-ml"]).contains("expected a file, a known name (chatml)"));
+    assert!(bad(1, &["--chat-template", "{{ oops"]).contains("chat template given as text: line 1"));
+    scene.write("latin.jinja", b"\xe9");
+    assert!(bad(1, &["--chat-template", "latin.jinja"]).contains("chat template latin.jinja: cannot read"));
+    assert!(bad(2, &["--chat-template-kwargs", "[]"]).contains("expected a JSON object"));
+    assert!(
+        bad(2, &["--chat-template-kwargs", "{\"messages\": 1}"]).contains("messages is what the conversation says")
+    );
+    for args in [&["--chat-template", "chatml"][..], &["--chat-template-kwargs", "{}"], &["--no-think"]] {
+        assert!(bad(2, &[&["--no-cnv"], args].concat()).contains("cannot be used with"), "{args:?}");
+    }
+}
+
+#[test]
+fn metadata_is_overridden() {
+    let scene = Scene::new();
+    let base = ["-m", "tiny.gguf", "-p", "the rain in the inner tin", "-n", "4", "--temp", "0", "--ignore-eos"];
+    let likely = |args: &[&str]| {
+        let json = scene.json(&[&base[..], &["--json", "--logprobs", "2"], args].concat());
+        json["logprobs"].clone()
+    };
+    let plain = likely(&[]);
+    let base_frequency = likely(&["--rope-freq-base", "300"]);
+    assert_ne!(base_frequency, plain);
+    assert_eq!(base_frequency, likely(&["--override-kv", "llama.rope.freq_base=float:300"]));
+    assert_eq!(base_frequency, likely(&["--rope-freq-base", "300", "--rope-scaling", "none", "--rope-scale", "8"]));
+    let scaled = likely(&["--rope-scale", "4"]);
+    assert_ne!(scaled, plain);
+    assert_eq!(scaled, likely(&["--rope-freq-scale", "0.25"]));
+    let yarn = likely(&["--rope-scaling", "yarn", "--rope-scale", "4", "--yarn-orig-ctx", "16"]);
+    assert!(yarn != scaled && yarn != plain);
+    let two =
+        ["--override-kv", "tokenizer.chat_template=str:", "--override-kv", "tokenizer.ggml.add_bos_token=bool:false"];
+    let json = scene.json(&[&["-m", "tiny.gguf", "-p", "qqqq", "-n", "0", "--json"], &two[..]].concat());
+    assert_eq!(json["prompt_tokens"], 4);
+
+    // What was read of a document belongs to how it was read.
+    scene.write("doc.txt", "the rain in the inner tin");
+    let document = ["-m", "tiny.gguf", "-f", "doc.txt", "-p", "rain", "-n", "1", "--prompt-cache", "doc.cache"];
+    scene.good(&document);
+    let other = scene.run(&[&document[..], &["--prompt-cache-ro", "--rope-freq-base", "300", "--json"]].concat());
+    let json: serde_json::Value = serde_json::from_slice(&other.stdout).unwrap_or_default();
+    assert!(json.is_null() || json["reused_tokens"] == 0, "{json} {}", stderr(&other));
+
+    let bad = |code, args: &[&str]| scene.bad(code, &[&base[..], args].concat());
+    for (text, what) in [
+        ("llama.rope.freq_base", "expected KEY=TYPE:VALUE"),
+        ("llama.rope.freq_base=double:1", "the type is int, float, bool or str"),
+        ("llama.block_count=int:five", "a whole number"),
+    ] {
+        assert!(bad(2, &["--override-kv", text]).contains(what), "{text}");
+    }
+    assert!(bad(1, &["--override-kv", "llama.block_count=float:5"]).contains("does not replace it"));
+    assert!(bad(2, &["--rope-freq-base", "0"]).contains("a number above 0"));
+    assert!(bad(2, &["--rope-scaling", "longrope"]).contains("--rope-scaling"));
+    assert!(bad(2, &["--rope-scale", "2", "--rope-freq-scale", "0.5"]).contains("cannot be used with"));
+}
+
+#[test]
+fn a_control_token_may_be_a_stop_string() {
+    let scene = saying(262);
+    let run = |prompt: &str, stop: &str| {
+        let json = scene.json(&["-m", "tiny.gguf", "-p", prompt, "-n", "3", "--json", "--temp", "0", "-r", stop]);
+        (
+            json["stop"].clone(),
+            json["generated"].as_array().unwrap().len(),
+            json["generated"][0].clone(),
+            json["text"].clone(),
+        )
+    };
+    let says = |prompt: &&str| run(prompt, "never said").2 == 262;
+    let prompt = ["q", "w", "e", "r", "t", "z", "u", "i"].into_iter().find(says).expect("a prompt with that answer");
+    assert_eq!(run(prompt, "<|im_start|>"), ("stop_string".into(), 1, 262.into(), "".into()));
+    assert_eq!(run(prompt, "<|im_start").0, "length");
+}
+
+#[test]
+fn an_ignored_end_is_never_drawn() {
+    // It would end at once.
+    let scene = saying(263);
     let ids = |args: &[&str]| -> Vec<u64> {
         let args = [&["-m", "tiny.gguf", "-n", "40", "--json", "--temp", "0"], args].concat();
         serde_json::from_value(scene.json(&args)["generated"].clone()).unwrap()
@@ -499,13 +641,13 @@ fn info() {
         assert!(text.contains(expected), "{expected}: {text}");
     }
     let json = scene.json(&["info", "-m", "tiny.gguf", "--json"]);
-    assert_eq!(keys(&json), ["file", "bytes", "version", "alignment", "metadata", "types", "tensors"]);
+    assert_eq!(keys(&json), ["file", "parts", "bytes", "version", "alignment", "metadata", "types", "tensors"]);
     assert_eq!(
         (&json["metadata"]["general.architecture"], &json["metadata"]["qwen2.block_count"]),
         (&"qwen2".into(), &4.into())
     );
     assert_eq!(json["metadata"]["tokenizer.ggml.tokens"]["length"], 264);
-    assert_eq!(keys(&json["tensors"][0]), ["name", "type", "shape", "bytes", "offset"]);
+    assert_eq!(keys(&json["tensors"][0]), ["name", "type", "shape", "bytes", "part", "offset"]);
     assert_eq!(json["types"]["F32"]["tensors"].as_u64(), Some(json["tensors"].as_array().unwrap().len() as u64));
     let full = scene.json(&["info", "tiny.gguf", "--json", "--full"]);
     assert_eq!(full["metadata"]["tokenizer.ggml.tokens"].as_array().unwrap().len(), 264);

@@ -6,9 +6,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// From the bottom to the top. A room imports from those before it.
-const ROOMS: [&str; 20] = [
+const ROOMS: [&str; 21] = [
     "hash",
     "random",
+    "split_name",
     "output_file",
     "attributes",
     "gguf",

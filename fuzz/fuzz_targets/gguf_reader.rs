@@ -56,7 +56,7 @@ fn use_everything(gguf: &Gguf) {
         std::hint::black_box(bytes.iter().fold(0u8, |sum, &b| sum.wrapping_add(b)));
         total += bytes.len();
     }
-    assert!(total <= gguf.bytes().len());
+    assert!(total as u64 <= gguf.n_bytes());
 }
 
 fn write(gguf: &Gguf) -> Vec<u8> {

@@ -52,15 +52,18 @@ fn types(gguf: &Gguf) -> Vec<(&'static str, usize, u64)> {
 
 fn as_text(gguf: &Gguf, full: bool) -> String {
     let mut out = String::new();
-    let bytes = gguf.bytes().len() as u64;
+    let files = match gguf.paths().len() {
+        1 => String::new(),
+        n => format!(" in {n} files"),
+    };
     // Writing to a String cannot fail.
     let _ = writeln!(
         out,
-        "{}: GGUF version {}, alignment {}, {}\n",
+        "{}: GGUF version {}, alignment {}, {}{files}\n",
         gguf.path().display(),
         gguf.version(),
         gguf.alignment(),
-        mib(bytes)
+        mib(gguf.n_bytes())
     );
     if let Some(document) = document(gguf) {
         let _ = writeln!(out, "{document}\n");
@@ -103,12 +106,13 @@ fn as_json(gguf: &Gguf, full: bool) -> Json {
     let tensors: Vec<Json> = gguf
         .tensors()
         .map(
-            |t| json!({ "name": t.name, "type": t.ty.name(), "shape": t.shape, "bytes": t.nbytes, "offset": t.offset }),
+            |t| json!({ "name": t.name, "type": t.ty.name(), "shape": t.shape, "bytes": t.nbytes, "part": t.part, "offset": t.offset }),
         )
         .collect();
     json!({
         "file": gguf.path().display().to_string(),
-        "bytes": gguf.bytes().len(),
+        "parts": gguf.paths().map(|path| path.display().to_string()).collect::<Vec<_>>(),
+        "bytes": gguf.n_bytes(),
         "version": gguf.version(),
         "alignment": gguf.alignment(),
         "metadata": metadata,

@@ -81,16 +81,20 @@ const GROUPS: &[(&str, &str)] = &[
         "--prompt-cache FILE keeps what was read of the document -f, and --prompt-cache-ro leaves that file as it is",
         "--prompt-cache-all --cache-prompt --no-cache-prompt --cache-reuse --slot-save-path",
     ),
-    ("rope is what the model file says", "--rope-* --yarn-* -gan --grp-attn-n -gaw --grp-attn-w"),
     (
-        "the model file's own template is applied, or none with --no-cnv",
-        "--chat-template* --skip-chat-parsing --no-skip-chat-parsing --prefill-assistant \
-         --no-prefill-assistant",
+        "--override-kv sets what the model file says of it (ARCH.rope.scaling.yarn_beta_fast=float:X and the like)",
+        "--yarn-ext-factor --yarn-attn-factor --yarn-beta-slow --yarn-beta-fast -gan --grp-attn-n -gaw \
+         --grp-attn-w",
+    ),
+    ("--chat-template takes a file, too", "--chat-template-file"),
+    (
+        "an answer is printed as the model writes it, from its first token on",
+        "--skip-chat-parsing --no-skip-chat-parsing --prefill-assistant --no-prefill-assistant",
     ),
     ("answers cannot be held to a grammar; --json reports on a run", "--grammar* -j --json-schema* -jf"),
     (
-        "an answer ends where the model ends it, or after -n N tokens",
-        "-r --reverse-prompt -rea --reasoning* --no-reasoning*",
+        "--no-think has the chat template ask for no thinking; what a model thinks is printed",
+        "-rea --reasoning* --no-reasoning*",
     ),
     (
         "-f FILE without -p, at a terminal, is a conversation about the document",
@@ -119,7 +123,6 @@ const GROUPS: &[(&str, &str)] = &[
         "-cmoe --cpu-moe -ncmoe --n-cpu-moe -ser",
     ),
     ("adapters have to be merged into the model file first", "--lora* --control-vector*"),
-    ("a file's metadata is taken as it is", "--override-kv"),
     (
         "text only: there are no images and no sound",
         "-mm --mmproj* --no-mmproj* -mmu --image* --audio --video* --mtmd-* --media-path --tts-* -mv \

@@ -15,7 +15,7 @@ use spts::model::shape::Shape;
 use spts::model::weights::LoadProgress;
 use spts::session::sampler::SamplerParams;
 use spts::session::sequence::CacheType;
-use spts::{Model, ModelOptions, SessionOptions, runtime};
+use spts::{MetadataOverride, Model, ModelOptions, ModelOverrides, RopeScaling, SessionOptions, runtime};
 
 /// Which device computes which layers.
 #[derive(Args, Clone, Debug)]
@@ -79,6 +79,62 @@ impl DeviceArgs {
             progress,
         }
     }
+}
+
+/// How the position encoding's frequencies are scaled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum RopeScalingArg {
+    /// Not at all
+    None,
+    /// All alike
+    Linear,
+    /// The low ones
+    Yarn,
+}
+
+/// What is changed of a model's metadata before it is read.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Changes of the model's metadata")]
+pub struct OverrideArgs {
+    /// Put a value in the place of the file's: KEY=TYPE:VALUE with int, float, bool or str; may be given several times
+    #[arg(long, value_name = "KEY=TYPE:VALUE", value_parser = metadata_override)]
+    pub override_kv: Vec<MetadataOverride>,
+    /// Base frequency of the position encoding (RoPE)
+    #[arg(long, value_name = "X", value_parser = above_zero_f32)]
+    pub rope_freq_base: Option<f32>,
+    /// How its frequencies are scaled: none, linear or yarn
+    #[arg(long, value_name = "HOW", hide_possible_values = true)]
+    pub rope_scaling: Option<RopeScalingArg>,
+    /// Grow the context by X: its frequencies are divided by it, unless --rope-scaling is none
+    #[arg(long, value_name = "X", value_parser = above_zero_f32)]
+    pub rope_scale: Option<f32>,
+    /// The same as its inverse: multiply the frequencies by X
+    #[arg(long, value_name = "X", value_parser = above_zero_f32, conflicts_with = "rope_scale")]
+    pub rope_freq_scale: Option<f32>,
+    /// Tokens of the context that the model was trained with, for yarn
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1 << 30))]
+    pub yarn_orig_ctx: Option<u32>,
+}
+
+impl OverrideArgs {
+    /// The library's.
+    pub fn library(&self) -> ModelOverrides {
+        ModelOverrides {
+            metadata: self.override_kv.clone(),
+            rope_freq_base: self.rope_freq_base,
+            rope_scaling: self.rope_scaling.map(|how| match how {
+                RopeScalingArg::None => RopeScaling::None,
+                RopeScalingArg::Linear => RopeScaling::Linear,
+                RopeScalingArg::Yarn => RopeScaling::Yarn,
+            }),
+            rope_scale: self.rope_scale.or(self.rope_freq_scale.map(f32::recip)),
+            rope_original_context: self.yarn_orig_ctx,
+        }
+    }
+}
+
+fn metadata_override(text: &str) -> Result<MetadataOverride, String> {
+    MetadataOverride::parse(text).map_err(|e| e.to_string())
 }
 
 /// Where a document's residual stream waits for questions.

@@ -95,8 +95,10 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
     let device_bytes_before = backend::gpu_bytes_used();
     let start = Instant::now();
     // What is wrong with the prompt, the schedule or the sidecar is found before any weight is placed.
-    let file = ModelFile::open(args.model.as_deref().unwrap_or(Path::new("")), args.device.open_options())?;
+    let path = args.model.as_deref().unwrap_or(Path::new(""));
+    let mut file = ModelFile::open_with(path, args.device.open_options(), &args.overrides.library())?;
     warn(&file);
+    set_chat_template(args, &mut file)?;
     let schedule = schedule::of_model(&args.spts, file.gguf().path(), file.shape())?;
     let noted = note_unread_input(args);
     if !args.no_cnv && file.chat_template().is_builtin() {
@@ -256,6 +258,25 @@ fn note_unread_input(args: &RunArgs) -> bool {
     unread
 }
 
+/// What the flags say about the chat template; notes what of it changes nothing.
+fn set_chat_template(args: &RunArgs, file: &mut ModelFile) -> Result<(), Failure> {
+    let mut template = file.chat_template().clone();
+    if let Some(what) = &args.chat_template {
+        template = template.replaced_by(what).map_err(spts::Error::from)?;
+    }
+    if let Some(variables) = &args.chat_template_kwargs {
+        template = template.with_variables(variables);
+    }
+    if args.no_think {
+        template = template.without_thinking();
+    }
+    for name in template.unused_variables() {
+        note(&format!("the chat template does not mention {name}: setting it changes nothing"));
+    }
+    file.set_chat_template(template);
+    Ok(())
+}
+
 /// The prompt's tokens, and where its question stands. A model without a chat template is no chat model: it gets the text
 /// alone. Control tokens in it count only with `--no-cnv`, where the text is a template of its author's own.
 pub(super) fn encode(args: &RunArgs, model: &ModelFile, messages: &[Message]) -> Result<ChatPrompt, Failure> {
@@ -274,7 +295,8 @@ pub(super) fn encode(args: &RunArgs, model: &ModelFile, messages: &[Message]) ->
     let system = args.system_prompt.as_deref().map(|s| Message::new("system", s));
     let messages: Vec<Message> = system.into_iter().chain(messages.iter().cloned()).collect();
     let prompt = template.encode(tokenizer, &messages, true).map_err(spts::Error::from)?;
-    note_doubled_bos(tokenizer, &prompt.tokens, "the model's chat template");
+    let whose = if template.given().is_some() { "the chat template" } else { "the model's chat template" };
+    note_doubled_bos(tokenizer, &prompt.tokens, whose);
     Ok(prompt)
 }
 

@@ -89,16 +89,18 @@ impl Runner<'_> {
         let options = GenerateOptions {
             n_predict: usize::try_from(args.predict).unwrap_or(usize::MAX),
             stop_at_eog: !args.ignore_eos,
+            stop: args.reverse_prompt.iter().collect(),
             logprobs: args.logprobs.unwrap_or(0) as usize,
             prompt: PrefillOptions { question_start: prompt.question.as_ref().map(|q| q.start) },
         };
         let mut step = self.step();
         let model = self.session.model().clone();
         let mut decoder = StreamDecoder::new(model.tokenizer());
+        let mut filter = options.stop.filter();
         let progress = self.progress.clone();
         let mut on_token = |token| {
             progress.borrow_mut().clear();
-            answer.push(&decoder.push(token));
+            answer.push(&filter.push(&decoder.push(token)));
             // Without a reader the rest of the answer is wasted work.
             if answer.error.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         };
@@ -112,7 +114,8 @@ impl Runner<'_> {
                 return Err(e.into());
             }
         };
-        answer.push(&decoder.flush());
+        answer.push(&filter.push(&decoder.flush()));
+        answer.push(&filter.flush());
         match answer.error.take() {
             Some(e) => Err(Failure::stdout(e)),
             None => Ok(generation),
@@ -153,6 +156,7 @@ impl Runner<'_> {
             logprobs: self.args.logprobs.map(|_| generation.logprobs.clone()),
             stop: match generation.stop {
                 StopReason::Eog => Stop::Eog,
+                StopReason::StopString => Stop::Text,
                 StopReason::ContextFull => Stop::Context,
                 StopReason::Interrupted => Stop::Interrupted,
                 StopReason::Failed => Stop::Failed,

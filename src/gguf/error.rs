@@ -68,11 +68,13 @@ pub enum GgufError {
     #[error("{file}: tensor {tensor:?} has type {}, which ggml 0.26 does not know; {}", type_name(*.id), type_remedy(*.id))]
     UnknownType { file: String, tensor: String, id: u32 },
 
-    /// One part of a model that is spread over several files.
-    #[error(
-        "{file}: is one part of a model split into {count} files, which is not supported; merge them with llama-gguf-split --merge"
-    )]
+    /// One part of a model that is spread over several files, opened without the path that leads to the others.
+    #[error("{file}: is one part of a model split into {count} files; open the first of them by its path")]
     Split { file: String, count: u64 },
+
+    /// A model that is spread over several files: one is missing, or they do not belong together.
+    #[error("{file}: {problem}")]
+    SplitPart { file: String, problem: String },
 
     /// A metadata value exists but is not what the reader of the key needs.
     #[error("{file}: metadata {key:?} is {found}, expected {expected}")]
@@ -81,6 +83,14 @@ pub enum GgufError {
     /// A metadata key that is needed is absent.
     #[error("{file}: metadata {key:?} is missing, expected {expected}")]
     MissingKey { file: String, key: String, expected: &'static str },
+
+    /// A text that is no override of metadata.
+    #[error("{problem}")]
+    OverrideSyntax { problem: String },
+
+    /// An override of another kind than the file's value.
+    #[error("{file}: metadata {key:?} is {found} in the file, and {given} does not replace it")]
+    OverrideKind { file: String, key: String, found: String, given: &'static str },
 
     /// `mlock` failed.
     #[error("{file}: cannot lock {bytes} bytes in memory: {source}; raise the limit (ulimit -l), or do not lock")]

@@ -19,18 +19,22 @@
 //! 7. Zeros up to the next multiple of the alignment (`general.alignment`, 32 if absent).
 //! 8. The data section. Tensors do not overlap; each may be followed by padding, and so may the last.
 //!
+//! A model may be split over several such files ([`Gguf::open`] of the first opens all): the first has the metadata, each the list
+//! and the data of its own tensors.
+//!
 //! A string is its length in bytes (u64) and then UTF-8 without a terminator. A boolean is one byte, 0 or 1.
 //!
 //! # What is refused
 //!
-//! Big-endian files, version 1, models split over several files, arrays of arrays, tensors without elements,
-//! and everything that contradicts the list above. No length is believed before it is compared with the bytes
+//! Big-endian files, version 1, arrays of arrays, tensors without elements, and everything that contradicts the list above. No length is believed before it is compared with the bytes
 //! that are left, so no file can cause a large allocation, a panic or an access outside of it.
 
 mod cursor;
 mod error;
 mod map;
+mod overrides;
 mod reader;
+mod split;
 mod types;
 mod value;
 mod writer;
@@ -43,17 +47,19 @@ use std::sync::Arc;
 
 pub use error::GgufError;
 pub use map::Map;
+pub use overrides::MetadataOverride;
+pub use split::is_split_key;
 pub use types::{GgmlType, MAX_DIMS, MAX_TENSOR_NAME};
 pub use value::{Array, Value};
 pub(crate) use writer::no_source;
 pub use writer::{GgufWriter, TensorDecl};
 
+use split::PartFile;
+
 /// Alignment of tensor data where `general.alignment` is absent, in bytes.
 pub const DEFAULT_ALIGNMENT: u64 = 32;
 /// Metadata key of the alignment.
 pub const KEY_ALIGNMENT: &str = "general.alignment";
-/// Metadata key of the number of files a model is split into.
-const KEY_SPLIT_COUNT: &str = "split.count";
 
 /// How to hold a file in memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,13 +79,15 @@ impl Default for OpenOptions {
 /// Where a tensor lies and what it holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TensorInfo {
-    /// Name, unique in its file.
+    /// Name, unique in its model.
     pub name: String,
     /// Elements per dimension in ggml order (fastest first); 1 to 4 of them, none zero.
     pub shape: Vec<u64>,
     /// Element type.
     pub ty: GgmlType,
-    /// Bytes from the start of the data section ([`Gguf::data_offset`]).
+    /// Which of the files of a split model it lies in, from 0.
+    pub part: usize,
+    /// Bytes from the start of the data section of its file.
     pub offset: u64,
     /// Size of the data in bytes, without padding.
     pub nbytes: u64,
@@ -104,10 +112,10 @@ impl TensorInfo {
 pub struct Gguf {
     path: PathBuf,
     file: String,
-    map: Arc<Map>,
+    /// Itself, and the further parts of a split model.
+    files: Vec<PartFile>,
     version: u32,
     alignment: u64,
-    data_offset: u64,
     metadata: Vec<(String, Value)>,
     key_index: HashMap<String, usize>,
     tensors: Vec<TensorInfo>,
@@ -115,11 +123,24 @@ pub struct Gguf {
 }
 
 impl Gguf {
-    /// Opens and checks the file at `path`.
+    /// Opens and checks the file at `path`. The first part of a split model opens the others as well, which lie beside it, and
+    /// their tensors are seen as one file's.
     ///
     /// # Errors
     /// Whatever is wrong with the file; see [`GgufError`].
     pub fn open(path: &Path, options: OpenOptions) -> Result<Gguf, GgufError> {
+        let unlocked = OpenOptions { mlock: false, ..options };
+        let mut gguf = Self::open_one(path, unlocked)?;
+        let count = split::count(&gguf)?;
+        if count > 1 {
+            split::join(&mut gguf, count, unlocked)?;
+        }
+        gguf.lock_if(options.mlock)?;
+        Ok(gguf)
+    }
+
+    /// Opens one file, be it a part or all of a model. It is not locked.
+    fn open_one(path: &Path, options: OpenOptions) -> Result<Gguf, GgufError> {
         let label = path.display().to_string();
         let io = |action: &'static str| {
             let file = label.clone();
@@ -142,7 +163,30 @@ impl Gguf {
     /// # Errors
     /// As for [`Gguf::open`].
     pub fn from_file(file: File, label: &str, options: OpenOptions) -> Result<Gguf, GgufError> {
-        Self::of_file(file, PathBuf::from(label), label.into(), options)
+        let gguf = Self::of_file(file, PathBuf::from(label), label.into(), options)?;
+        gguf.refuse_part()?;
+        gguf.lock_if(options.mlock)?;
+        Ok(gguf)
+    }
+
+    /// Refuses what is only a part of a model, and was not opened by a path that tells where the others are.
+    fn refuse_part(&self) -> Result<(), GgufError> {
+        match split::count(self)? {
+            1 => Ok(()),
+            count => Err(GgufError::Split { file: self.file.clone(), count }),
+        }
+    }
+
+    /// Keeps it in memory if that is asked for, once it is known to be good: locking reads all of it.
+    fn lock_if(&self, mlock: bool) -> Result<(), GgufError> {
+        for file in self.files.iter().filter(|_| mlock) {
+            file.map.lock().map_err(|source| GgufError::Lock {
+                file: file.path.display().to_string(),
+                bytes: file.map.len() as u64,
+                source,
+            })?;
+        }
+        Ok(())
     }
 
     fn of_file(mut file: File, path: PathBuf, label: String, options: OpenOptions) -> Result<Gguf, GgufError> {
@@ -165,16 +209,7 @@ impl Gguf {
             })?;
             Map::read_file(&mut file, len).map_err(io("read"))?
         };
-        let gguf = reader::parse(path, label, Arc::new(map))?;
-        // Locked only once the file is known to be good: locking reads all of it.
-        if options.mlock {
-            gguf.map.lock().map_err(|source| GgufError::Lock {
-                file: gguf.file.clone(),
-                bytes: gguf.map.len() as u64,
-                source,
-            })?;
-        }
-        Ok(gguf)
+        reader::parse(path, label, Arc::new(map))
     }
 
     /// Checks a file that is already in memory. `label` takes the place of the path in messages.
@@ -190,12 +225,19 @@ impl Gguf {
             action: "copy into memory",
             source,
         })?;
-        reader::parse(PathBuf::from(label), label.into(), Arc::new(map))
+        let gguf = reader::parse(PathBuf::from(label), label.into(), Arc::new(map))?;
+        gguf.refuse_part()?;
+        Ok(gguf)
     }
 
     /// The path it was opened with, or the label of the bytes.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// The paths of all files that the model lies in, the first of them [`Gguf::path`].
+    pub fn paths(&self) -> impl ExactSizeIterator<Item = &Path> {
+        self.files.iter().map(|file| file.path.as_path())
     }
 
     /// Version of the format, 2 or 3.
@@ -208,24 +250,36 @@ impl Gguf {
         self.alignment
     }
 
-    /// Where the data section starts, in bytes from the start of the file.
+    /// Where the data section starts, in bytes from the start of the (first) file.
     pub fn data_offset(&self) -> u64 {
-        self.data_offset
+        self.files[0].data_offset
     }
 
-    /// The whole file. It starts on a page boundary.
-    pub fn bytes(&self) -> &[u8] {
-        &self.map
+    /// Size of the file in bytes; of a split model that of all its files.
+    pub fn n_bytes(&self) -> u64 {
+        self.files.iter().map(|file| file.map.len() as u64).sum()
     }
 
-    /// The map itself, for those who keep tensors beyond the life of this value.
-    pub fn map(&self) -> &Arc<Map> {
-        &self.map
+    /// The bytes of the file, or of each file of a split model in the order of [`TensorInfo::part`]: for those who keep tensors
+    /// beyond the life of this value.
+    pub fn maps(&self) -> impl ExactSizeIterator<Item = &Arc<Map>> {
+        self.files.iter().map(|file| &file.map)
+    }
+
+    /// Whether these bytes are the pages of files, not a copy in memory.
+    pub fn is_mapped(&self) -> bool {
+        self.maps().all(|map| map.is_file())
     }
 
     /// Asks the system to read the file ahead; returns at once.
     pub fn prefetch(&self) {
-        self.map.prefetch();
+        self.maps().for_each(|map| map.prefetch());
+    }
+
+    /// Lets go of the pages of a range of a tensor's bytes that will not be read again soon. Only a hint.
+    pub fn release(&self, tensor: &TensorInfo, bytes: std::ops::Range<usize>) {
+        let start = self.tensor_offset(tensor) as usize;
+        self.files[tensor.part].map.release(start + bytes.start..start + bytes.end);
     }
 
     /// All metadata in the file's order.
@@ -249,12 +303,12 @@ impl Gguf {
     /// If `tensor` is not one of this file.
     pub fn tensor_data(&self, tensor: &TensorInfo) -> &[u8] {
         let start = self.tensor_offset(tensor) as usize;
-        &self.map[start..start + tensor.nbytes as usize]
+        &self.files[tensor.part].map[start..start + tensor.nbytes as usize]
     }
 
-    /// Where a tensor's data starts, in bytes from the start of the file.
+    /// Where a tensor's data starts, in bytes from the start of its file.
     pub fn tensor_offset(&self, tensor: &TensorInfo) -> u64 {
-        self.data_offset + tensor.offset
+        self.files[tensor.part].data_offset + tensor.offset
     }
 
     /// The metadata value of `key`, of whatever type.
@@ -359,7 +413,7 @@ impl fmt::Debug for Gguf {
             .field("version", &self.version)
             .field("metadata", &self.metadata.len())
             .field("tensors", &self.tensors.len())
-            .field("bytes", &self.map.len())
+            .field("bytes", &self.n_bytes())
             .finish_non_exhaustive()
     }
 }

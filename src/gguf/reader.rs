@@ -1,14 +1,14 @@
 //! From bytes to a [`Gguf`]: the layout in the module's documentation, step by step.
 
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::cursor::{Cursor, What};
 use super::types::{MAX_DIMS, checked_nbytes, name_problem};
 use super::value::{shorten, type_id};
 use super::{
-    Array, DEFAULT_ALIGNMENT, GgmlType, Gguf, GgufError, KEY_ALIGNMENT, KEY_SPLIT_COUNT, Map, TensorInfo, Value,
+    Array, DEFAULT_ALIGNMENT, GgmlType, Gguf, GgufError, KEY_ALIGNMENT, Map, PartFile, TensorInfo, Value,
 };
 
 // Bounds well above every real file. A count is also bounded by the bytes that are left.
@@ -42,8 +42,6 @@ pub(super) fn parse(path: PathBuf, label: String, map: Arc<Map>) -> Result<Gguf,
     let (metadata, key_index) = read_metadata(&mut cursor, n_entries)?;
     let find = |key: &str| key_index.get(key).map(|&i| &metadata[i].1);
     let alignment = read_alignment(&label, find(KEY_ALIGNMENT))?;
-    // Before the tensors: of a part, most are elsewhere, and any other message would mislead.
-    refuse_split(&label, &path, find(KEY_SPLIT_COUNT))?;
 
     cursor.check_count(n_tensors, "tensors", MIN_TENSOR, MAX_TENSORS)?;
     let (tensors, tensor_index) = read_tensors(&mut cursor, n_tensors)?;
@@ -53,7 +51,8 @@ pub(super) fn parse(path: PathBuf, label: String, map: Arc<Map>) -> Result<Gguf,
     let data_offset = header_end.next_multiple_of(alignment);
     check_places(&label, &tensors, alignment, data_offset, map.len() as u64)?;
 
-    Ok(Gguf { path, file: label, map, version, alignment, data_offset, metadata, key_index, tensors, tensor_index })
+    let files = vec![PartFile { path: path.clone(), map, data_offset }];
+    Ok(Gguf { path, file: label, files, version, alignment, metadata, key_index, tensors, tensor_index })
 }
 
 fn read_version(cursor: &mut Cursor<'_>) -> Result<u32, GgufError> {
@@ -219,32 +218,6 @@ pub(super) fn alignment_problem(alignment: u64) -> Option<String> {
     })
 }
 
-/// Parts of a model say so in their metadata; the name is the second witness.
-fn refuse_split(file: &str, path: &Path, count: Option<&Value>) -> Result<(), GgufError> {
-    let count = match count {
-        None => split_count_of_name(path).unwrap_or(1),
-        Some(value) => value.to_integer().ok_or_else(|| GgufError::WrongType {
-            file: file.into(),
-            key: KEY_SPLIT_COUNT.into(),
-            expected: "an unsigned integer",
-            found: format!("{} {value}", value.type_name()),
-        })?,
-    };
-    if count > 1 {
-        return Err(GgufError::Split { file: file.into(), count });
-    }
-    Ok(())
-}
-
-/// N of a file name that ends in `-00001-of-0000N.gguf`.
-fn split_count_of_name(path: &Path) -> Option<u64> {
-    let name = path.file_name()?.to_str()?.strip_suffix(".gguf")?;
-    let (rest, count) = name.rsplit_once("-of-")?;
-    let (_, part) = rest.rsplit_once('-')?;
-    let five_digits = |s: &str| s.len() == 5 && s.bytes().all(|b| b.is_ascii_digit());
-    (five_digits(part) && five_digits(count)).then(|| count.parse().ok()).flatten()
-}
-
 type Tensors = (Vec<TensorInfo>, HashMap<String, usize>);
 
 fn read_tensors(cursor: &mut Cursor<'_>, n: u64) -> Result<Tensors, GgufError> {
@@ -273,7 +246,7 @@ fn read_tensors(cursor: &mut Cursor<'_>, n: u64) -> Result<Tensors, GgufError> {
         })?;
         let nbytes = checked_nbytes(&shape, ty).map_err(bad)?;
         let offset = cursor.u64(What::TensorField(name, "offset"))?;
-        tensors.push(TensorInfo { name: name.to_owned(), shape, ty, offset, nbytes });
+        tensors.push(TensorInfo { name: name.to_owned(), shape, ty, part: 0, offset, nbytes });
     }
     Ok((tensors, index))
 }
@@ -338,18 +311,6 @@ fn check_places(
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn split_names() {
-        let count = |name: &str| split_count_of_name(Path::new(name));
-        assert_eq!(count("dir/m-00001-of-00003.gguf"), Some(3));
-        assert_eq!(count("m-00001-of-00001.gguf"), Some(1));
-        assert_eq!(count("m-of-00003.gguf"), None);
-        assert_eq!(count("m-1-of-3.gguf"), None);
-        assert_eq!(count("m-0000x-of-00003.gguf"), None);
-        assert_eq!(count("m-00001-of-00003.bin"), None);
-        assert_eq!(count(""), None);
-    }
 
     #[test]
     fn alignments() {

@@ -6,13 +6,14 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::Result;
-use crate::gguf::{Gguf, OpenOptions};
+use crate::gguf::{Gguf, OpenOptions, TensorInfo};
 use crate::graph::Graph;
 use crate::graph::ir::WeightId;
 use crate::tokenizer::{ChatTemplate, Tokenizer};
 
 use super::dense::Architecture;
 use super::hparams::HParams;
+use super::overrides::ModelOverrides;
 use super::shape::Shape;
 use super::table::{Weight, WeightTable};
 
@@ -34,8 +35,17 @@ impl ModelFile {
     /// # Errors
     /// The file is no valid GGUF, or no supported model.
     pub fn open(path: &Path, options: OpenOptions) -> Result<ModelFile> {
-        let is_locked = options.mlock;
-        Ok(ModelFile { is_locked, ..Self::from_gguf(Arc::new(Gguf::open(path, options)?))? })
+        Self::open_with(path, options, &ModelOverrides::default())
+    }
+
+    /// As [`ModelFile::open`], with some of the file's metadata changed.
+    ///
+    /// # Errors
+    /// As there; an override that does not fit the file.
+    pub fn open_with(path: &Path, options: OpenOptions, overrides: &ModelOverrides) -> Result<ModelFile> {
+        let mut gguf = Gguf::open(path, options)?;
+        overrides.apply(&mut gguf)?;
+        Ok(ModelFile { is_locked: options.mlock, ..Self::from_gguf(Arc::new(gguf))? })
     }
 
     /// Reads a file that is already open.
@@ -73,9 +83,14 @@ impl ModelFile {
         &self.tokenizer
     }
 
-    /// Chat template; chatml where the file has none.
+    /// Chat template; chatml where the file has none and no other was set.
     pub fn chat_template(&self) -> &ChatTemplate {
         &self.chat_template
+    }
+
+    /// Has chats go through another template than the model's own.
+    pub fn set_chat_template(&mut self, template: ChatTemplate) {
+        self.chat_template = template;
     }
 
     /// Tensors of the file that the architecture knows and does not use.
@@ -118,14 +133,23 @@ impl ModelFile {
 
     /// A weight's bytes in the file.
     pub fn weight_bytes(&self, weight: &Weight) -> &[u8] {
-        let start = self.offset_of(weight);
-        &self.gguf.bytes()[start..start + weight.bytes.len()]
+        &self.gguf.tensor_data(self.tensor_of(weight))[weight.bytes.clone()]
     }
 
-    /// Where a weight's bytes begin in the file.
-    pub(super) fn offset_of(&self, weight: &Weight) -> usize {
-        let tensor = self.gguf.tensor(&weight.tensor).expect("the table was made from this file");
-        self.gguf.data_offset() as usize + tensor.offset as usize + weight.bytes.start
+    /// The tensor that holds a weight.
+    fn tensor_of(&self, weight: &Weight) -> &TensorInfo {
+        self.gguf.tensor(&weight.tensor).expect("the table was made from this file")
+    }
+
+    /// In which file of a split model a weight's bytes begin, and where in it.
+    pub(super) fn place_of(&self, weight: &Weight) -> (usize, usize) {
+        let tensor = self.tensor_of(weight);
+        (tensor.part, self.gguf.tensor_offset(tensor) as usize + weight.bytes.start)
+    }
+
+    /// Lets go of the file's pages that hold a weight, which has been copied elsewhere.
+    pub(super) fn release(&self, weight: &Weight) {
+        self.gguf.release(self.tensor_of(weight), weight.bytes.clone());
     }
 
     /// Whether the file is kept from being paged out.

@@ -1,11 +1,12 @@
 //! Models: [`file`](mod@file) (header, hyperparameters, tokenizer, chat template, the table of weights), [`weights`] (where these are
-//! placed), and one file per architecture that builds its dense graph.
+//! placed), [`overrides`] of what a file says, and one file per architecture that builds its dense graph.
 
 pub mod dense;
 pub mod file;
 mod gemma3;
 pub mod hparams;
 mod llama;
+pub mod overrides;
 mod phi3;
 pub mod placement;
 mod qwen2;

@@ -107,9 +107,9 @@ impl Model {
         // A file read into memory lies in huge pages already, one that is locked in memory is meant to be used there, and pages of
         // a large one have to stay such that the kernel can let go.
         let gguf = self.file.gguf().clone();
-        let is_small = gguf.bytes().len() <= BufferType::cpu_weights().free_bytes() / 2;
+        let is_small = gguf.n_bytes() <= BufferType::cpu_weights().free_bytes() as u64 / 2;
         let copies =
-            options.repack && !self.file.is_locked() && gguf.map().is_file() && is_small && huge_pages::are_given();
+            options.repack && !self.file.is_locked() && gguf.is_mapped() && is_small && huge_pages::are_given();
         for device in 0..self.placement.devices.len() {
             let kernels = Kernels::of(&self.placement.devices[device]);
             let mine: Vec<WeightId> =
@@ -125,16 +125,24 @@ impl Model {
                     ids.into_iter().partition(|&(w, _)| self.pays_to_repack(repack, w));
                 let (copied, mapped): (Vec<_>, Vec<_>) =
                     rest.into_iter().partition(|&(w, _)| copies && self.is_matrix_of(device, w));
-                let mut at: Vec<(TensorId, usize)> = mapped.iter().map(|&(w, t)| (t, self.file_offset(w))).collect();
+                let mut bound: Vec<(WeightId, TensorId)> = mapped;
                 for &(w, _) in &moved {
                     let weight = self.file.weight(w);
                     if kernels.wants_unpacked(weight.ty, usize::MAX) {
                         let t = arena.declare(&weight.name, weight.ty, &weight.ne);
-                        at.push((t, self.file_offset(w)));
+                        bound.push((w, t));
                         self.mapped_too.insert((device, w), t);
                     }
                 }
-                arena.bind(gguf.map().clone(), &at);
+                // Each file of a split model is a memory of its own.
+                let mut at = vec![Vec::new(); gguf.maps().len()];
+                for (w, t) in bound {
+                    let (part, offset) = self.file.place_of(self.weight(w));
+                    at[part].push((t, offset));
+                }
+                for (map, at) in gguf.maps().zip(at) {
+                    arena.bind(map.clone(), &at);
+                }
                 if let Some(buft) = repack {
                     let tensors: Vec<TensorId> = moved.iter().map(|&(_, t)| t).collect();
                     self.repacked_bytes = arena.allocate(&tensors, buft, "repacked weights")?;
@@ -160,12 +168,11 @@ impl Model {
         let mut done = 0;
         for some in what.chunks(UPLOADED_AT_A_TIME) {
             some.par_iter().for_each(|&(w, t)| {
-                let start = self.file_offset(w);
-                let len = self.weight(w).bytes.len();
-                arena.set(t, 0, &self.file.gguf().bytes()[start..start + len]);
+                let weight = self.weight(w);
+                arena.set(t, 0, self.file.weight_bytes(weight));
                 if !self.mapped_too.contains_key(&(device, w)) {
-                    // The copy is what is used: let go of the file's pages.
-                    self.file.gguf().map().release(start..start + len);
+                    // The copy is what is used.
+                    self.file.release(weight);
                 }
             });
             done += some.len();
@@ -204,10 +211,6 @@ impl Model {
     fn pays_to_repack(&self, repack: Option<BufferType>, w: WeightId) -> bool {
         let weight = self.weight(w);
         weight.role == Role::Matrix && repack.is_some_and(|r| r.can_multiply(weight.ty, weight.ne[0], weight.ne[1]))
-    }
-
-    fn file_offset(&self, w: WeightId) -> usize {
-        self.file.offset_of(self.weight(w))
     }
 
     /// The model's file.

@@ -141,7 +141,7 @@ impl Document<'_> {
         self.prefix.n_document as u64 * (self.prefix.cut as u64 * entry + residual)
     }
 
-    /// Writes it to a file ([`document_file`](self)), from which [`Session::open_document`] reads it, in this process or another.
+    /// Writes it to a file, from which [`Session::open_document`] reads it, in this process or another.
     ///
     /// # Errors
     /// The file cannot be written.

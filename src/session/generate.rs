@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::model::weights::Model;
+use crate::tokenizer::{Pending, StopFilter, StopStrings, Tokenizer};
 use crate::{Error, Result};
 
 use super::Session;
@@ -12,13 +13,16 @@ use super::prefill::{PrefillOptions, PrefillProgress, PrefillReport};
 use super::sampler::{Sampler, log_softmax_top};
 
 /// When to stop, and what to keep.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct GenerateOptions {
     /// Tokens to generate at most; fewer if the context ends before.
     pub n_predict: usize,
     /// Stop at the model's end-of-generation tokens. If not, they are forbidden, as with llama.cpp's `--ignore-eos`: what a
     /// model writes behind one is the next turn of a conversation that nobody has.
     pub stop_at_eog: bool,
+    /// Texts that end the answer. A stop string's tokens are the answer's last ones; [`StopStrings::filter`] leaves its text out,
+    /// and what else its last token brings. A control token ends the answer if one of them is what the vocabulary calls it.
+    pub stop: StopStrings,
     /// Log probabilities to keep for each step; 0 is none.
     pub logprobs: usize,
     /// What is known of the prompt.
@@ -27,7 +31,13 @@ pub struct GenerateOptions {
 
 impl Default for GenerateOptions {
     fn default() -> Self {
-        Self { n_predict: 512, stop_at_eog: true, logprobs: 0, prompt: PrefillOptions::default() }
+        Self {
+            n_predict: 512,
+            stop_at_eog: true,
+            stop: StopStrings::default(),
+            logprobs: 0,
+            prompt: PrefillOptions::default(),
+        }
     }
 }
 
@@ -37,6 +47,8 @@ impl Default for GenerateOptions {
 pub enum StopReason {
     /// An end-of-generation token (the last of `tokens`).
     Eog,
+    /// One of the stop strings, which the last of `tokens` completes.
+    StopString,
     /// `n_predict` tokens.
     Length,
     /// The context is full.
@@ -100,7 +112,33 @@ pub struct Answer<'s> {
     n_generated: usize,
     n_decoded: usize,
     logprobs: Vec<(u32, f32)>,
+    /// `None` without stop strings: nothing needs to be decoded then.
+    watch: Option<Watch>,
     stop: Option<StopReason>,
+}
+
+/// Reads along in an answer for its stop strings.
+#[derive(Debug)]
+struct Watch {
+    stops: StopStrings,
+    pending: Pending,
+    filter: StopFilter,
+}
+
+impl Watch {
+    fn new(stops: &StopStrings) -> Option<Watch> {
+        let watch = || Watch { stops: stops.clone(), pending: Pending::default(), filter: stops.filter() };
+        (!stops.is_empty()).then(watch)
+    }
+
+    /// Whether the answer ends with this token.
+    fn ends_with(&mut self, tokenizer: &Tokenizer, token: u32) -> bool {
+        if tokenizer.is_control(token) && self.stops.contains(&tokenizer.token_text(token)) {
+            return true;
+        }
+        self.filter.push(&self.pending.push(tokenizer, token));
+        self.filter.has_stopped()
+    }
 }
 
 impl Answer<'_> {
@@ -148,6 +186,8 @@ impl Answer<'_> {
         self.n_generated += 1;
         if self.options.stop_at_eog && tokenizer.is_eog(token) {
             self.stop = Some(StopReason::Eog);
+        } else if self.watch.as_mut().is_some_and(|watch| watch.ends_with(tokenizer, token)) {
+            self.stop = Some(StopReason::StopString);
         } else {
             self.unread = Some(token);
         }
@@ -158,7 +198,7 @@ impl Answer<'_> {
 impl Iterator for Answer<'_> {
     type Item = Result<u32>;
 
-    /// The next token, an end-of-generation token last. After an error nothing follows.
+    /// The next token, an end-of-generation token or the last one of a stop string last. After an error nothing follows.
     fn next(&mut self) -> Option<Result<u32>> {
         if self.stop.is_some() {
             return None;
@@ -209,8 +249,10 @@ impl Session {
         }
         let prefill = self.prefill_with(prompt, options.prompt, on_progress)?;
         let model = self.model().clone();
-        let (unread, stop, logprobs) = (None, None, Vec::new());
-        Ok(Answer { session: self, sampler, model, options, prefill, unread, n_generated: 0, n_decoded: 0, logprobs, stop })
+        let (unread, stop, logprobs, watch) = (None, None, Vec::new(), Watch::new(&options.stop));
+        let (n_generated, n_decoded) = (0, 0);
+        let session = self;
+        Ok(Answer { session, sampler, model, options, prefill, unread, n_generated, n_decoded, logprobs, watch, stop })
     }
 
     /// Reads `prompt` and generates. `on_token` sees each token as it is sampled; `on_progress` sees the prefill. For tokens one by
@@ -227,6 +269,7 @@ impl Session {
         on_token: &mut dyn FnMut(u32) -> ControlFlow<()>,
     ) -> Result<Generation> {
         let start = Instant::now();
+        let keeps_logprobs = options.logprobs > 0;
         let mut answer = self.answer_watched(prompt, sampler, options, on_progress)?;
         let (mut tokens, mut logprobs) = (Vec::new(), Vec::new());
         let (mut failure, mut stop) = (None, None);
@@ -241,7 +284,7 @@ impl Session {
                     break;
                 }
             };
-            if options.logprobs > 0 {
+            if keeps_logprobs {
                 logprobs.push(answer.logprobs().to_vec());
             }
             let begun = *first.get_or_insert_with(|| {

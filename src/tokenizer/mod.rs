@@ -11,6 +11,7 @@
 //! | `pretokenize`, `scan`, `deepseek` | cuts text into words (BPE) |
 //! | `merge`, `bpe`, `spm` | words to tokens |
 //! | `stream` | tokens to text as they come |
+//! | `stop` | texts before which an answer ends |
 //! | `chat` | chat templates: messages to a prompt's tokens |
 //! | `prompt_text` | prompts as JSON writes them down |
 
@@ -23,12 +24,15 @@ mod prompt_text;
 mod scan;
 mod special;
 mod spm;
+mod stop;
 mod stream;
 pub(crate) mod unicode;
 mod vocab;
 
-pub use chat::{ChatPrompt, ChatTemplate, Message, TEMPLATE_THREAD};
+pub use chat::{ChatPrompt, ChatTemplate, Message, TEMPLATE_THREAD, TemplateVariables};
 pub use prompt_text::{PromptKeys, PromptText};
+pub use stop::{StopFilter, StopStrings};
+pub(crate) use stream::Pending;
 pub use stream::StreamDecoder;
 pub use vocab::VocabKind;
 
@@ -98,6 +102,36 @@ pub enum TokenizerError {
     MessageLost {
         /// whose message
         role: String,
+    },
+    /// What is wrong with a chat template that was given in place of the model's.
+    #[error("chat template {name}: {reason}")]
+    GivenTemplate {
+        /// its file or name
+        name: String,
+        /// what is wrong with it
+        reason: String,
+    },
+    /// No file, no name and no text of a chat template.
+    #[error("chat template {found:?}: expected a file, a known name ({known}), or Jinja with {{{{ or {{% in it")]
+    UnknownTemplate {
+        /// what was given
+        found: String,
+        /// the names
+        known: String,
+    },
+    /// A chat template's file cannot be read.
+    #[error("chat template {file}: cannot read: {source}")]
+    TemplateFile {
+        /// the file
+        file: String,
+        /// the system's reason
+        source: std::io::Error,
+    },
+    /// What should be variables of the chat template are none.
+    #[error("variables of the chat template: {problem}")]
+    TemplateVariables {
+        /// what is wrong with them
+        problem: String,
     },
     /// Any of these, in a file.
     #[error("{file}: {source}")]

@@ -14,9 +14,10 @@ use std::sync::mpsc::{RecvTimeoutError, sync_channel};
 use std::time::Duration;
 
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Kwargs, ValueKind};
+use minijinja::value::{Kwargs, Serde, ValueKind, merge_maps};
 use minijinja::{Environment, Error, ErrorKind, State, Value};
 
+use super::given::TemplateVariables;
 use super::python;
 use super::source::{self, SourceError};
 use crate::error::printable;
@@ -55,6 +56,8 @@ pub(super) struct Setting {
     pub(super) add_generation_prompt: bool,
     /// Whether a content is a list of parts, `[{"type": "text", "text": ...}]`, instead of a string.
     pub(super) as_parts: bool,
+    /// What the caller adds.
+    pub(super) variables: TemplateVariables,
     /// What `strftime_now` takes for the present, so that two renderings of a conversation are alike.
     pub(super) now: jiff::ZonedDateTime,
 }
@@ -110,8 +113,8 @@ fn run(source: &str, turns: &[Turn], setting: &Setting) -> Result<String, Tokeni
         add_generation_prompt => setting.add_generation_prompt,
         bos_token => setting.bos.as_str(),
         eos_token => setting.eos.as_str(),
-        tools => (),
-        documents => (),
+        // The last one that has a name counts.
+        ..merge_maps([minijinja::context! { tools => (), documents => () }, Value::from(Serde(&*setting.variables.0))])
     };
     let text = env.get_template("chat").and_then(|t| t.render(context)).map_err(|e| failed(&e, turns))?;
     let most = MAX_OWN_BYTES.saturating_add(n_bytes.saturating_mul(4));

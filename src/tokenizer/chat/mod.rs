@@ -27,10 +27,12 @@
 //! |---|---|
 //! | `source` | limits and rewriting before the engine sees a template |
 //! | `engine` | runs it, within bounds |
+//! | `given` | templates and variables that a caller gives |
 //! | `python` | `json.dumps`, `strftime` |
 //! | `marks` | marks in messages and what they say afterwards |
 
 mod engine;
+mod given;
 mod marks;
 mod python;
 mod source;
@@ -45,6 +47,7 @@ use engine::{Setting, Turn};
 use marks::{Marks, Unmarked, joined, trimmed};
 
 pub use engine::THREAD as TEMPLATE_THREAD;
+pub use given::TemplateVariables;
 
 const KEY: &str = "tokenizer.chat_template";
 
@@ -142,6 +145,9 @@ impl ChatPrompt {
 pub struct ChatTemplate {
     source: Arc<str>,
     builtin: bool,
+    /// Name of the template that was given in place of the model's.
+    given: Option<String>,
+    variables: TemplateVariables,
     bos: String,
     eos: String,
 }
@@ -173,6 +179,8 @@ impl ChatTemplate {
         Ok(ChatTemplate {
             source: source.unwrap_or(CHATML).into(),
             builtin: source.is_none(),
+            given: None,
+            variables: TemplateVariables::default(),
             bos: text(tokenizer.bos()),
             eos: text(tokenizer.eos()),
         })
@@ -180,7 +188,9 @@ impl ChatTemplate {
 
     /// A template from its source.
     pub fn new(source: &str, bos: &str, eos: &str) -> ChatTemplate {
-        ChatTemplate { source: source.into(), builtin: false, bos: bos.to_owned(), eos: eos.to_owned() }
+        let (bos, eos) = (bos.to_owned(), eos.to_owned());
+        let variables = TemplateVariables::default();
+        ChatTemplate { source: source.into(), builtin: false, given: None, variables, bos, eos }
     }
 
     /// The Jinja source of the template.
@@ -199,7 +209,8 @@ impl ChatTemplate {
     /// # Errors
     /// As [`ChatTemplate::encode`], but for lost messages.
     pub fn apply(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String, TokenizerError> {
-        self.render(messages, &self.setting(add_generation_prompt), |_, m| m.content.clone())
+        let setting = self.setting(add_generation_prompt);
+        self.render(messages, &setting, |_, m| m.content.clone()).map_err(|e| self.blame(e))
     }
 
     /// The tokens of `messages`, with the beginning of the assistant's answer if `add_generation_prompt`. Control tokens
@@ -226,7 +237,7 @@ impl ChatTemplate {
         setting.as_parts = true;
         match self.write(tokenizer, messages, &setting) {
             Ok(Outcome::Written(written)) => Ok(tokens(tokenizer, messages, written)),
-            _ => Err(problem),
+            _ => Err(self.blame(problem)),
         }
     }
 
@@ -236,6 +247,7 @@ impl ChatTemplate {
             eos: self.eos.clone(),
             add_generation_prompt,
             as_parts: false,
+            variables: self.variables.clone(),
             now: jiff::ZonedDateTime::now(),
         }
     }
