@@ -354,7 +354,7 @@ impl Tiny {
             if let Some((n_expert, _)) = self.experts {
                 // Experts that differ much, and are chosen clearly.
                 self.matrix(file, &name("ffn_gate_inp.weight"), d, n_expert, 2.0);
-                for (part, n_in, n_out, gain) in [("gate", d, f, 1.5), ("up", d, f, 1.5), ("down", f, d, 1.5)] {
+                for (part, n_in, n_out, gain) in [("gate", d, f, 1.25), ("up", d, f, 1.25), ("down", f, d, 1.0)] {
                     let std = gain / (n_in as f64).sqrt();
                     self.uniform(file, &name(&format!("ffn_{part}_exps.weight")), &[n_in, n_out, n_expert], std);
                 }
