@@ -11,6 +11,7 @@ pub mod eval;
 pub mod failure;
 pub mod flags;
 pub mod info;
+mod inputs;
 pub mod interrupt;
 mod llama_cpp;
 pub mod options;

@@ -16,7 +16,7 @@ use crate::random::SplitMix64;
 use crate::session::sampler::{Sampler, SamplerParams};
 use crate::{Error, Model, Result, Session};
 
-use super::measure::{BenchOptions, Progress, Samples};
+use super::protocol::{BenchOptions, Progress, Samples};
 
 /// What questions about a document cost.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -35,7 +35,7 @@ pub struct QuestionResult {
     pub speedup: Samples,
     /// What the session keeps of the document, in bytes.
     pub document_bytes: u64,
-    /// Its file.
+    /// Bytes of the file that it was saved to.
     pub file_bytes: u64,
 }
 

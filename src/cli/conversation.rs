@@ -14,7 +14,7 @@ use super::failure::Failure;
 use super::prompt::{self, Document};
 use super::questions::summary;
 use super::runner::{Answer, Runner};
-use super::{interrupt, note, run};
+use super::{inputs, interrupt, note};
 use crate::report::mib;
 
 const HELP: &str = "\
@@ -102,7 +102,7 @@ pub fn hold(runner: &mut Runner, document: &Document) -> Result<(), Failure> {
 fn ask(runner: &mut Runner, document: &Document, turns: &mut Vec<Message>, question: &str) -> Result<(), Failure> {
     turns.push(if turns.is_empty() { document.with(question) } else { Message::new("user", question) });
     let mut answer = Answer::new(true);
-    let generation = match run::encode(runner.args, runner.session.model().file(), turns) {
+    let generation = match inputs::encode(runner.args, runner.session.model().file(), turns) {
         Ok(prompt) => runner.answer(&prompt, &mut answer),
         Err(e) => Err(e),
     };
@@ -144,7 +144,7 @@ fn save(runner: &Runner, file: &str) {
     if path.exists() && DocumentFile::open(path).is_err() {
         return note(&format!("{file}: is there, and holds no document: choose another name"));
     }
-    let saved = run::create_output(path, runner.args, None).and_then(|out| Ok(document.save_into(out)?));
+    let saved = inputs::create_output(path, runner.args, None).and_then(|out| Ok(document.save_into(out)?));
     match saved {
         Ok(()) => note(&format!("{file}: {size} written; --prompt-cache '{file}' begins with it")),
         Err(Failure::Failed(message)) => note(&message),

@@ -7,7 +7,7 @@ use spts::session::document_file::DocumentFile;
 use spts::{ModelFile, Session};
 
 use super::failure::Failure;
-use super::{RunArgs, note, run};
+use super::{RunArgs, inputs, note};
 use crate::report::{grouped, mib};
 
 /// What is there, and what will be.
@@ -32,7 +32,7 @@ impl PromptCache {
                 return Err(Failure::Failed(format!("{}: no such file, and --prompt-cache-ro", path.display())));
             }
             // A place that cannot be written is found before the work.
-            None => Some(run::create_output(path, args, None)?),
+            None => Some(inputs::create_output(path, args, None)?),
             Some(_) => None,
         };
         Ok(Some(PromptCache { found, out, read_only }))

@@ -8,7 +8,7 @@ use spts::session::generate::StopReason;
 use super::failure::Failure;
 use super::prompt::{self, Document};
 use super::runner::{Answer, Runner};
-use super::{note, run};
+use super::{inputs, note};
 use crate::report::{RunReport, grouped, seconds};
 
 /// A line of `--json`: the question, then the keys of a single run.
@@ -58,7 +58,7 @@ pub fn answer(runner: &mut Runner, document: &Document, questions: &[String]) ->
 
 fn answer_one(runner: &mut Runner, document: &Document, question: &str) -> Result<(), Failure> {
     let args = runner.args;
-    let prompt = run::encode(args, runner.session.model().file(), &[document.with(question)])?;
+    let prompt = inputs::encode(args, runner.session.model().file(), &[document.with(question)])?;
     if !args.json {
         crate::write_stdout(&format!("> {}\n", spts::error::printable_within(question, usize::MAX)))?;
     }

@@ -10,14 +10,12 @@ use std::time::Instant;
 use spts::ggml::backend;
 use spts::method;
 use spts::method::spts::schedule::Schedule;
-use spts::method::spts::schedule_file::path_beside;
-use spts::method::spts::sidecar::Sidecar;
 use spts::output_file::OutputFile;
 use spts::plan::{Plan, PlanOptions};
 use spts::proxies::Found;
 use spts::session::generate::{Generation, StopReason};
 use spts::session::prefill::PrefillReport;
-use spts::tokenizer::{ChatPrompt, Message, Tokenizer};
+use spts::tokenizer::{ChatPrompt, Message};
 use spts::{Model, ModelFile, Session, SessionOptions, runtime};
 
 use super::failure::Failure;
@@ -25,7 +23,7 @@ use super::prompt::{self, Document, Prompt};
 use super::prompt_cache::PromptCache;
 use super::proxies::{self, Waiting};
 use super::runner::{Answer, Runner, SharedProgress};
-use super::{RunArgs, conversation, interrupt, note, questions, schedule, warn};
+use super::{RunArgs, conversation, inputs, interrupt, note, questions, schedule, warn};
 use crate::report::{self, Progress};
 
 /// From so many tokens on a prompt is one that other models' schedules would shorten.
@@ -104,7 +102,7 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
     if !args.no_cnv && file.chat_template().is_builtin() {
         note("the model has no chat template: the text goes in without one (--no-cnv also reads control tokens in it)");
     }
-    let first = encode(args, &file, &[asked.first()])?;
+    let first = inputs::encode(args, &file, &[asked.first()])?;
     check_context(args, &file, first.tokens.len())?;
     // One that lies beside the model has another name.
     let is_dense = schedule.as_ref().is_none_or(|s| s.name == "dense");
@@ -145,7 +143,7 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
 /// How many tokens a document's prompts have in common, whatever is asked.
 fn shared_tokens(args: &RunArgs, file: &ModelFile, document: &Document, first: &[u32]) -> Result<usize, Failure> {
     // It begins with none of the letters of a question.
-    let other = encode(args, file, &[document.with("1")])?.tokens;
+    let other = inputs::encode(args, file, &[document.with("1")])?.tokens;
     let shared = first.iter().zip(&other).take_while(|(a, b)| a == b).count();
     if 2 * shared < first.len() && first.len() > 1000 {
         note("the model's chat template puts the question before the document: each question reads all of it");
@@ -220,23 +218,7 @@ fn used(session: &Session, prefill: &PrefillReport) {
 
 /// The file of `--dump-selection`, which is none of the files that the run reads.
 fn create_dump(path: &Path, args: &RunArgs) -> Result<OutputFile, Failure> {
-    create_output(path, args, args.prompt_cache.as_deref())
-}
-
-/// A file that is none of those that the run reads.
-pub(super) fn create_output(path: &Path, args: &RunArgs, also: Option<&Path>) -> Result<OutputFile, Failure> {
-    let sidecar = args.model.as_deref().map(Sidecar::path_beside);
-    let schedule = args.model.as_deref().map(path_beside);
-    let own = [
-        args.model.as_deref(),
-        sidecar.as_deref(),
-        schedule.as_deref(),
-        args.file.as_deref(),
-        args.questions.as_deref(),
-        also,
-    ];
-    let inputs: Vec<&Path> = own.into_iter().flatten().chain(args.spts.files()).collect();
-    Ok(OutputFile::create(path, &inputs)?)
+    inputs::create_output(path, args, args.prompt_cache.as_deref())
 }
 
 fn place(args: &RunArgs, file: ModelFile, progress: &SharedProgress) -> Result<Arc<Model>, Failure> {
@@ -275,48 +257,6 @@ fn set_chat_template(args: &RunArgs, file: &mut ModelFile) -> Result<(), Failure
     }
     file.set_chat_template(template);
     Ok(())
-}
-
-/// The prompt's tokens, and where its question stands. A model without a chat template is no chat model: it gets the text
-/// alone. Control tokens in it count only with `--no-cnv`, where the text is a template of its author's own.
-pub(super) fn encode(args: &RunArgs, model: &ModelFile, messages: &[Message]) -> Result<ChatPrompt, Failure> {
-    let tokenizer = model.tokenizer();
-    let template = model.chat_template();
-    if args.no_cnv || template.is_builtin() {
-        if args.system_prompt.is_some() {
-            return Err(Failure::Failed(
-                "-sys: this model has no chat template, and so no place for a system prompt; put it into -p".into(),
-            ));
-        }
-        let prompt = ChatPrompt::raw(tokenizer, &joined(messages), args.no_cnv);
-        note_doubled_bos(tokenizer, &prompt.tokens, "the text");
-        return Ok(prompt);
-    }
-    let system = args.system_prompt.as_deref().map(|s| Message::new("system", s));
-    let messages: Vec<Message> = system.into_iter().chain(messages.iter().cloned()).collect();
-    let prompt = template.encode(tokenizer, &messages, true).map_err(spts::Error::from)?;
-    let whose = if template.given().is_some() { "the chat template" } else { "the model's chat template" };
-    note_doubled_bos(tokenizer, &prompt.tokens, whose);
-    Ok(prompt)
-}
-
-/// The turns of a conversation as one text, for models without a template: blank lines stand between them.
-fn joined(messages: &[Message]) -> Message {
-    match messages {
-        [one] => one.clone(),
-        all => Message::new("user", all.iter().map(Message::content).collect::<Vec<_>>().join("\n\n")),
-    }
-}
-
-/// Models are trained with one BOS; a second one makes their answers worse.
-fn note_doubled_bos(tokenizer: &Tokenizer, tokens: &[u32], whose: &str) {
-    if let (Some(bos), [first, second, ..]) = (tokenizer.bos(), tokens)
-        && *first == bos
-        && *second == bos
-    {
-        let text = tokenizer.token_text(bos);
-        note(&format!("the prompt begins with two {text}: {whose} brings one that is not needed"));
-    }
 }
 
 pub(super) fn n_ctx(args: &RunArgs) -> Option<usize> {
