@@ -80,7 +80,7 @@ impl fmt::Display for Pool {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Join {
-    /// Their mean.
+    /// The mean of the queries' scores.
     Mean,
     /// Their maximum: what one query looks for counts in full, however many others look elsewhere.
     Max,
@@ -98,7 +98,7 @@ impl fmt::Display for Join {
 /// Attention geometry of one layer.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Heads {
-    /// Query heads.
+    /// How many heads the queries have.
     pub n_head: usize,
     /// Key and value heads (GQA: n_head is a multiple).
     pub n_head_kv: usize,

@@ -424,7 +424,7 @@ fn documents() {
                             (ask(&mut behind, question), ask(&mut fresh, question));
                         let what = format!("{}, {n_gpu_layers:?} layers on the GPU, {memory:?}", tiny.name);
                         assert!(
-                            report.n_reused >= N && whole.n_reused == 0,
+                            report.n_reused + 64 >= N && whole.n_reused == 0,
                             "{what}: {} not read anew",
                             report.n_reused
                         );

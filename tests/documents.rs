@@ -217,6 +217,23 @@ fn what_does_not_serve_is_read_anew() {
 }
 
 #[test]
+fn a_prompt_of_another_kind_leaves_nothing_behind() {
+    let pair = Pair::new(Tiny::named("llama"));
+    let (document, questions) = prompts(&pair, 120, 1);
+    let others =
+        [Schedule { skip_from: 0, ..skips(&pair) }.into(), Rival::parse("last:0.5").expect("a rival").method()];
+    for other in others {
+        let (mut session, mut fresh) = (pair.session(dense), pair.session(dense));
+        read(&mut session, &document);
+        session.set_method(other).expect("a method that fits");
+        prefill(&mut session, &questions[0]).expect("a prompt");
+        session.decode(document[0]).expect("room");
+        session.set_method(std::sync::Arc::new(spts::Dense)).expect("dense fits");
+        assert_eq!(ask(&mut session, &mut fresh, &questions[0], pair.tolerance()), 0);
+    }
+}
+
+#[test]
 fn an_interrupted_question_leaves_the_document() {
     let pair = Pair::new(Tiny::named("qwen2"));
     let (document, questions) = prompts(&pair, 150, 3);

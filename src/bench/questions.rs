@@ -119,7 +119,7 @@ pub(super) fn measure_questions(
 pub(super) struct Folder(std::path::PathBuf);
 
 impl Folder {
-    /// Makes it.
+    /// Makes the folder.
     ///
     /// # Errors
     /// The system refuses.

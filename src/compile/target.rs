@@ -48,9 +48,13 @@ impl<'m> Target<'m> {
         self.kernels.iter().any(|k| !k.is_cpu())
     }
 
-    /// The fewest queries that attention computes as well as many: as many the last layer keeps, and a question behind a document
-    /// has, if need be with the document's last tokens.
-    pub fn last_queries(&self) -> usize {
+    /// The fewest queries that attention of any layer computes as precisely as many.
+    pub fn fewest_queries(&self) -> usize {
+        if self.kernels.iter().any(|k| k.is_cpu()) { CPU_QUERIES } else { 1 }
+    }
+
+    /// Queries that the last layer's attention keeps.
+    pub(super) fn last_queries(&self) -> usize {
         if self.has_gpu() { 1 } else { CPU_QUERIES }
     }
 

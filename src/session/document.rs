@@ -92,9 +92,9 @@ impl Prefix {
         self.n_again = self.n_document;
     }
 
-    /// All layers have read these behind what is there, of a dense prompt.
-    pub(super) fn extend_dense(&mut self, tokens: &[u32]) {
-        if self.is_dense() {
+    /// All layers have read these behind the `n_past` tokens of a prompt, which is kept if it is dense and what is there is all of it.
+    pub(super) fn extend_dense(&mut self, n_past: usize, tokens: &[u32]) {
+        if self.is_dense() && n_past > 0 && self.tokens.len() == n_past {
             self.extend(tokens);
         }
     }
@@ -293,7 +293,7 @@ impl Session {
             self.prefix = fresh;
             self.sequence.clear();
         }
-        let fewest = self.target().last_queries();
+        let fewest = self.target().fewest_queries();
         let Some(prefix) = &mut self.prefix else { unreachable!("made above") };
         let shared = prefix.tokens.iter().zip(tokens).take_while(|(a, b)| a == b).count();
         // What is read anew is read as well as in a prompt from the start. A dense prompt's logits come from its last token.
@@ -345,7 +345,7 @@ impl Session {
         let prepared = self.prepared_for(new.len(), &Dense, Budgets::dense(n_layer, new.len()))?;
         let report = self.run_prefill(start, Reading::all(new, n_reused), prepared, Share::WHOLE, progress, None)?;
         if let Some(prefix) = &mut self.prefix {
-            prefix.extend_dense(new);
+            prefix.extend(new);
         }
         Ok(report)
     }

@@ -324,7 +324,7 @@ impl Session {
         self.is_suspect = has_no_numbers(self.logits.as_slice());
         self.sequence.advance(1, None);
         if let Some(prefix) = &mut self.prefix {
-            prefix.extend_dense(&[token]);
+            prefix.extend_dense(self.sequence.n_past() - 1, &[token]);
         }
         Ok(())
     }

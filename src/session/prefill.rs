@@ -127,7 +127,7 @@ impl Session {
         let reading = Reading::all(tokens, n_past);
         let report = self.run_prefill(start, reading, prepared, Share::WHOLE, progress, None)?;
         if let Some(prefix) = &mut self.prefix {
-            prefix.extend_dense(tokens);
+            prefix.extend_dense(n_past, tokens);
         }
         Ok(report)
     }
