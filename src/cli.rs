@@ -438,7 +438,7 @@ pub fn note(text: &str) {
 
 /// A message for the terminal: names and texts from files in it do not steer it, nor fill it.
 pub fn fit(message: &str) -> String {
-    spts::error::printable_within(message, 4096)
+    spts::printable::printable_within(message, 4096)
 }
 
 /// What is odd about a model's file, a line each on standard error.

@@ -41,7 +41,7 @@ pub enum Error {
     },
     /// A file of a document that cannot be used.
     #[error(transparent)]
-    Document(#[from] crate::session::document_file::DocumentError),
+    Document(#[from] crate::session::document_error::DocumentError),
     /// A model that scores tokens by what is no number.
     #[error("the scores that {model} gives the prompt's tokens are no numbers: its weights are damaged, or the prompt overflows it")]
     NoScores {
@@ -123,10 +123,10 @@ pub enum Error {
     NothingPrefilled,
     /// Calibration could not be done.
     #[error(transparent)]
-    Calibration(#[from] crate::proxies::calibrate::CalibrationError),
+    Calibration(#[from] crate::proxies::error::CalibrationError),
     /// Something cannot be measured.
     #[error(transparent)]
-    Eval(#[from] crate::eval::EvalError),
+    Eval(#[from] crate::eval::error::EvalError),
     /// Stopped by the caller.
     #[error("interrupted")]
     Interrupted,
@@ -143,42 +143,3 @@ impl From<crate::method::MethodError> for Error {
 
 /// A result with the library's [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
-
-/// Text that came from a file, fit for a terminal: in one line, control characters and marks that turn the writing direction
-/// escaped, cut after 300 characters.
-pub fn printable(text: &str) -> String {
-    printable_within(text, 300)
-}
-
-/// [`printable`], cut after `most` characters.
-pub fn printable_within(text: &str, most: usize) -> String {
-    let mut out = String::new();
-    for (i, c) in text.chars().enumerate() {
-        if i == most {
-            out.push('…');
-            break;
-        }
-        match c {
-            '\n' | '\r' | '\t' => out.push(' '),
-            c if c.is_control() || turns_direction(c) => out.extend(c.escape_unicode()),
-            c => out.push(c),
-        }
-    }
-    out
-}
-
-/// Unicode's marks for bidirectional text: they reorder what a reader sees.
-fn turns_direction(c: char) -> bool {
-    matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
-}
-
-#[cfg(test)]
-mod tests {
-    use super::printable;
-
-    #[test]
-    fn a_file_does_not_steer_the_terminal() {
-        assert_eq!(printable("a\x1b[31m\u{9b}b\nc\u{202e}é<|x|>"), "a\\u{1b}[31m\\u{9b}b c\\u{202e}é<|x|>");
-        assert_eq!(printable(&"x".repeat(301)), "x".repeat(300) + "…");
-    }
-}

@@ -52,7 +52,7 @@ rooms! {
     bench, compile, error, eval,
     #[allow(unsafe_code)]
     ggml,
-    gguf, graph, hash, method, model, output_file, plan, proxies, quantize, session, tokenizer, tune,
+    gguf, graph, hash, method, model, output_file, plan, printable, proxies, quantize, session, tokenizer, tune,
 }
 mod attributes;
 mod random;
@@ -78,7 +78,8 @@ pub use model::shape::{Experts, Shape, SlidingWindow};
 pub use model::weights::{LoadProgress, Model, ModelOptions};
 pub use plan::{Plan, PlanOptions};
 pub use session::document::{Document, DocumentMemory, ReadReport};
-pub use session::document_file::{DocumentError, DocumentFile};
+pub use session::document_error::DocumentError;
+pub use session::document_file::DocumentFile;
 pub use session::generate::{Answer, GenerateOptions, Generation, StopReason};
 pub use session::prefill::{LayerSelection, PrefillOptions, PrefillProgress, PrefillReport};
 pub use session::sampler::{Sampler, SamplerError, SamplerParams};

@@ -11,7 +11,8 @@ use spts::graph::ir::Tap;
 use spts::method::spts::capture::Capture;
 use spts::method::spts::schedule::{Probe, ProxySize};
 use spts::method::spts::sidecar::Sidecar;
-use spts::proxies::calibrate::{CalibrateOptions, CalibrationError, calibrate};
+use spts::proxies::calibrate::{CalibrateOptions, calibrate};
+use spts::proxies::error::CalibrationError;
 use spts::{Error, Model, ModelOptions, Session, SessionOptions};
 use support::scene::{Scene, stderr};
 use support::tiny::Tiny;
@@ -154,7 +155,7 @@ fn short_texts_and_impatient_callers() {
     let (model, _, Tokens(text)) = tiny("llama", dir.path());
     let options = CalibrateOptions::new(ProxySize { d_low: 8, rank: 8 }, "test");
     let error = calibrate(&model, &[text[..100].to_vec()], &options, &mut |_| ControlFlow::Continue(())).unwrap_err();
-    assert!(matches!(error, Error::Calibration(CalibrationError::TooShort { found: 100..=101 })), "{error}");
+    assert!(matches!(error, Error::Calibration(CalibrationError::TooShort { found: 100..=101, .. })), "{error}");
     let mut calls = 0;
     let stopped = calibrate(&model, &[text], &options, &mut |_| {
         calls += 1;

@@ -14,7 +14,8 @@ use runtime::{F16_CACHE, Pair, Q8_0_CACHE, assert_close, distance, prefill, sche
 use spts::method::rivals::Rival;
 use spts::method::spts::schedule::{Pool, Probe, Schedule};
 use spts::session::document::DocumentMemory;
-use spts::session::document_file::{DocumentError, DocumentFile};
+use spts::session::document_error::DocumentError;
+use spts::session::document_file::DocumentFile;
 use spts::session::sequence::CacheType;
 use spts::{Error, Session, SessionOptions};
 use support::tiny::{NAMES, Tiny};

@@ -3,7 +3,7 @@
 
 mod support;
 
-use spts::eval::EvalError;
+use spts::eval::error::EvalError;
 use spts::eval::needle::NeedleTask;
 use spts::{Model, ModelOptions};
 use support::scene::Scene;

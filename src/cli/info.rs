@@ -3,9 +3,9 @@
 use std::fmt::Write;
 
 use serde_json::{Map, Value as Json, json};
-use spts::error::printable;
 use spts::ggml::backend;
 use spts::gguf::{Array, Gguf, OpenOptions, Value};
+use spts::printable::printable;
 use spts::session::document_file::ARCHITECTURE;
 
 use super::InfoArgs;

@@ -10,7 +10,8 @@ use spts::method::spts::schedule::Schedule;
 use spts::method::spts::sidecar::{NewSidecar, Sidecar};
 use spts::method::{Method, Prompt};
 use spts::output_file::OutputFile;
-use spts::proxies::calibrate::{CalibrateOptions, CalibrationError, CalibrationStep, calibrate};
+use spts::proxies::calibrate::{CalibrateOptions, CalibrationStep, calibrate};
+use spts::proxies::error::CalibrationError;
 use spts::proxies::{self, Found, PROMPT_TOKENS};
 use spts::{Model, ModelFile};
 

@@ -60,7 +60,7 @@ fn answer_one(runner: &mut Runner, document: &Document, question: &str) -> Resul
     let args = runner.args;
     let prompt = inputs::encode(args, runner.session.model().file(), &[document.with(question)])?;
     if !args.json {
-        crate::write_stdout(&format!("> {}\n", spts::error::printable_within(question, usize::MAX)))?;
+        crate::write_stdout(&format!("> {}\n", spts::printable::printable_within(question, usize::MAX)))?;
     }
     let mut answer = Answer::new(!args.json);
     let generation = runner.answer(&prompt, &mut answer)?;

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clap::Args;
-use spts::eval::EvalError;
+use spts::eval::error::EvalError;
 use spts::eval::results::{Header, ResultLine, Results, ResultsWriter};
 use spts::eval::summary::Summary;
 use spts::method::spts::schedule::Schedule;

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::EvalError;
+use super::error::EvalError;
 use super::divergence::{kl, same_top};
 use super::statistics::{Estimate, mean, mean_of_means};
 

@@ -7,6 +7,7 @@
 
 pub mod by_position;
 pub mod divergence;
+pub mod error;
 pub mod needle;
 pub mod plot;
 pub mod proxies;
@@ -15,49 +16,3 @@ pub mod score;
 pub mod statistics;
 pub mod summary;
 pub mod tasks;
-
-/// Why something cannot be measured.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum EvalError {
-    /// The text is shorter than the prompt that is to be made of it.
-    #[error(
-        "evaluation: the text has {found} tokens, and {needed} are needed: give a longer one, or ask for shorter prompts"
-    )]
-    TextTooShort {
-        /// Tokens of the text.
-        found: usize,
-        /// Tokens needed.
-        needed: usize,
-    },
-    /// The prompt is shorter than question and needles.
-    #[error("evaluation: a prompt of {found} tokens has no room for the question: at least {needed} are needed")]
-    PromptTooShort {
-        /// Tokens asked for.
-        found: usize,
-        /// Tokens needed.
-        needed: usize,
-    },
-    /// More keys than there are names for.
-    #[error("evaluation: {found} keys, expected 1 to {most}")]
-    Keys {
-        /// Keys asked for.
-        found: usize,
-        /// Names there are.
-        most: usize,
-    },
-    /// Probabilities that are none.
-    #[error("evaluation: {what}: token {position} behind the prompt has a probability that is no finite number")]
-    NotFinite {
-        /// Configuration and sample.
-        what: String,
-        /// From 1.
-        position: usize,
-    },
-    /// Tasks that cannot be read.
-    #[error(transparent)]
-    TaskData(#[from] tasks::TaskDataError),
-    /// Results that cannot be read or kept.
-    #[error(transparent)]
-    Results(#[from] results::ResultsError),
-}

@@ -6,7 +6,7 @@
 
 use std::ops::ControlFlow;
 
-use super::EvalError;
+use super::error::EvalError;
 use crate::random::SplitMix64;
 use crate::session::generate::GenerateOptions;
 use crate::session::prefill::PrefillProgress;

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::error::ResultsError;
 use super::tasks::{Task, TaskAnswer};
 
 /// What the first line calls this kind of file.
@@ -17,50 +18,6 @@ const FORMAT: &str = "spts-eval-tasks-1";
 
 /// How the first line begins.
 const START: &str = "{\"format\":";
-
-/// Why results cannot be read or kept.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum ResultsError {
-    /// Opening, reading or writing failed.
-    #[error("{}: cannot {what} results: {reason}", path.display())]
-    Io {
-        /// The file.
-        path: PathBuf,
-        /// `read` or `write`.
-        what: &'static str,
-        /// What the system says.
-        reason: String,
-    },
-    /// Another process writes to it.
-    #[error("{}: another run writes its results there: wait for it, or name another file", path.display())]
-    Locked {
-        /// The file.
-        path: PathBuf,
-    },
-    /// Something else, or damaged.
-    #[error("{}: line {line}: no results of eval tasks: {what}", path.display())]
-    Line {
-        /// The file.
-        path: PathBuf,
-        /// From 1.
-        line: usize,
-        /// What is wrong with it.
-        what: String,
-    },
-    /// Not what is to be measured now.
-    #[error("{}: holds results of another {what}: found {found}, expected {expected}; name another file", path.display())]
-    Foreign {
-        /// The file.
-        path: PathBuf,
-        /// Model, data, device or configuration.
-        what: String,
-        /// In the file.
-        found: String,
-        /// Of this run.
-        expected: String,
-    },
-}
 
 /// What all results of a file have in common.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

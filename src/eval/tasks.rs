@@ -7,6 +7,7 @@ use std::ops::ControlFlow;
 
 use serde::Deserialize;
 
+use super::error::TaskDataError;
 use super::score::Metric;
 use crate::hash::fnv1a;
 use crate::session::generate::GenerateOptions;
@@ -14,40 +15,6 @@ use crate::session::prefill::{PrefillOptions, PrefillProgress};
 use crate::session::sampler::{Sampler, SamplerParams};
 use crate::tokenizer::{ChatPrompt, PromptKeys, PromptText, StreamDecoder};
 use crate::{Result, Session};
-
-/// A line that is no task, or a file without any.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum TaskDataError {
-    /// What is wrong with a line.
-    #[error("{origin}: line {line}: {what}")]
-    Line {
-        /// The file.
-        origin: String,
-        /// From 1.
-        line: usize,
-        /// What was found, and what was expected.
-        what: String,
-    },
-    /// No line with a task.
-    #[error(
-        "{origin}: no tasks in it, expected one JSON object a line with task, prompt or messages, answers, metric and n_predict"
-    )]
-    Empty {
-        /// The file.
-        origin: String,
-    },
-    /// `--tasks` names one that no line has.
-    #[error("{origin}: no task is called `{name}`; there are {known}")]
-    NoSuchTask {
-        /// The file.
-        origin: String,
-        /// The name.
-        name: String,
-        /// The names that there are.
-        known: String,
-    },
-}
 
 /// A prompt and its right answers.
 #[derive(Clone, Debug, PartialEq)]

@@ -1,6 +1,6 @@
 //! Hyperparameters, read from a GGUF's metadata and checked.
 
-use crate::error::printable;
+use crate::printable::printable;
 use crate::gguf::{Array, Gguf, Value};
 use crate::graph::ir::{Heads, Rope, RopeLayout};
 

@@ -16,7 +16,7 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use spts_quant::saliency::{PAPER_RHO, Storage};
-use spts_quant::{ChannelSaliency, LayerProxy, LayerProxyF16, ProxyError, ProxySize, RestrictedFfn, SaliencyError};
+use spts_quant::{ChannelSaliency, LayerProxy, LayerProxyF16, ProxySize, RestrictedFfn, SaliencyError};
 
 use crate::ggml::quantize::{dequantize, row_size};
 use crate::graph::ir::Tap;
@@ -27,50 +27,10 @@ use crate::model::table::Weight;
 use crate::model::weights::Model;
 use crate::{Error, Result, Session, SessionOptions};
 
+use super::error::CalibrationError;
+
 /// Fewer tokens than this say little about a channel's largest values.
 pub const MIN_TOKENS: usize = 256;
-
-/// Why there are no proxies.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum CalibrationError {
-    /// Not enough text.
-    #[error("calibration needs at least {MIN_TOKENS} tokens of text, found {found}: give more or longer texts")]
-    TooShort {
-        /// Tokens given.
-        found: usize,
-    },
-    /// No layer can skip: every one attends through a sliding window.
-    #[error("every layer of this model has a sliding window, and none can skip: there is nothing to calibrate")]
-    NoLayers,
-    /// A proxy stands for one FFN, and here a token goes through several of many.
-    #[error("the FFNs of this model are mixtures of experts, for which there are no proxies: tokens are scored by attention alone")]
-    Experts,
-    /// The captured states.
-    #[error("layer {layer}: {source}")]
-    Saliency {
-        /// Layer.
-        layer: usize,
-        /// What is wrong.
-        source: SaliencyError,
-    },
-    /// The decomposition.
-    #[error("layer {layer}: {source}")]
-    Proxy {
-        /// Layer.
-        layer: usize,
-        /// What is wrong.
-        source: ProxyError,
-    },
-    /// The layer's FFN is not the gated one that a proxy stands for.
-    #[error("layer {layer}: the model has no tensor '{tensor}'")]
-    NoWeight {
-        /// Layer.
-        layer: usize,
-        /// Name.
-        tensor: String,
-    },
-}
 
 /// How proxies are calibrated.
 #[derive(Clone, Debug)]
@@ -142,7 +102,7 @@ pub fn calibrate(
     let pieces = pieces(texts, bos, options.n_tokens, options.piece.min(n_ctx_train).min(n_ctx));
     let n_tokens = pieces.iter().map(Vec::len).sum();
     if n_tokens < MIN_TOKENS {
-        return Err(CalibrationError::TooShort { found: n_tokens }.into());
+        return Err(CalibrationError::TooShort { found: n_tokens, needed: MIN_TOKENS }.into());
     }
     let channels = salient_channels(model, &layers, &pieces, size.d_low, options, progress)?;
     let mut proxies = Vec::with_capacity(layers.len());

@@ -2,6 +2,7 @@
 //! ([`calibrate`](mod@calibrate)) and kept there.
 
 pub mod calibrate;
+pub mod error;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -25,6 +25,7 @@ use crate::model::file::ModelFile;
 use crate::output_file::OutputFile;
 
 use super::Session;
+use super::document_error::DocumentError;
 use super::residual::Residual;
 use super::sequence::CacheType;
 
@@ -35,37 +36,6 @@ pub const ARCHITECTURE: &str = "spts-document";
 
 /// Bytes that are copied from a device at a time.
 const CHUNK: usize = 16 << 20;
-
-/// Why a document's file can't be used.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-#[allow(missing_docs)] // the fields are what the messages name
-pub enum DocumentError {
-    /// The file itself.
-    #[error("{0} (a document's file can be deleted: the text is then read again)")]
-    Gguf(#[from] GgufError),
-    /// Some other GGUF.
-    #[error("{file}: not a document: its architecture is '{found}', expected '{ARCHITECTURE}'")]
-    NotADocument { file: String, found: String },
-    /// A version this program does not read.
-    #[error("{file}: a document of version {found}, expected {VERSION}: read the text again")]
-    Version { file: String, found: u32 },
-    /// Read by other weights.
-    #[error("{file}: read by another model (fingerprint {found}, this model's is {expected}): take another file, or delete it")]
-    OtherModel { file: String, found: String, expected: String },
-    /// Read with other settings of the same model.
-    #[error("{file}: read with other settings of this model, such as another length of its rotary embeddings: take another file, or delete it")]
-    OtherSettings { file: String },
-    /// Caches of another type.
-    #[error("{file}: its keys and values are {found_k} and {found_v}, the session's caches {k} and {v}: take the file's types")]
-    OtherTypes { file: String, found_k: &'static str, found_v: &'static str, k: &'static str, v: &'static str },
-    /// A key that has to be there.
-    #[error("{file}: metadata key '{key}' is missing")]
-    MissingKey { file: String, key: &'static str },
-    /// A tensor that is missing or of the wrong shape or type.
-    #[error("{file}: tensor '{tensor}' is {found}, expected {expected}")]
-    Tensor { file: String, tensor: String, found: String, expected: String },
-}
 
 /// Writes a document.
 ///
@@ -150,11 +120,15 @@ impl DocumentFile {
         let missing = |key: &'static str| DocumentError::MissingKey { file: file.clone(), key };
         let found = gguf.str("general.architecture")?.unwrap_or_default();
         if found != ARCHITECTURE {
-            return Err(DocumentError::NotADocument { file: file.clone(), found: crate::error::printable(found) });
+            return Err(DocumentError::NotADocument {
+file: file.clone(),
+found: crate::printable::printable(found),
+expected: ARCHITECTURE,
+});
         }
         let version = gguf.u32("spts.version")?.ok_or_else(|| missing("spts.version"))?;
         if version != VERSION {
-            return Err(DocumentError::Version { file: file.clone(), found: version });
+            return Err(DocumentError::Version { file: file.clone(), found: version, expected: VERSION });
         }
         let string = |key: &'static str| Ok::<_, DocumentError>(gguf.str(key)?.ok_or_else(|| missing(key))?.to_owned());
         let (fingerprint, settings) = (string("spts.fingerprint")?, string("spts.settings")?);
@@ -176,7 +150,7 @@ impl DocumentFile {
         let file = self.file();
         let expected = fingerprint(model.gguf());
         if self.fingerprint != expected {
-            let found = crate::error::printable(&self.fingerprint);
+            let found = crate::printable::printable(&self.fingerprint);
             return Err(DocumentError::OtherModel { file, found, expected });
         }
         let (n_layer, n_embd, n_embd_kv) = (model.shape().n_layer, model.shape().n_embd, model.shape().n_embd_kv());

@@ -9,6 +9,7 @@
 
 pub mod device;
 pub mod document;
+pub mod document_error;
 pub mod document_file;
 pub mod executor;
 pub mod generate;

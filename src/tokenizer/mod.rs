@@ -38,7 +38,7 @@ pub use vocab::VocabKind;
 
 use std::path::Path;
 
-use crate::error::printable;
+use crate::printable::printable;
 use crate::gguf::{Gguf, GgufError};
 use bpe::Bpe;
 use pretokenize::PreTokenizer;

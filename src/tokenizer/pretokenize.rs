@@ -136,7 +136,7 @@ impl PreTokenizer {
                 vec![Step::Lines]
             }
             other => {
-                return Err(TokenizerError::UnsupportedPreTokenizer { name: crate::error::printable(other) });
+                return Err(TokenizerError::UnsupportedPreTokenizer { name: crate::printable::printable(other) });
             }
         };
         Ok(PreTokenizer { steps, ignore_merges, add_bos, raw_utf8 })

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::beside_dense;
 use super::halving::{Round, Standing, Trial};
 use super::space::Candidate;
-use crate::eval::EvalError;
+use crate::eval::error::EvalError;
 use crate::eval::results::{BesideDense, Nearness, ResultLine, ResultsWriter};
 use crate::eval::statistics::{mean, mean_of_means, median};
 use crate::eval::tasks::{self, Task, TaskAnswer};

@@ -5,7 +5,8 @@ use std::fmt::Write;
 use clap::Args;
 use serde_json::{Value as Json, json};
 use spts::eval::by_position::{self, Bucket};
-use spts::eval::{EvalError, divergence};
+use spts::eval::divergence;
+use spts::eval::error::EvalError;
 
 use super::configuration::{Configuration, configuration, or_default};
 use super::tables::spread;

@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use clap::Args;
 use serde_json::{Value as Json, json};
+use spts::eval::error::EvalError;
+use spts::eval::proxies as proxy_quality;
 use spts::eval::proxies::LayerQuality;
-use spts::eval::{EvalError, proxies as proxy_quality};
 use spts::method::spts::sidecar::Sidecar;
 use spts::{Session, SessionOptions};
 

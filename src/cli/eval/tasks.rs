@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use clap::Args;
 use rayon::prelude::*;
-use spts::eval::EvalError;
+use spts::eval::error::EvalError;
 use spts::eval::plot::{self, Point};
 use spts::eval::results::{self, Header, ResultLine, Results, ResultsWriter};
 use spts::eval::summary::Summary;

@@ -20,7 +20,7 @@ use minijinja::{Environment, Error, ErrorKind, State, Value};
 use super::given::TemplateVariables;
 use super::python;
 use super::source::{self, SourceError};
-use crate::error::printable;
+use crate::printable::printable;
 use crate::tokenizer::TokenizerError;
 
 /// Steps of the engine, or 64 bytes that it makes, for the template alone.

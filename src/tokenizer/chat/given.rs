@@ -8,7 +8,7 @@ use std::sync::Arc;
 use serde_json::{Map, Value};
 
 use super::{CHATML, ChatTemplate};
-use crate::error::printable;
+use crate::printable::printable;
 use crate::tokenizer::TokenizerError;
 
 /// Templates that are known by name.

@@ -230,7 +230,7 @@ impl ChatTemplate {
         let problem = match self.write(tokenizer, messages, &setting) {
             Ok(Outcome::Written(written)) => return Ok(tokens(tokenizer, messages, written)),
             Ok(Outcome::Lost(message)) => {
-                TokenizerError::MessageLost { role: crate::error::printable(&messages[message].role) }
+                TokenizerError::MessageLost { role: crate::printable::printable(&messages[message].role) }
             }
             Err(e) => e,
         };
