@@ -11,7 +11,7 @@ impl Default for Fnv1a {
 }
 
 impl Fnv1a {
-    /// Takes more bytes in.
+    /// Adds bytes to what is hashed.
     pub fn write(&mut self, bytes: &[u8]) {
         self.0 = bytes.iter().fold(self.0, |hash, b| (hash ^ u64::from(*b)).wrapping_mul(0x0000_0100_0000_01b3));
     }

@@ -66,7 +66,7 @@ impl Flops {
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Memory {
-    /// All weights.
+    /// Bytes of all weights.
     pub weights: f64,
     /// KV cache as SPTS leaves it.
     pub kv: f64,

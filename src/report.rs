@@ -31,7 +31,7 @@ impl Progress {
         self.show(|| format!("loading {:.0} %", 100.0 * fraction));
     }
 
-    /// Prefill.
+    /// Shows how far a prefill is.
     pub fn prefill(&mut self, step: &PrefillStep) {
         self.show(|| step.to_string());
     }
@@ -59,10 +59,10 @@ impl Progress {
     }
 }
 
-/// Where a prefill is.
+/// How far a prefill is.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct PrefillStep {
-    /// Layers done.
+    /// Layers that are done.
     pub layer: usize,
     /// Layers of the model.
     pub n_layer: usize,
@@ -160,7 +160,7 @@ pub struct RunReport {
     pub reused_tokens: usize,
     /// Ids of the answer, without the token that ends it.
     pub generated: Vec<u32>,
-    /// The answer.
+    /// The answer's text.
     pub text: String,
     /// Per token of the answer, the most likely ids and their natural-log probabilities.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -239,7 +239,7 @@ pub fn peak_rss_bytes() -> Option<u64> {
     line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kib| kib * 1024)
 }
 
-/// Bytes for people.
+/// A number of bytes as people read it, in MiB or GiB.
 pub fn mib(bytes: u64) -> String {
     let mib = bytes as f64 / f64::from(1 << 20);
     if mib < 1024.0 { format!("{mib:.0} MiB") } else { format!("{:.2} GiB", mib / 1024.0) }

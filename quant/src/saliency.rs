@@ -74,7 +74,7 @@ pub enum SaliencyError {
         /// Lowest channel of the tile with such a value in the first failing group of channels.
         channel: usize,
     },
-    /// Nothing was pushed.
+    /// No token was pushed.
     #[error("channel saliency: no calibration tokens, expected at least one")]
     Empty,
 }

@@ -37,7 +37,7 @@ pub struct BenchOptions {
 pub trait Progress {
     /// A session was made; setting the flag stops it.
     fn session(&mut self, stop: &Arc<AtomicBool>);
-    /// The next run begins.
+    /// Is told that the next run begins.
     fn run(&mut self, n_prompt: usize, mode: Mode, repetition: Option<usize>);
     /// The next run of questions about a document begins.
     fn questions(&mut self, _n_document: usize, _repetition: Option<usize>) {}

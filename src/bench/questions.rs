@@ -119,7 +119,7 @@ pub(super) fn measure_questions(
 pub(super) struct Folder(std::path::PathBuf);
 
 impl Folder {
-    /// Makes the folder.
+    /// Makes a folder that goes away with the value.
     ///
     /// # Errors
     /// The system refuses.
@@ -134,7 +134,7 @@ impl Folder {
         Ok(Folder(path))
     }
 
-    /// Where it is.
+    /// The folder's path.
     pub(super) fn path(&self) -> &Path {
         &self.0
     }

@@ -104,7 +104,7 @@ impl Synthetic {
         nameless(&self.label(), |out, label| writer.write_to(out, label, |decl, out| fill(decl, out)))
     }
 
-    /// For messages and reports.
+    /// The name of the shape and types in messages and reports.
     fn label(&self) -> String {
         format!("synthetic {} {}", self.shape.name, self.preset.name())
     }

@@ -28,9 +28,9 @@ pub const KV_PAD: usize = 256;
 
 /// What the host fills in after the graph is allocated and before it is computed.
 pub struct HostInput<'a> {
-    /// Where.
+    /// The tensor that is written.
     pub tensor: Tensor<'a>,
-    /// What.
+    /// The kind of its contents.
     pub what: InputKind,
 }
 

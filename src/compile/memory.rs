@@ -8,7 +8,7 @@ use crate::graph::ir::*;
 
 /// What persists between tiles: weights, caches, slots, masks.
 pub trait Memory {
-    /// A weight.
+    /// The tensor of a weight.
     fn weight(&self, id: WeightId) -> Tensor<'_>;
     /// A weight, as products of so many rows want it.
     fn matrix(&self, id: WeightId, rows: usize) -> Tensor<'_>;

@@ -38,7 +38,7 @@ pub struct Phase {
     pub layer: Option<usize>,
 }
 
-/// Where a value lives.
+/// Says where a value lives between phases.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Storage {
     /// Only inside its phase's tile.

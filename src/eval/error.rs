@@ -32,7 +32,7 @@ pub enum EvalError {
         /// Names there are.
         most: usize,
     },
-    /// Probabilities that are none.
+    /// A probability is no finite number.
     #[error("evaluation: {what}: token {position} behind the prompt has a probability that is no finite number")]
     NotFinite {
         /// Configuration and sample.
@@ -102,7 +102,7 @@ pub enum ResultsError {
         /// The file.
         path: PathBuf,
     },
-    /// Something else, or damaged.
+    /// A line is no result, or the file is damaged.
     #[error("{}: line {line}: no results of eval tasks: {what}", path.display())]
     Line {
         /// The file.

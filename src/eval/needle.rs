@@ -17,7 +17,7 @@ use crate::{Result, Session};
 const INTRODUCTION: &str =
     "Some special numbers are hidden in the following text. You will be asked for one of them.\n\n";
 
-/// What has a number.
+/// Names of the things that have a number.
 const KEYS: [&str; 16] = [
     "lighthouse",
     "orchard",

@@ -68,7 +68,7 @@ fn norm(x: &[f32]) -> f32 {
     x.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>().sqrt() as f32
 }
 
-/// One number a token.
+/// What a layer captured, with a norm for each token.
 #[derive(Default)]
 struct States {
     il: usize,

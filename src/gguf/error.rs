@@ -18,7 +18,7 @@ pub enum GgufError {
     #[error("{file}: is {found}, expected a GGUF file")]
     NotAFile { file: String, found: &'static str },
 
-    /// No byte in it.
+    /// The file has no byte.
     #[error("{file}: the file is empty, expected a GGUF file; was the download interrupted?")]
     Empty { file: String },
 

@@ -19,7 +19,7 @@ const KEY_NO: &str = "split.no";
 /// Metadata key of the number of tensors in all parts.
 const KEY_TENSORS: &str = "split.tensors.count";
 
-/// What the keys hold.
+/// The type that the keys of a split file must have, as messages name it.
 const NUMBER: &str = "an unsigned integer";
 
 /// One of the files that a model lies in.

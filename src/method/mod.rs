@@ -53,7 +53,7 @@ impl Prompt {
 
 /// A way to read a prompt.
 pub trait Method: fmt::Debug + Send + Sync {
-    /// Name for reports.
+    /// The method's name in reports.
     fn name(&self) -> &str;
 
     /// The budgets of a prompt. Dense ones ([`Budgets::is_dense`]) leave the graph as it is.

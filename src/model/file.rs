@@ -68,7 +68,7 @@ impl ModelFile {
         &self.gguf
     }
 
-    /// Hyperparameters.
+    /// The model's hyperparameters.
     pub fn hparams(&self) -> &HParams {
         &self.hparams
     }
@@ -78,7 +78,7 @@ impl ModelFile {
         &self.hparams.shape
     }
 
-    /// Tokenizer.
+    /// The model's tokenizer.
     pub fn tokenizer(&self) -> &Tokenizer {
         &self.tokenizer
     }

@@ -27,7 +27,7 @@ pub struct Gemma3 {
 }
 
 impl Gemma3 {
-    /// Looks up every weight.
+    /// Finds the weights of this architecture in the table.
     pub fn load(hp: &HParams, table: &mut WeightTable) -> Result<Self, ModelError> {
         let embedding = Embedding::load(hp, table)?;
         // What its embedding models have behind the last layer.

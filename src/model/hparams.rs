@@ -12,7 +12,7 @@ use super::{Arch, ModelError};
 pub struct HParams {
     /// Architecture.
     pub arch: Arch,
-    /// Its dimensions.
+    /// The model's dimensions.
     pub shape: Shape,
     /// Context length of the training.
     pub n_ctx_train: usize,
@@ -141,7 +141,7 @@ impl HParams {
         })
     }
 
-    /// Attention geometry.
+    /// The geometry of its attention.
     pub fn heads(&self) -> Heads {
         let Shape { n_head, n_head_kv, head_dim, .. } = self.shape;
         Heads { n_head, n_head_kv, head_dim, scale: self.attn_scale }

@@ -27,7 +27,7 @@ pub struct Llama {
 }
 
 impl Llama {
-    /// Looks up every weight.
+    /// Finds the weights of this architecture in the table.
     pub fn load(hp: &HParams, table: &mut WeightTable) -> Result<Self, ModelError> {
         let embedding = Embedding::load(hp, table)?;
         let rope_factors =

@@ -93,7 +93,7 @@ impl Arch {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ModelError {
-    /// The file itself.
+    /// The file is no GGUF, or cannot be read.
     #[error(transparent)]
     Gguf(#[from] crate::gguf::GgufError),
     /// An architecture that is not supported.

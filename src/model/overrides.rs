@@ -8,7 +8,7 @@ use crate::gguf::{Gguf, GgufError, MetadataOverride, Value};
 pub enum RopeScaling {
     /// Not at all.
     None,
-    /// All alike.
+    /// Every frequency is divided by the same factor.
     Linear,
     /// The low ones (YaRN).
     Yarn,

@@ -25,7 +25,7 @@ pub struct Phi3 {
 }
 
 impl Phi3 {
-    /// Looks up every weight.
+    /// Finds the weights of this architecture in the table.
     pub fn load(hp: &HParams, table: &mut WeightTable) -> Result<Self, ModelError> {
         let embedding = Embedding::load(hp, table)?;
         let rope_factors = RopeFactors::load_long(hp, table)?;

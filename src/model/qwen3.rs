@@ -26,7 +26,7 @@ pub struct Qwen3 {
 }
 
 impl Qwen3 {
-    /// Looks up every weight.
+    /// Finds the weights of this architecture in the table.
     pub fn load(hp: &HParams, table: &mut WeightTable) -> Result<Self, ModelError> {
         let embedding = Embedding::load(hp, table)?;
         // The head of its rerankers.

@@ -213,12 +213,12 @@ impl Model {
         weight.role == Role::Matrix && repack.is_some_and(|r| r.can_multiply(weight.ty, weight.ne[0], weight.ne[1]))
     }
 
-    /// The model's file.
+    /// The file that the weights come from.
     pub fn file(&self) -> &ModelFile {
         &self.file
     }
 
-    /// Hyperparameters.
+    /// The model's hyperparameters.
     pub fn hparams(&self) -> &HParams {
         self.file.hparams()
     }
@@ -233,7 +233,7 @@ impl Model {
         self.file.gguf()
     }
 
-    /// Tokenizer.
+    /// The model's tokenizer.
     pub fn tokenizer(&self) -> &Tokenizer {
         self.file.tokenizer()
     }
@@ -243,7 +243,7 @@ impl Model {
         self.file.chat_template()
     }
 
-    /// Where the layers live.
+    /// Says which device holds which layer.
     pub fn placement(&self) -> &Placement {
         &self.placement
     }

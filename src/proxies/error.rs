@@ -6,7 +6,7 @@ use spts_quant::{ProxyError, SaliencyError};
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum CalibrationError {
-    /// Not enough text.
+    /// There is too little text.
     #[error("calibration needs at least {needed} tokens of text, found {found}: give more or longer texts")]
     TooShort {
         /// Tokens given.
@@ -20,7 +20,7 @@ pub enum CalibrationError {
     /// A proxy stands for one FFN, and here a token goes through several of many.
     #[error("the FFNs of this model are mixtures of experts, for which there are no proxies: tokens are scored by attention alone")]
     Experts,
-    /// The captured states.
+    /// The captured states of a layer are of no use.
     #[error("layer {layer}: {source}")]
     Saliency {
         /// Layer.
@@ -28,7 +28,7 @@ pub enum CalibrationError {
         /// What is wrong.
         source: SaliencyError,
     },
-    /// The decomposition.
+    /// A layer's weights could not be decomposed.
     #[error("layer {layer}: {source}")]
     Proxy {
         /// Layer.

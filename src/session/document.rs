@@ -122,7 +122,7 @@ pub struct Document<'s> {
 }
 
 impl Document<'_> {
-    /// Its tokens.
+    /// The document's tokens.
     pub fn tokens(&self) -> &[u32] {
         &self.prefix.tokens[..self.prefix.n_document]
     }

@@ -37,7 +37,7 @@ pub const ARCHITECTURE: &str = "spts-document";
 /// Bytes that are copied from a device at a time.
 const CHUNK: usize = 16 << 20;
 
-/// Writes a document.
+/// Writes a document to its file.
 ///
 /// # Errors
 /// The file cannot be written.
@@ -92,7 +92,7 @@ fn settings(model: &ModelFile, n_ctx: usize, n_layer: usize) -> String {
     format!("{:016x}", fnv1a(format!("{:?}", &nodes[..=end.index()]).as_bytes()))
 }
 
-/// A document's file, checked.
+/// The file of a document, opened and checked.
 #[derive(Debug)]
 pub struct DocumentFile {
     gguf: Gguf,
@@ -182,12 +182,12 @@ expected: ARCHITECTURE,
         }
     }
 
-    /// Its tokens.
+    /// The document's tokens.
     pub fn tokens(&self) -> Vec<u32> {
         self.bytes("tokens").chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
     }
 
-    /// Tokens that it has.
+    /// The number of the document's tokens.
     pub fn n_tokens(&self) -> usize {
         self.n_tokens
     }

@@ -142,7 +142,7 @@ impl Watch {
 }
 
 impl Answer<'_> {
-    /// What the prefill did.
+    /// Says what the prompt's prefill did.
     pub fn prefill(&self) -> &PrefillReport {
         &self.prefill
     }

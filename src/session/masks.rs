@@ -6,7 +6,7 @@ use crate::ggml::arena::{Arena, TensorId};
 use crate::ggml::backend::BufferType;
 use crate::gguf::GgmlType;
 
-/// One mask matrix.
+/// A mask matrix of one window.
 struct Mask {
     /// Of attention that is not causal alone.
     window: Option<usize>,
@@ -15,7 +15,7 @@ struct Mask {
     id: TensorId,
 }
 
-/// Masks of one device.
+/// The mask matrices of one device.
 #[derive(Default)]
 pub struct Masks {
     all: Vec<Mask>,
@@ -54,7 +54,7 @@ impl Masks {
         self.generation
     }
 
-    /// Bytes held.
+    /// Bytes that the masks hold.
     pub fn n_bytes(&self) -> usize {
         self.all.iter().map(|m| m.arena.n_bytes()).sum()
     }

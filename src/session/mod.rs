@@ -125,7 +125,7 @@ struct DecodeProgram {
 }
 
 impl Session {
-    /// An empty session.
+    /// Makes an empty session over a model.
     ///
     /// # Errors
     /// A device does not start; the method or the sidecar does not fit the model.
@@ -173,7 +173,7 @@ impl Session {
         })
     }
 
-    /// The model.
+    /// The model that the session runs.
     pub fn model(&self) -> &Arc<Model> {
         &self.model
     }
@@ -183,7 +183,7 @@ impl Session {
         self.sequence.n_past()
     }
 
-    /// Tokens that fit.
+    /// Tokens that fit into the context.
     pub fn n_ctx(&self) -> usize {
         self.options.n_ctx.unwrap_or(self.model.hparams().n_ctx_train)
     }

@@ -35,7 +35,7 @@ pub struct PrefillOptions {
     pub question_start: Option<usize>,
 }
 
-/// What a prefill did.
+/// Says what a prefill did.
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct PrefillReport {

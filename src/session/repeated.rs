@@ -25,7 +25,7 @@ pub struct RepeatedGraphs {
     pub(super) graphs: HashMap<(usize, usize), RepeatedGraph>,
 }
 
-/// One tile's.
+/// The graph of one tile, kept for the next.
 pub(super) struct RepeatedGraph {
     /// The graph.
     pub ops: Ops,

@@ -14,7 +14,7 @@ pub struct Residual {
 }
 
 impl Residual {
-    /// Room for nothing yet.
+    /// Makes a residual stream without rows.
     pub fn new(buft: BufferType, n_embd: usize) -> Self {
         Self { arena: None, buft, n_embd, capacity: 0 }
     }
@@ -73,7 +73,7 @@ impl Residual {
         self.capacity
     }
 
-    /// Bytes held.
+    /// Bytes that the rows hold.
     pub fn n_bytes(&self) -> usize {
         self.arena.as_ref().map_or(0, |(arena, _)| arena.n_bytes())
     }

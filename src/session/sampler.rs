@@ -19,7 +19,7 @@ pub enum SamplerError {
     /// A parameter outside its range.
     #[error("{flag} {value}: expected {expected}")]
     Parameter { flag: &'static str, value: f64, expected: &'static str },
-    /// No vocabulary.
+    /// There are no logits.
     #[error("sampler: no logits; expected one per token of the vocabulary")]
     Empty,
     /// NaN or +infinity: the model's computation went wrong.
@@ -72,7 +72,7 @@ impl SamplerParams {
         SamplerParams { temp: 0.0, ..SamplerParams::default() }
     }
 
-    /// Checks every range.
+    /// Checks that every parameter is in its range.
     ///
     /// # Errors
     /// [`SamplerError::Parameter`] for the first that is off.

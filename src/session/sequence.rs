@@ -18,7 +18,7 @@ use crate::{Error, Result};
 pub enum CacheType {
     /// Exact; for tests.
     F32,
-    /// The default.
+    /// Half precision, the default.
     #[default]
     F16,
     /// Half the memory of F16; needs a head dimension divisible by 32.
@@ -26,7 +26,7 @@ pub enum CacheType {
 }
 
 impl CacheType {
-    /// ggml's type.
+    /// The type as ggml names it.
     pub fn ggml(self) -> GgmlType {
         match self {
             CacheType::F32 => GgmlType::F32,
@@ -54,7 +54,7 @@ impl Sequence {
         Self { layers, n_past: 0 }
     }
 
-    /// The layers' caches.
+    /// The caches, one a layer.
     pub fn layers(&self) -> &[LayerCache] {
         &self.layers
     }
@@ -69,7 +69,7 @@ impl Sequence {
         self.layers.iter().map(|c| c.len).collect()
     }
 
-    /// Bytes held.
+    /// Bytes that the caches hold.
     pub fn n_bytes(&self) -> usize {
         self.layers.iter().map(LayerCache::n_bytes).sum()
     }
@@ -203,7 +203,7 @@ pub enum Kept {
     At(Vec<i32>),
 }
 
-/// Cache of one layer.
+/// The keys and values of one layer.
 pub struct LayerCache {
     arena: Option<(Arena, TensorId, TensorId)>,
     buft: BufferType,
@@ -293,7 +293,7 @@ impl LayerCache {
         }
     }
 
-    /// Entries.
+    /// The number of entries.
     pub fn len(&self) -> usize {
         self.len
     }
@@ -346,7 +346,7 @@ impl LayerCache {
         arena.set(*v_id, 0, v);
     }
 
-    /// Bytes held.
+    /// Bytes that the caches hold.
     pub fn n_bytes(&self) -> usize {
         self.arena.as_ref().map_or(0, |(a, _, _)| a.n_bytes())
     }

@@ -87,7 +87,7 @@ impl SlotMemory {
         self.arena.copy_rows(self.tensors[&id], 0, from, n_rows);
     }
 
-    /// Bytes held.
+    /// Bytes that the slots hold.
     pub fn n_bytes(&self) -> usize {
         self.arena.n_bytes()
     }

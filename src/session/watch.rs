@@ -11,7 +11,7 @@ use crate::{Error, Result};
 
 use super::executor::{Captured, Watcher};
 
-/// Where a prefill is.
+/// How far a prefill is.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct PrefillProgress {

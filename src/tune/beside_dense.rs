@@ -116,7 +116,7 @@ struct Walk<'s> {
 }
 
 impl<'s> Walk<'s> {
-    /// Reads the prompt.
+    /// Begins an answer by reading the prompt.
     fn start(
         session: &'s mut Session,
         model: &'s Model,

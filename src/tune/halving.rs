@@ -74,7 +74,7 @@ pub trait Trial {
     /// What the first `n_prompts` prompts, all of them measured, say about a candidate.
     fn standing(&self, candidate: usize, n_prompts: usize) -> Standing;
 
-    /// A round is over.
+    /// Is told that a round is over.
     fn round_done(&mut self, round: &Round) {
         let _ = round;
     }

@@ -33,7 +33,7 @@ pub trait Watcher {
     /// A prefill: the configuration's name and where it is. Breaking ends the trial with [`crate::Error::Interrupted`].
     fn prefill(&mut self, task: &Task, config: &str, progress: PrefillProgress) -> ControlFlow<()>;
 
-    /// An answer was measured.
+    /// Is told of an answer that was measured.
     fn answered(&mut self, line: &ResultLine);
 
     /// A round of the search is over.

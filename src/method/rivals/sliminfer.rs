@@ -13,7 +13,7 @@ use crate::graph::verify::VerifyError;
 use crate::method::MethodError;
 use crate::model::shape::Shape;
 
-/// Last tokens that choose.
+/// So many of the last tokens choose blocks.
 const QUERIES: usize = 64;
 
 /// Layers of 32 behind which tokens are dropped.

@@ -49,7 +49,7 @@ fn paper_differs_from_its_table_or_the_rule_in_probe_proxies_and_ramp_alone() {
     }
 }
 
-/// What docs/quality.md reports.
+/// The presets are those that docs/quality.md reports on.
 #[test]
 fn early_is_what_was_measured() {
     let k = |n: usize| Budget::Tokens(n * 1024);

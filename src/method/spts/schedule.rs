@@ -45,7 +45,7 @@ pub enum ScheduleError {
         "schedule '{name}': the cut of stage {stage} is {cut}; expected a number of tokens, or a fraction in [0, 1)"
     )]
     CutRange { name: String, stage: usize, cut: Budget },
-    /// Pruning would leave nothing.
+    /// Pruning would leave no token.
     #[error(
         "schedule '{name}': the cut of stage {stage} is {cut}, not below its budget of {budget}; nothing would be left"
     )]

@@ -63,7 +63,7 @@ pub enum ScheduleFileError {
     /// Neither a preset, nor fractions, nor a file.
     #[error("schedule {0:?}: no such file or preset; expected a file, one of {names}, or fractions such as 0.28,0.22,0.125,0.0625:0.03", names = PRESET_NAMES.join(", "))]
     Unknown(String),
-    /// Malformed fractions.
+    /// The fractions are malformed.
     #[error(
         "schedule {arg:?}: {message}; expected four fractions and, if wanted, a cut, such as 0.28,0.22,0.125,0.0625:0.03"
     )]

@@ -33,10 +33,10 @@ pub const TENSORS: [&str; 4] = ["proxy_u_gu", "proxy_v_gate", "proxy_v_up", "pro
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SidecarError {
-    /// The file itself.
+    /// The file is no GGUF, or cannot be read.
     #[error(transparent)]
     Gguf(#[from] GgufError),
-    /// Some other GGUF.
+    /// The GGUF is no sidecar.
     #[error("{file}: not a sidecar: its architecture is '{found}', expected '{ARCHITECTURE}'")]
     NotASidecar {
         /// File.
@@ -52,7 +52,7 @@ pub enum SidecarError {
         /// In the file.
         found: u32,
     },
-    /// Made for other weights.
+    /// The sidecar was made for other weights.
     #[error(
         "{file}: sidecar of another model (fingerprint {found}, this model's is {expected}): make one with `spts-cli calibrate`"
     )]
@@ -121,7 +121,7 @@ pub struct NewSidecar {
     pub n_tokens: usize,
     /// Sizes of every proxy.
     pub size: ProxySize,
-    /// Width of the model.
+    /// The width `n_embd` of the model that the proxies were made for.
     pub n_embd: usize,
     /// Layers, ascending, with their proxies.
     pub layers: Vec<(usize, LayerProxyF16)>,
@@ -300,7 +300,7 @@ impl Sidecar {
         self.size
     }
 
-    /// Width of the model.
+    /// The width `n_embd` of the model that the proxies were made for.
     pub fn n_embd(&self) -> usize {
         self.n_embd
     }
