@@ -44,6 +44,7 @@ lint:
 	GGML_CHECK_ONLY=1 $(CARGO) clippy --workspace --all-targets --features cuda -- $(LINTS)
 	GGML_CHECK_ONLY=1 $(CARGO) clippy --workspace --all-targets --features portable -- $(LINTS)
 	$(CARGO) clippy --no-default-features --lib --examples -- -D warnings
+	GGML_CHECK_ONLY=1 $(CARGO) clippy --manifest-path fuzz/Cargo.toml --target-dir target -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps
 	GGML_CHECK_ONLY=1 RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --features cuda,portable
 	scripts/deny.sh

@@ -6,16 +6,7 @@
 use std::io;
 
 use libfuzzer_sys::fuzz_target;
-
-// By path rather than through the crate, so that fuzzing does not have to build ggml.
-#[allow(dead_code, unused_imports)]
-#[path = "../../src/gguf/mod.rs"]
-mod gguf;
-#[allow(dead_code)]
-#[path = "../../src/output_file.rs"]
-mod output_file;
-
-use gguf::{Gguf, GgufWriter};
+use spts::gguf::{Gguf, GgufWriter};
 
 fuzz_target!(|data: &[u8]| {
     match Gguf::from_bytes(data.to_vec(), "fuzz.gguf") {

@@ -19,24 +19,22 @@ use hostile::exercise::exercise;
 use hostile::mutate::{Choices, mutate};
 use support::gguf::File;
 
-const MODELS: [&[u8]; 9] = [
-    include_bytes!("../../tests/data/tiny/llama.gguf"),
-    include_bytes!("../../tests/data/tiny/llama-rope-freqs.gguf"),
-    include_bytes!("../../tests/data/tiny/llama-linear.gguf"),
-    include_bytes!("../../tests/data/tiny/llama-yarn.gguf"),
-    include_bytes!("../../tests/data/tiny/qwen2.gguf"),
-    include_bytes!("../../tests/data/tiny/qwen3.gguf"),
-    include_bytes!("../../tests/data/tiny/gemma3.gguf"),
-    include_bytes!("../../tests/data/tiny/phi3.gguf"),
-    include_bytes!("../../tests/data/tiny/phi3-longrope.gguf"),
-];
+/// Every tiny model, by name.
+fn models() -> Vec<File> {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/data/tiny");
+    let entries = std::fs::read_dir(folder).expect("the tiny models").map(|entry| entry.expect("an entry").path());
+    let mut paths: Vec<_> = entries.filter(|path| path.extension().is_some_and(|e| e == "gguf")).collect();
+    paths.sort();
+    paths.iter().map(|path| File::read(path)).collect()
+}
 
 fuzz_target!(|data: &[u8]| {
-    static FILES: OnceLock<[File; 9]> = OnceLock::new();
-    let files = FILES.get_or_init(|| MODELS.map(File::from_bytes));
-    let Some((&first, rest)) = data.split_first() else { return };
+    static FILES: OnceLock<Vec<File>> = OnceLock::new();
+    let files = FILES.get_or_init(models);
+    // The first byte says which model, the lowest bit of the second whether it skips.
+    let &[model, skips, ref rest @ ..] = data else { return };
     // Two bytes a choice; zeros when they are used up.
     let mut pairs = rest.chunks(2).map(|b| u64::from(b[0]) | u64::from(*b.get(1).unwrap_or(&0)) << 8);
-    let bytes = mutate(&files[usize::from(first >> 1) % files.len()], &mut Choices(&mut || pairs.next().unwrap_or(0)));
-    exercise(bytes, first & 1 == 1);
+    let bytes = mutate(&files[usize::from(model) % files.len()], &mut Choices(&mut || pairs.next().unwrap_or(0)));
+    exercise(bytes, skips & 1 == 1);
 });
