@@ -1,12 +1,12 @@
 //! What holds for the whole process rather than for a model or a session: ggml has one log, one set of limits, and one way to
 //! launch kernels. A program sets these before it opens its first model; a library that embeds this one leaves them alone.
 //!
-//! In builds without CUDA only the log has an effect.
+//! In builds without CUDA only the log and [`attend_by_ggml`] have an effect.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::attributes::RopeLayout;
-use crate::ggml::backend;
+use crate::ggml::{backend, cpu_attention};
 
 pub use crate::ggml::log::{Level, set_level as set_log_level};
 
@@ -26,6 +26,12 @@ pub fn set_integer_rows(rows: usize) {
 /// kind for the first time; a user's GGML_CUDA_PDL goes before this.
 pub fn overlap_launches() {
     OVERLAPS.store(true, Ordering::Relaxed);
+}
+
+/// Computes prompts' attention on CPUs by ggml's kernel, as llama.cpp does, or again by this library's, which is two to three times as
+/// fast: to compare the two. Prompts from then on follow it.
+pub fn attend_by_ggml(is_ggmls: bool) {
+    cpu_attention::leave_to_ggml(is_ggmls);
 }
 
 /// A model is about to be opened: from the first one that rotates halves on, launches are in turn.

@@ -64,10 +64,10 @@ fn ask(session: &mut Session, fresh: &mut Session, prompt: &[u32], tolerance: f3
     report.n_reused
 }
 
-/// Of a document that a prompt of `n` tokens begins with, what is not read anew: so many last tokens are, at least, that attention
-/// computes as precisely as from the start.
+/// Of a document that a prompt of `n` tokens begins with, what is not read anew: all but a prompt's last token, whose logits are
+/// asked for.
 fn reused(n_document: usize, n: usize) -> usize {
-    n_document.min(n.saturating_sub(64))
+    n_document.min(n - 1)
 }
 
 /// A document and questions of different lengths behind it.

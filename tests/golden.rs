@@ -207,6 +207,22 @@ fn all_cores() -> MutexGuard<'static, ()> {
     CORES.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Attention by the reference's kernel while it lives. Taken with [`all_cores`], since it holds for the whole process.
+struct GgmlsAttention;
+
+impl GgmlsAttention {
+    fn new() -> Self {
+        spts::runtime::attend_by_ggml(true);
+        GgmlsAttention
+    }
+}
+
+impl Drop for GgmlsAttention {
+    fn drop(&mut self) {
+        spts::runtime::attend_by_ggml(false);
+    }
+}
+
 /// Instruction sets that a reference was made with.
 #[derive(Clone, Copy, PartialEq)]
 enum CpuKernels {
@@ -300,6 +316,7 @@ fn same_kernels_and_tiles(name: &str, n_ubatch: usize, longest: Longest) {
 fn same_arrangement(name: &str, file: &str, repack: bool, rows: EqualFor, longest: Longest) {
     let Some(path) = model_path(name) else { return };
     let _cores = all_cores();
+    let _attention = GgmlsAttention::new();
     let model = open_on_cpu(&path, repack);
     let Golden { n_ubatch, mut cases } = golden(file);
     cases.retain(|c| {

@@ -74,7 +74,9 @@ impl Memory for Device<'_> {
         unreachable!("no schedule here uses proxies")
     }
 
+    /// ggml's alone, which need the most operations and all masks.
     fn kernels(&self) -> Kernels {
+        spts::runtime::attend_by_ggml(true);
         Kernels::of("CPU")
     }
 }

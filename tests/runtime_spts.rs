@@ -12,7 +12,7 @@ use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
 use reference::{Chosen, Follow, Layout, Output, SptsPlan};
 use runtime::proxies::{Proxies, SidecarFile};
-use runtime::{Pair, assert_close, distance, logits, prefill};
+use runtime::{Pair, assert_close, logits, prefill};
 use spts::method::spts::Spts;
 use spts::method::spts::schedule::{Join, Pool, Probe, Reach, Schedule, Selection};
 use spts::session::prefill::{PrefillOptions, PrefillReport};
@@ -809,7 +809,8 @@ fn check(tiny: Tiny, n: usize, mut run: Run, proxy: Option<(usize, usize)>) {
         prefill(&mut session, &tokens).expect("a prefill");
         let d = logits(pair.session(|o| o.n_ubatch = Some(run.n_ubatch)), &tokens);
         assert_eq!(session.logits(), &d[..]);
-        assert!(distance(session.logits(), &pair.reference.forward(&tokens, None).logits) <= pair.tolerance());
+        let expected = pair.reference.forward(&tokens, None).logits;
+        assert_close(session.logits(), &expected, pair.tolerance_of_rounding(&tokens), "dense");
     } else {
         run.compare_with_decoding(&pair, &tokens, proxies.as_ref());
     }

@@ -81,7 +81,7 @@ impl Chooser<'_> {
             Op::Rope { head_dim, rope } if self.mode == CacheMode::Fixed && kernels.rope(*head_dim, rope) => {
                 if self.is_read_once(node.src[0]) { Form::OursInPlace } else { Form::Ours }
             }
-            Op::Attention { layer, heads, window: None } if self.takes_causal_attention(*layer, heads) => {
+            Op::Attention { layer, heads, window } if self.takes_attention(*layer, heads, *window) => {
                 if self.is_read_in_16_bits(id) { Form::OursInBf16 } else { Form::Ours }
             }
             Op::Add => node.src.iter().find(|s| self.is_added(**s)).map_or(Form::Ggml, |s| Form::AddsProduct(*s)),
@@ -114,8 +114,8 @@ impl Chooser<'_> {
         }
     }
 
-    fn takes_causal_attention(&self, layer: usize, heads: &Heads) -> bool {
-        self.mode == CacheMode::Fixed && self.memory.takes_causal_attention(layer, self.rows, heads)
+    fn takes_attention(&self, layer: usize, heads: &Heads, window: Option<usize>) -> bool {
+        self.mode == CacheMode::Fixed && self.memory.takes_attention(layer, self.rows, heads, window)
     }
 
     /// A product's form: rounded to 16 bits where a scatter-add alone reads it, and adds it in F32.

@@ -3,7 +3,6 @@
 use super::mask_buffer::MaskBuffer;
 use crate::ggml::Tensor;
 use crate::ggml::kernels::Kernels;
-use crate::gguf::GgmlType;
 use crate::graph::ir::*;
 
 /// What persists between tiles: weights, caches, slots, masks.
@@ -42,10 +41,16 @@ pub struct ProxyTensors<'a> {
 }
 
 impl dyn Memory + '_ {
-    /// Whether the device's own kernel computes a layer's causal attention of so many queries, without a mask.
-    pub(super) fn takes_causal_attention(&self, layer: usize, n_q: usize, heads: &Heads) -> bool {
-        let in_f16 = [self.cache_k(layer), self.cache_v(layer)].iter().all(|t| t.ty() == GgmlType::F16);
-        in_f16 && self.kernels().causal_attention(n_q, heads)
+    /// Whether the device's own kernel computes a layer's attention of so many queries, without a mask.
+    pub(super) fn takes_attention(&self, layer: usize, n_q: usize, heads: &Heads, window: Option<usize>) -> bool {
+        match window {
+            None => {
+                let kv = [self.cache_k(layer), self.cache_v(layer)].map(|t| t.ty());
+                self.kernels().causal_attention(n_q, heads, kv)
+            }
+            // Where rows are no run of positions, those of the rows that were there before are not at hand.
+            Some(_) => self.kernels().windowed_attention(heads) && !self.has_gaps(layer),
+        }
     }
 }
 

@@ -99,7 +99,7 @@ pub fn from_layer(dense: Graph, cut: usize, method: &dyn Method, budgets: Budget
 /// The graph of what a prompt computes.
 fn computed(dense: Graph, method: &dyn Method, budgets: &Budgets, target: &Target) -> Result<Graph> {
     let graph = if budgets.is_dense() { dense } else { method.rewrite(&dense, budgets)? };
-    let graph = keep_last_row(&graph, target.last_queries());
+    let graph = keep_last_row(&graph, target.fewest_queries());
     Ok(if target.has_gpu() { fuse(&graph, target) } else { graph })
 }
 

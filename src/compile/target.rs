@@ -13,9 +13,9 @@ use crate::model::placement::Placement;
 const CPU_TILE: usize = 512;
 const GPU_TILE: usize = 10 * 1024;
 
-/// Queries in the last layer's attention on the CPU: ggml's tiles there. From so many on it computes in F32; a single one's
-/// values it adds up in F16, which moved log probabilities behind 900 tokens by 0.05 to 0.09 (Qwen2.5-Coder).
-const CPU_QUERIES: usize = 64;
+/// Queries from which ggml's attention on the CPU computes in F32, in tiles. Fewer ones' values it adds up in F16, which moved
+/// log probabilities behind 900 tokens by 0.05 to 0.09 (Qwen2.5-Coder).
+const CPU_TILE_OF_QUERIES: usize = 64;
 
 /// Devices, where the layers lie on them, and the sizes that programs are made for.
 pub struct Target<'m> {
@@ -48,14 +48,11 @@ impl<'m> Target<'m> {
         self.kernels.iter().any(|k| !k.is_cpu())
     }
 
-    /// The fewest queries that attention of any layer computes as precisely as many.
+    /// The fewest queries that attention of any layer computes as precisely as many; the last layer's keeps so many.
     pub fn fewest_queries(&self) -> usize {
-        if self.kernels.iter().any(|k| k.is_cpu()) { CPU_QUERIES } else { 1 }
-    }
-
-    /// Queries that the last layer's attention keeps.
-    pub(super) fn last_queries(&self) -> usize {
-        if self.has_gpu() { 1 } else { CPU_QUERIES }
+        let heads = self.file.hparams().heads();
+        let by_ggml = |k: &Kernels| k.is_cpu() && !k.windowed_attention(&heads);
+        if self.kernels.iter().any(by_ggml) { CPU_TILE_OF_QUERIES } else { 1 }
     }
 
     /// Whether all devices keep rows of the residual stream normalised in 16 bits beside it.

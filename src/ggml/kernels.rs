@@ -6,7 +6,7 @@
 use ggml_sys as sys;
 
 use super::ops::Ops;
-use super::{Tensor, type_id};
+use super::{Tensor, cpu_attention, type_id};
 use crate::gguf::GgmlType;
 use crate::attributes::{Activation, Heads, Join, Rope, RopeLayout};
 
@@ -63,9 +63,17 @@ impl Kernels {
         self.cuda_device.is_some()
     }
 
-    /// [`Ops::causal_attention`] of so many queries over heads of this shape, with keys and values in F16.
-    pub fn causal_attention(&self, n_q: usize, heads: &Heads) -> bool {
-        self.cuda_device.is_some_and(|device| takes_causal_attention(device, n_q, heads))
+    /// [`Ops::causal_attention`], or [`Ops::cpu_attention`], of so many queries over heads of this shape, with keys and values of
+    /// these types.
+    pub fn causal_attention(&self, n_q: usize, heads: &Heads, kv: [GgmlType; 2]) -> bool {
+        let in_f16 = kv.iter().all(|ty| *ty == GgmlType::F16);
+        self.windowed_attention(heads)
+            || in_f16 && self.cuda_device.is_some_and(|device| takes_causal_attention(device, n_q, heads))
+    }
+
+    /// [`Ops::cpu_attention`] over heads of this shape, with or without a window.
+    pub fn windowed_attention(&self, heads: &Heads) -> bool {
+        self.is_cpu && cpu_attention::takes_heads_of(heads.head_dim)
     }
 
     /// [`Ops::product`] of so many rows by a weight of this type: also [`Ops::gated_ffn`], where all its weights are such.

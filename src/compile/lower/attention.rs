@@ -1,8 +1,9 @@
-//! Attention: by the device's own causal kernel, or by ggml's in parts, each with its mask.
+//! Attention: by the device's own kernel, or by ggml's in parts, each with its mask.
 
 use super::masks::{are_all_positions, is_masked_by_buffer};
 use super::{CacheMode, Form, InputKind, Lowerer, MASK_HEIGHT, key_rows};
 use crate::ggml::Tensor;
+use crate::ggml::cpu_attention::Visible;
 use crate::ggml::ops::Precision;
 use crate::gguf::GgmlType;
 use crate::graph::ir::*;
@@ -21,7 +22,7 @@ impl<'a> Lowerer<'a, '_> {
         let n_past = self.memory.n_past(layer);
         let first = n_past + n_keys - node.n_rows + self.tile.start;
         if form != Form::Ggml {
-            return self.causal_attention(layer, heads, q, first, form == Form::OursInBf16);
+            return self.own_attention(node, layer, heads, window, q, first, form == Form::OursInBf16);
         }
         let height = match self.mode {
             CacheMode::Fixed => MASK_HEIGHT,
@@ -47,14 +48,31 @@ impl<'a> Lowerer<'a, '_> {
     }
 
     /// Attention of a whole tile, the first query of which has its own key in cache row `first`, without a mask.
-    fn causal_attention(&self, layer: usize, heads: &Heads, q: Tensor<'a>, first: usize, bf16: bool) -> Tensor<'a> {
+    #[allow(clippy::too_many_arguments)]
+    fn own_attention(
+        &self,
+        node: &Node,
+        layer: usize,
+        heads: &Heads,
+        window: Option<usize>,
+        q: Tensor<'a>,
+        first: usize,
+        bf16: bool,
+    ) -> Tensor<'a> {
         let (d, n) = (heads.head_dim, q.ne(1));
         let per_head = |t: Tensor<'a>| {
             self.ops.view_3d(t, [d, first + n, heads.n_head_kv], [t.nb(1), t.nb(1) / heads.n_head_kv], 0)
         };
         let (k, v) = (per_head(self.memory.cache_k(layer)), per_head(self.memory.cache_v(layer)));
         let q = self.ops.permute(self.ops.reshape(q, [d, heads.n_head, n]), [0, 2, 1, 3]);
-        let out = self.ops.causal_attention([q, k, v], first, heads.scale, bf16);
+        let out = if self.memory.kernels().is_cpu() {
+            // Positions matter to windows alone, and only behind a prune: there the cache was empty, and its rows are the node's.
+            let pruned = window.is_some() && !are_all_positions(self.graph, node);
+            let positions = pruned.then(|| self.memory.stored(node.src[4]));
+            self.ops.cpu_attention([q, k, v], Visible { first, window, positions }, heads.scale)
+        } else {
+            self.ops.causal_attention([q, k, v], first, heads.scale, bf16)
+        };
         self.flat(out, d * heads.n_head)
     }
 

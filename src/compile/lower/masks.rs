@@ -75,7 +75,7 @@ fn mask_needed(
 ) -> Option<(Option<usize>, MaskSize)> {
     match node.op {
         Op::Attention { layer, heads, window } if is_masked_by_buffer(memory, graph, node, layer) => {
-            let ours = |n_q: usize| window.is_none() && memory.takes_causal_attention(layer, n_q, &heads);
+            let ours = |n_q: usize| memory.takes_attention(layer, n_q, &heads, window);
             let most = *tiles.iter().filter(|n_q| !ours(**n_q)).max()?;
             let last = memory.n_past(layer) + graph.node(node.src[1]).n_rows;
             // Keys before the window are read only up to the padding.

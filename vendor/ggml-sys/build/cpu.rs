@@ -44,8 +44,8 @@ const CPU: &[&str] = &[
     "llamafile/sgemm.cpp",
 ];
 
-/// ggml-cpu.c with a barrier that does not spin for ever, in the package's folder.
-const POOL: &[&str] = &["src/cpu/pool.c", "src/cpu/wait.c"];
+/// ggml-cpu.c with a barrier that does not spin for ever, and an operation of ours, in the package's folder.
+const OWN: &[&str] = &["src/cpu/pool.c", "src/cpu/wait.c", "src/cpu/attention.cpp"];
 
 /// The definitions of every file of ggml, CUDA included.
 pub const DEFINES: &[&str] = &["-DNDEBUG", "-DGGML_SCHED_MAX_COPIES=4", "-D_XOPEN_SOURCE=600", "-D_GNU_SOURCE"];
@@ -91,7 +91,7 @@ pub fn cpu_files(source: &Source) -> Result<Vec<PathBuf>> {
     if target("OS")? == "linux" {
         println!("cargo::rerun-if-changed=src/cpu");
         let own = PathBuf::from(env::var("CARGO_MANIFEST_DIR").map_err(|e| e.to_string())?);
-        files.extend(POOL.iter().map(|file| own.join(file)));
+        files.extend(OWN.iter().map(|file| own.join(file)));
     } else {
         files.push(dir.join("ggml-cpu.c"));
     }
@@ -169,6 +169,10 @@ pub fn fingerprint(source: &Source, files: &[PathBuf], flags: &[String]) -> Resu
         let mut probe = tool.to_command();
         probe.args(flags).args(["-dM", "-E", "-x", "c", "/dev/null"]);
         fingerprint.add(&archive::output_of(&mut probe).unwrap_or_default());
+    }
+    // Which files, besides what is in their folders.
+    for name in files.iter().filter_map(|f| f.file_name()) {
+        fingerprint.add(name.as_encoded_bytes());
     }
     let mut dirs: Vec<PathBuf> = files.iter().filter_map(|f| f.parent()).map(Path::to_owned).collect();
     dirs.extend([source.include(), source.src()]);

@@ -1,7 +1,7 @@
 //! The CPU backend for several x86-64 instruction sets in one program (feature `portable`).
 //!
 //! ggml builds such a program out of shared libraries. Here each variant is compiled and linked into one
-//! relocatable object in which every symbol is local, but for the functions of ggml-cpu.h, which get the
+//! relocatable object in which every symbol is local, but for the functions of ggml-cpu.h and ours, which get the
 //! variant's name appended. Functions under the plain names jump to the best variant that the processor
 //! runs; ggml's own scores, taken when the program starts, decide. Local symbols matter twice: the
 //! variants do not collide, and no inline function compiled for AVX-512 serves the others.
@@ -147,12 +147,13 @@ fn variant_object(
     Ok((object, exported))
 }
 
-/// The names that ggml-cpu.h declares.
+/// The names that ggml-cpu.h and our own operations' header declare.
 fn api(source: &Source) -> Result<BTreeSet<String>> {
     let path = source.include().join("ggml-cpu.h");
     let text = fs::read_to_string(&path).map_err(|e| format!("{}: {e}", path.display()))?;
     let word = |c: char| !(c.is_ascii_alphanumeric() || c == '_');
-    Ok(text.split(word).filter(|name| name.starts_with("ggml_")).map(str::to_owned).collect())
+    let names = text.split(word).chain(include_str!("../src/cpu/attention.h").split(word));
+    Ok(names.filter(|name| name.starts_with("ggml_") || name.starts_with("spts_")).map(str::to_owned).collect())
 }
 
 /// The lists that src/cpu_dispatch.c expands.

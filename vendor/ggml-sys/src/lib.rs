@@ -14,6 +14,18 @@ include!("bindings.rs");
 /// The version of the ggml that was compiled, such as `0.26.0`.
 pub const GGML_VERSION: &str = env!("GGML_SYS_VERSION");
 
+// Our additions to ggml's CPU backend (src/cpu).
+#[cfg(target_os = "linux")]
+unsafe extern "C" {
+    /// Causal attention, an operation of `ggml_custom_4d`; src/cpu/attention.h says of what.
+    pub fn spts_cpu_attention(
+        dst: *mut ggml_tensor,
+        ith: core::ffi::c_int,
+        nth: core::ffi::c_int,
+        userdata: *mut core::ffi::c_void,
+    );
+}
+
 // Our additions to ggml's CUDA backend (src/*.cu, src/cuda_libraries.cpp).
 #[cfg(feature = "cuda")]
 unsafe extern "C" {

@@ -1,0 +1,67 @@
+//! Causal attention on the CPU without masks (vendor/ggml-sys/src/cpu/attention.cpp).
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use ggml_sys as sys;
+
+use super::ops::Ops;
+use super::{Tensor, type_id};
+use crate::gguf::GgmlType;
+
+/// Elements of a head, at most (`SPTS_CPU_ATTENTION_MAX_HEAD`).
+const MAX_HEAD: usize = 256;
+
+/// Where the operation's arguments begin in its node's parameters (`SPTS_CPU_ATTENTION_FIRST`).
+const FIRST_ARGUMENT: usize = 8;
+
+/// Whether attention is left to ggml.
+static IS_GGMLS: AtomicBool = AtomicBool::new(false);
+
+/// Leaves attention to ggml's kernel, or no longer.
+pub(crate) fn leave_to_ggml(is_ggmls: bool) {
+    IS_GGMLS.store(is_ggmls, Ordering::Relaxed);
+}
+
+/// Whether [`Ops::cpu_attention`] computes heads of so many elements here.
+pub(super) fn takes_heads_of(head_dim: usize) -> bool {
+    cfg!(target_os = "linux") && head_dim <= MAX_HEAD && !IS_GGMLS.load(Ordering::Relaxed)
+}
+
+/// Which keys a query sees.
+#[derive(Clone, Copy)]
+pub struct Visible<'a> {
+    /// The row of the first query's own key: query i sees the rows up to `first + i`.
+    pub first: usize,
+    /// A key is seen while the query's position minus its own is less than this.
+    pub window: Option<usize>,
+    /// Positions of the keys I32 `[n_kv]`, ascending, where they are not the rows' numbers.
+    pub positions: Option<Tensor<'a>>,
+}
+
+impl Ops {
+    /// Attention of `q [d, n_q, n_head]` over `k`, `v [d, n_kv, n_head_kv]` of any type, in F32. A query's result does not depend on
+    /// the others beside it. `-> F32 [d, n_head, n_q]`
+    pub fn cpu_attention<'a>(&'a self, [q, k, v]: [Tensor<'a>; 3], visible: Visible<'a>, scale: f32) -> Tensor<'a> {
+        let [d, n_q, n_head] = [0, 1, 2].map(|i| q.ne(i) as i64);
+        let positions = visible.positions.map_or(std::ptr::null_mut(), Tensor::raw);
+        let mut src = [q.raw(), k.raw(), v.raw(), positions];
+        let n_src = if positions.is_null() { 3 } else { 4 };
+        let arguments = [visible.first as i32, scale.to_bits() as i32, visible.window.map_or(0, |w| w as i32), 0];
+        // SAFETY: a live context with room (nodes were counted); the operation reads these sources and arguments, and ggml's own
+        // parameters of such a node end before them.
+        self.wrap(unsafe {
+            let f32 = type_id(GgmlType::F32);
+            let all_threads = sys::GGML_N_TASKS_MAX;
+            let none = std::ptr::null_mut();
+            let out =
+                sys::ggml_custom_4d(self.c(), f32, d, n_head, n_q, 1, src.as_mut_ptr(), n_src, OPERATION, all_threads, none);
+            (&mut (*out).op_params)[FIRST_ARGUMENT..][..arguments.len()].copy_from_slice(&arguments);
+            out
+        })
+    }
+}
+
+#[cfg(target_os = "linux")]
+const OPERATION: sys::ggml_custom_op_t = Some(sys::spts_cpu_attention);
+#[cfg(not(target_os = "linux"))]
+const OPERATION: sys::ggml_custom_op_t = None;
