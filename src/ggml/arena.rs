@@ -7,7 +7,7 @@ use std::sync::Arc;
 use ggml_sys as sys;
 
 use super::backend::BufferType;
-use super::{GgmlError, Tensor, huge_pages, type_id};
+use super::{GgmlError, Tensor, huge_pages, injected, type_id};
 use crate::gguf::GgmlType;
 
 /// A tensor of an [`Arena`].
@@ -119,8 +119,12 @@ impl Arena {
         size: usize,
         what: &str,
     ) -> Result<NonNull<sys::ggml_backend_buffer>, GgmlError> {
-        // SAFETY: the buffer type is live for the life of the process.
-        let buffer = unsafe { sys::ggml_backend_buft_alloc_buffer(buft.raw(), size.max(1)) };
+        let buffer = if injected::fails() {
+            std::ptr::null_mut()
+        } else {
+            // SAFETY: the buffer type is live for the life of the process.
+            unsafe { sys::ggml_backend_buft_alloc_buffer(buft.raw(), size.max(1)) }
+        };
         let buffer = NonNull::new(buffer).ok_or_else(|| GgmlError::OutOfMemory {
             device: buft.name(),
             what: what.into(),

@@ -10,7 +10,7 @@ use ggml_sys as sys;
 
 use super::kernels::Kernels;
 use super::ops::Ops;
-use super::{GgmlError, Tensor};
+use super::{GgmlError, Tensor, injected};
 
 /// A device that ggml found.
 #[derive(Clone, Debug, PartialEq)]
@@ -366,7 +366,7 @@ impl Backend {
                 std::ptr::null(),
                 &mut size,
             );
-            if !sys::ggml_gallocr_reserve(self.galloc.as_ptr(), graph.raw_graph()) {
+            if injected::fails() || !sys::ggml_gallocr_reserve(self.galloc.as_ptr(), graph.raw_graph()) {
                 return Err(GgmlError::OutOfMemory {
                     device: self.name.clone(),
                     what: "the scratch of a tile".into(),
@@ -400,7 +400,7 @@ impl Backend {
     /// Gives every tensor of the graph its place in the scratch memory; inputs can be set afterwards.
     pub fn allocate(&mut self, graph: &Ops) -> Result<(), GgmlError> {
         // SAFETY: live objects.
-        let ok = unsafe { sys::ggml_gallocr_alloc_graph(self.galloc.as_ptr(), graph.raw_graph()) };
+        let ok = !injected::fails() && unsafe { sys::ggml_gallocr_alloc_graph(self.galloc.as_ptr(), graph.raw_graph()) };
         self.renumber_scratch();
         if ok {
             return Ok(());

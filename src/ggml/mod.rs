@@ -2,7 +2,7 @@
 //!
 //! [`backend`]: devices and computing; [`arena`]: tensors that persist (weights, caches, hidden states); [`ops`]: one compute graph and
 //! the operations that build it, [`kernels`]: those that only some devices have, [`cpu_attention`]: one of the CPU's; [`profile`]: times by kind of operation; [`log`]:
-//! ggml's messages; [`huge_pages`]: for what a CPU reads again and again. A [`Tensor`] is a handle that borrows from the arena
+//! ggml's messages; [`huge_pages`]: for what a CPU reads again and again; [`injected`]: failures for tests. A [`Tensor`] is a handle that borrows from the arena
 //! or graph that owns it, so it can't outlive it.
 
 pub mod arena;
@@ -10,6 +10,7 @@ pub mod backend;
 pub mod cpu_attention;
 pub mod host;
 pub mod huge_pages;
+pub mod injected;
 pub mod kernels;
 pub mod log;
 pub mod ops;
