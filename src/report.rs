@@ -5,6 +5,7 @@
 
 use std::fmt;
 use std::io::{IsTerminal, Write};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
@@ -12,6 +13,22 @@ pub use spts::plan::grouped;
 
 /// Time between two updates of the progress line.
 const UPDATE_EVERY: Duration = Duration::from_millis(80);
+
+/// A [`Progress`] that several parts of a run write to, also while weights are placed.
+#[derive(Clone)]
+pub struct SharedProgress(Arc<Mutex<Progress>>);
+
+impl SharedProgress {
+    /// A line that shows nothing yet.
+    pub fn new() -> SharedProgress {
+        SharedProgress(Arc::new(Mutex::new(Progress::new())))
+    }
+
+    /// The line, until the result goes.
+    pub fn lock(&self) -> MutexGuard<'_, Progress> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
 
 /// A line on the terminal that is overwritten as the work goes on.
 pub struct Progress {

@@ -64,6 +64,33 @@ fn a_narrow_model_notes_that_it_skips_nothing() {
     assert_eq!(notes(&["-f", "long.txt", "--no-spts"]), 0);
 }
 
+/// A device that is missing ends a command when it places weights: whatever is said before was found without them.
+#[test]
+fn what_is_wrong_is_found_before_weights_are_placed() {
+    let scene = Scene::new();
+    scene.write("text.txt", "the rain in the inner tin ".repeat(40));
+    scene.write("data.jsonl", r#"{"task":"t","prompt":"the rain","answers":["x"],"metric":"exact","n_predict":2}"#);
+    let eval = |what: &'static str| vec!["eval", what, "-m", "tiny.gguf", "-f", "text.txt", "-n", "300"];
+    let tasks = vec!["eval", "tasks", "-m", "tiny.gguf", "--data", "data.jsonl"];
+    let tune = vec!["tune", "-m", "tiny.gguf", "--data", "data.jsonl"];
+    let run = vec!["-m", "tiny.gguf", "-p", "the rain"];
+    let bench = vec!["bench", "-m", "tiny.gguf", "-p", "60"];
+    for (command, wrong, expected) in [
+        (run, ["--sidecar", "no-such.gguf"], "no-such.gguf"),
+        (eval("kl"), ["--config", "--schedule no-such"], "no-such"),
+        (eval("kl"), ["--next", "60000"], "60300 are needed"),
+        (eval("needle"), ["--config", "--schedule no-such"], "no-such"),
+        (eval("proxies"), ["--sidecar", "no-such.gguf"], "no-such.gguf"),
+        (tasks.clone(), ["--config", "--schedule no-such"], "no-such"),
+        (tasks, ["--config", "--proxy --sidecar no-such.gguf"], "no-such.gguf"),
+        (tune, ["--schedule", "no-such"], "no-such"),
+        (bench, ["--schedule", "no-such"], "no-such"),
+    ] {
+        let message = scene.bad(1, &[&command[..], &wrong, &["--device", "none-such"]].concat());
+        assert!(message.contains(expected) && !message.contains("none-such"), "{command:?} {wrong:?}: {message}");
+    }
+}
+
 #[test]
 fn help_and_version() {
     let scene = Scene::new();

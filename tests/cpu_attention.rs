@@ -29,6 +29,8 @@ struct Input {
     q: Vec<f32>,
     k: Vec<f32>,
     v: Vec<f32>,
+    /// `[n_head]`, or empty.
+    sinks: Vec<f32>,
 }
 
 impl Input {
@@ -40,7 +42,7 @@ impl Input {
         for x in k.iter_mut().chain(&mut v) {
             *x = f16::from_f32(*x).to_f32();
         }
-        Input { shape, q, k, v }
+        Input { shape, q, k, v, sinks: vec![] }
     }
 
     /// The naive result `[d n_head, n_q]`; `sees` says whether query i sees key j.
@@ -58,7 +60,8 @@ impl Input {
             let scores: Vec<f64> = keys.iter().map(|&j| score(j)).collect();
             let most = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
             let weights: Vec<f64> = scores.iter().map(|s| (s - most).exp()).collect();
-            let sum: f64 = weights.iter().sum();
+            let sink = self.sinks.get(head).map_or(0.0, |s| (f64::from(*s) - most).exp());
+            let sum: f64 = weights.iter().sum::<f64>() + sink;
             let mix =
                 |x: usize| keys.iter().zip(&weights).map(|(&j, w)| w * f64::from(self.v[row(j) + x])).sum::<f64>();
             out.extend((0..d).map(|x| mix(x) / sum));
@@ -105,12 +108,13 @@ fn computed(
         let bytes: Vec<u8> = p.iter().flat_map(|x| x.to_le_bytes()).collect();
         place(GgmlType::I32, [p.len(), 1], bytes)
     });
+    let sinks = (!input.sinks.is_empty()).then(|| place(GgmlType::F32, [n_head, 1], f32s(&input.sinks)));
     let ops = Ops::new(64);
     let size = ty.type_size();
     let heads = |t: TensorId| ops.view_3d(arena.get(t), [d, n_kv, n_head_kv], [width * size, d * size], 0);
     let rows = ops.permute(ops.reshape(arena.get(q), [d, n_head, n_q]), [0, 2, 1, 3]);
     let visible = Visible { first, window, positions: positions.map(|p| arena.get(p)) };
-    let out = ops.cpu_attention([rows, heads(k), heads(v)], visible, scale(d));
+    let out = ops.cpu_attention([rows, heads(k), heads(v)], visible, scale(d), sinks.map(|s| arena.get(s)));
     ops.output(out);
     ops.expand(out);
     backend.allocate(&ops).expect("memory");
@@ -178,6 +182,18 @@ fn windows_over_rows_and_over_positions() {
     }
 }
 
+#[test]
+fn sinks_take_weight_and_give_nothing() {
+    let mut random = Prng::named(5, "cpu_attention");
+    for shape in SHAPES {
+        let mut input = Input::random(shape, &mut random);
+        // Far below and above the scores, too.
+        input.sinks = (0..shape.n_head).map(|i| [0.5, -3.0, 4.0, -200.0, 200.0][i % 5]).collect();
+        let expected = input.attended(|i, j| j <= shape.first + i);
+        check(&format!("{shape:?}"), &computed(&input, GgmlType::F16, None, None, 2), &expected);
+    }
+}
+
 /// Documents count on it: what follows a document is computed as it would have been from the start.
 #[test]
 fn a_query_is_computed_the_same_beside_any_others() {
@@ -188,7 +204,13 @@ fn a_query_is_computed_the_same_beside_any_others() {
         let width = shape.d * shape.n_head;
         for start in [shape.n_q / 3, shape.n_q - 1] {
             let shape = Shape { n_q: shape.n_q - start, first: shape.first + start, ..shape };
-            let rest = Input { shape, q: input.q[start * width..].to_vec(), k: input.k.clone(), v: input.v.clone() };
+            let rest = Input {
+                shape,
+                q: input.q[start * width..].to_vec(),
+                k: input.k.clone(),
+                v: input.v.clone(),
+                sinks: vec![],
+            };
             assert_eq!(
                 computed(&rest, GgmlType::F16, None, None, 1),
                 whole[start * width..],

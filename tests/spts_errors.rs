@@ -81,10 +81,7 @@ fn sidecars_that_are_none() {
         with(&|f| f.architecture = "llama".into()),
         format!("{file}: not a sidecar: its architecture is 'llama', expected 'spts-proxies'")
     );
-    assert_eq!(
-        with(&|f| f.version = Some(2)),
-        format!("{file}: sidecar of version 2, expected 1: make it again with `spts-cli calibrate`")
-    );
+    assert_eq!(with(&|f| f.version = Some(2)), format!("{file}: sidecar of version 2, expected 1: make it again"));
     assert_eq!(with(&|f| f.version = None), format!("{file}: metadata key 'spts.version' is missing"));
     assert_eq!(with(&|f| f.fingerprint = None), format!("{file}: metadata key 'spts.fingerprint' is missing"));
     assert_eq!(with(&|f| f.d_low = None), format!("{file}: metadata key 'spts.d_low' is missing"));
@@ -137,7 +134,7 @@ fn a_sidecar_of_another_model() {
     assert_eq!(
         text,
         format!(
-            "model.spts.gguf: sidecar of another model (fingerprint {}, this model's is {own}): make one with `spts-cli calibrate`",
+            "model.spts.gguf: sidecar of another model (fingerprint {}, this model's is {own}): make one for this model",
             other.fingerprint.clone().unwrap()
         )
     );

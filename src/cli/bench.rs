@@ -1,10 +1,8 @@
 //! Measuring: `spts-cli bench -m model.gguf -p 8192,32768`.
 
-use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::Path;
-use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -21,11 +19,11 @@ use spts::method::{Method, Prompt};
 use spts::model::shape::Shape;
 use spts::output_file::OutputFile;
 use spts::session::physical_cores;
-use spts::{Model, SessionOptions, runtime};
+use spts::{Model, ModelFile, SessionOptions, runtime};
 
 use super::failure::Failure;
 use super::{BenchArgs, interrupt, note, run, schedule, warn};
-use crate::report::{self, Progress, grouped};
+use crate::report::{self, SharedProgress, grouped};
 
 /// Seed of weights and prompts: the same ones every time.
 const SEED: u64 = 1;
@@ -85,24 +83,28 @@ struct DeviceReport {
 pub fn bench(args: &BenchArgs) -> Result<String, Failure> {
     interrupt::install()?;
     runtime::set_log_level(runtime::Level::Silent);
-    let progress = Rc::new(RefCell::new(Progress::new()));
+    let progress = SharedProgress::new();
     let gguf = gguf(args, &progress)?;
     if args.repetitions == 0 {
-        progress.borrow_mut().clear();
+        progress.lock().clear();
         return Ok(String::new());
     }
     let device_bytes_before = backend::gpu_bytes_used();
     let start = Instant::now();
     let shown = progress.clone();
     args.device.set_up_process();
-    let options = args.device.model_options(Some(Box::new(move |fraction| shown.borrow_mut().load(fraction))));
-    let model = Model::from_gguf(Arc::new(gguf), options)?;
+    let options = args.device.model_options(Some(Box::new(move |fraction| shown.lock().load(fraction))));
+    let file = ModelFile::from_gguf(Arc::new(gguf))?;
+    let longest = args.prompts.iter().copied().max().unwrap_or(0) as usize;
+    if args.model.is_some() {
+        schedule::check(&args.spts, &file, longest)?;
+    }
+    let model = Model::place(file, options)?;
     let load_s = start.elapsed().as_secs_f64();
-    progress.borrow_mut().clear();
+    progress.lock().clear();
     warn(model.file());
     // Random weights were not trained at all.
-    let (n_ctx_train, longest) =
-        (model.hparams().n_ctx_train, args.prompts.iter().copied().max().unwrap_or(0) as usize);
+    let n_ctx_train = model.hparams().n_ctx_train;
     if args.synthetic.is_none() && longest > n_ctx_train {
         run::note_beyond_training("-p", longest, n_ctx_train);
     }
@@ -131,7 +133,7 @@ pub fn bench(args: &BenchArgs) -> Result<String, Failure> {
     };
     let mut watch = Watch { progress: progress.clone(), repetitions: options.repetitions };
     let measured = measure::measure(&model, &options, device_bytes_before, &mut watch);
-    progress.borrow_mut().clear();
+    progress.lock().clear();
     let report = describe(args, &model, &options, schedule.as_ref(), load_s, measured?);
     if args.json {
         let json = serde_json::to_string(&report).map_err(|e| Failure::Failed(format!("JSON: {e}")))?;
@@ -141,14 +143,14 @@ pub fn bench(args: &BenchArgs) -> Result<String, Failure> {
 }
 
 /// The file, or one that is made up.
-fn gguf(args: &BenchArgs, progress: &Rc<RefCell<Progress>>) -> Result<Gguf, Failure> {
+fn gguf(args: &BenchArgs, progress: &SharedProgress) -> Result<Gguf, Failure> {
     let options = args.device.open_options();
     let open = |path: &Path| Gguf::open(path, options).map_err(spts::Error::from);
     let Some(made) = synthetic(args)? else {
         return Ok(open(args.model.as_deref().unwrap_or(Path::new("")))?);
     };
     let mut show = |tensor: &str, share: f64| {
-        progress.borrow_mut().note(&format!("making {tensor}  {:.0} %", 100.0 * share));
+        progress.lock().note(&format!("making {tensor}  {:.0} %", 100.0 * share));
     };
     let Some(path) = &args.write else {
         return Ok(made.open(&mut show).map_err(spts::Error::from)?);
@@ -221,7 +223,7 @@ fn sidecar(args: &BenchArgs, model: &Model, schedule: &mut Schedule) -> Result<O
 
 /// Shows which run is under way.
 struct Watch {
-    progress: Rc<RefCell<Progress>>,
+    progress: SharedProgress,
     repetitions: usize,
 }
 
@@ -235,7 +237,7 @@ impl measure::Progress for Watch {
             Some(i) => format!("run {} of {}", i + 1, self.repetitions),
             None => "warm-up".into(),
         };
-        self.progress.borrow_mut().note(&format!("{} tokens, {}: {at}", grouped(n_prompt), mode.name()));
+        self.progress.lock().note(&format!("{} tokens, {}: {at}", grouped(n_prompt), mode.name()));
     }
 
     fn questions(&mut self, n_document: usize, repetition: Option<usize>) {
@@ -243,7 +245,7 @@ impl measure::Progress for Watch {
             Some(i) => format!("run {} of {}", i + 1, self.repetitions),
             None => "warm-up".into(),
         };
-        self.progress.borrow_mut().note(&format!("questions about {} tokens: {at}", grouped(n_document)));
+        self.progress.lock().note(&format!("questions about {} tokens: {at}", grouped(n_document)));
     }
 }
 

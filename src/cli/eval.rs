@@ -16,7 +16,7 @@ use clap::{Args, Subcommand};
 use spts::method::spts::schedule::Schedule;
 use spts::output_file::OutputFile;
 use spts::session::prefill::PrefillProgress;
-use spts::{Model, Session, SessionOptions};
+use spts::{Model, ModelFile, Session, SessionOptions};
 
 use super::failure::Failure;
 use super::options::{DeviceArgs, SptsArgs};
@@ -99,12 +99,22 @@ struct Subject<'a> {
 }
 
 impl<'a> Subject<'a> {
-    fn open(args: &'a TextArgs) -> Result<Subject<'a>, Failure> {
+    /// Opens the file, and places its weights when `check`, which says how long prompts will be, and the configurations fit.
+    fn open(
+        args: &'a TextArgs,
+        configs: &[Configuration],
+        check: impl FnOnce(&ModelFile, &[u32]) -> Result<usize, Failure>,
+    ) -> Result<Subject<'a>, Failure> {
         let text = prompt::read_text(&args.file)?;
         args.device.set_up_process();
-        let model = Model::open(&args.model, args.device.model_options(None))?;
-        warn(model.file());
-        let tokens = model.tokenizer().encode(&text, false, false);
+        let file = ModelFile::open(&args.model, args.device.open_options())?;
+        warn(&file);
+        let tokens = file.tokenizer().encode(&text, false, false);
+        let n_tokens = check(&file, &tokens)?;
+        for config in configs {
+            schedule::check(&config.spts, &file, n_tokens)?;
+        }
+        let model = Model::place(file, args.device.model_options(None))?;
         Ok(Subject { args, model, tokens, progress: Progress::new() })
     }
 

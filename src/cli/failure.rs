@@ -27,6 +27,10 @@ impl From<spts::Error> for Failure {
     fn from(e: spts::Error) -> Failure {
         match e {
             spts::Error::Interrupted => Failure::Interrupted,
+            // These parameters are called as their flags.
+            spts::Error::Sampler(spts::SamplerError::Parameter { name, .. }) => {
+                Failure::Failed(format!("{e} (--{})", name.replace('_', "-")))
+            }
             other => Failure::Failed(match remedy(&other) {
                 Some(flags) => format!("{other} ({flags})"),
                 None => other.to_string(),
@@ -37,6 +41,7 @@ impl From<spts::Error> for Failure {
 
 /// The flags that mend what the library reports, which knows no flags.
 fn remedy(e: &spts::Error) -> Option<&'static str> {
+    use spts::SidecarError;
     use spts::ggml::GgmlError;
     use spts::gguf::GgufError;
     use spts::quantize::QuantizeError;
@@ -45,6 +50,9 @@ fn remedy(e: &spts::Error) -> Option<&'static str> {
         spts::Error::ContextFull { .. } => "-c",
         spts::Error::CacheType { .. } => "-ctk f16 -ctv f16",
         spts::Error::ProxiesMissing => "spts-cli calibrate makes them, --no-proxy scores without",
+        spts::Error::Sidecar(
+            SidecarError::Version { .. } | SidecarError::OtherModel { .. } | SidecarError::NotFinite { .. },
+        ) => "spts-cli calibrate",
         spts::Error::DraftMissing { .. } => "--model-draft",
         spts::Error::Ggml(GgmlError::OutOfMemory { what, .. }) if what.contains("residual") => "--document-memory host",
         spts::Error::Document(spts::DocumentError::OtherTypes { .. }) => "-ctk and -ctv",

@@ -1,9 +1,7 @@
 //! Answering prompts: `spts-cli -m model.gguf -f long.txt -p question`, many questions about a document, or a conversation.
 
-use std::cell::RefCell;
 use std::io::{self, IsTerminal, Write};
 use std::path::Path;
-use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -22,9 +20,9 @@ use super::failure::Failure;
 use super::prompt::{self, Document, Prompt};
 use super::prompt_cache::PromptCache;
 use super::proxies::{self, Waiting};
-use super::runner::{Answer, Runner, SharedProgress};
+use super::runner::{Answer, Runner};
 use super::{RunArgs, conversation, inputs, interrupt, note, questions, schedule, warn};
-use crate::report::{self, Progress};
+use crate::report::{self, SharedProgress};
 
 /// From so many tokens on a prompt is one that other models' schedules would shorten.
 const LONG: usize = 10 * 1024;
@@ -89,7 +87,7 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
     let dump = args.dump_selection.as_deref().map(|path| create_dump(path, args)).transpose()?;
     runtime::set_log_level(if args.verbose { runtime::Level::All } else { runtime::Level::Silent });
 
-    let progress: SharedProgress = Rc::new(RefCell::new(Progress::new()));
+    let progress: SharedProgress = SharedProgress::new();
     let device_bytes_before = backend::gpu_bytes_used();
     let start = Instant::now();
     // What is wrong with the prompt, the schedule or the sidecar is found before any weight is placed.
@@ -224,9 +222,9 @@ fn create_dump(path: &Path, args: &RunArgs) -> Result<OutputFile, Failure> {
 fn place(args: &RunArgs, file: ModelFile, progress: &SharedProgress) -> Result<Arc<Model>, Failure> {
     let shown = progress.clone();
     args.device.set_up_process();
-    let options = args.device.model_options(Some(Box::new(move |fraction| shown.borrow_mut().load(fraction))));
+    let options = args.device.model_options(Some(Box::new(move |fraction| shown.lock().load(fraction))));
     let model = Model::place(file, options);
-    progress.borrow_mut().clear();
+    progress.lock().clear();
     Ok(model?)
 }
 
@@ -292,7 +290,7 @@ fn session(
 ) -> Result<Session, Failure> {
     let n_threads = args.device.threads.map(usize::from);
     let waiting = Waiting { model, prompt, n_ctx: n_ctx(args), n_threads };
-    let sidecar = proxies::settle(found, &waiting, schedule.as_mut(), &mut progress.borrow_mut())?;
+    let sidecar = proxies::settle(found, &waiting, schedule.as_mut(), &mut progress.lock())?;
     if args.verbose {
         describe(args, model, schedule.as_ref(), prompt.len())?;
     }

@@ -1,9 +1,7 @@
 //! A session that answers one prompt after another, and what it tells of each.
 
-use std::cell::RefCell;
 use std::io::{self, Write};
 use std::ops::ControlFlow;
-use std::rc::Rc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use spts::Session;
@@ -18,10 +16,7 @@ use super::failure::Failure;
 use super::options::DocumentMemory;
 use super::prompt_cache::PromptCache;
 use super::{RunArgs, note};
-use crate::report::{self, PrefillStep, Progress, RunReport, Stop, grouped};
-
-/// The progress line, which whoever works shows.
-pub type SharedProgress = Rc<RefCell<Progress>>;
+use crate::report::{self, PrefillStep, RunReport, SharedProgress, Stop, grouped};
 
 /// A session with what its reports tell.
 pub struct Runner<'a> {
@@ -60,7 +55,7 @@ impl Runner<'_> {
             }
             Err(e) => return Err(e.into()),
         };
-        self.progress.borrow_mut().clear();
+        self.progress.lock().clear();
         self.read = Some(read.clone());
         if self.args.verbose
             && let Some(document) = self.session.document()
@@ -99,14 +94,14 @@ impl Runner<'_> {
         let mut filter = options.stop.filter();
         let progress = self.progress.clone();
         let mut on_token = |token| {
-            progress.borrow_mut().clear();
+            progress.lock().clear();
             answer.push(&filter.push(&decoder.push(token)));
             // Without a reader the rest of the answer is wasted work.
             if answer.error.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         };
         self.session.clear();
         let generation = self.session.generate(&prompt.tokens, &mut sampler, options, &mut |p| step(p), &mut on_token);
-        self.progress.borrow_mut().clear();
+        self.progress.lock().clear();
         let generation = match generation {
             Ok(generation) => generation,
             Err(e) => {
@@ -126,7 +121,7 @@ impl Runner<'_> {
     fn step(&self) -> impl FnMut(PrefillProgress) -> ControlFlow<()> + use<> {
         let (progress, start) = (self.progress.clone(), Instant::now());
         move |p| {
-            progress.borrow_mut().prefill(&PrefillStep {
+            progress.lock().prefill(&PrefillStep {
                 layer: p.layer + 1,
                 n_layer: p.n_layer,
                 active: p.active,

@@ -21,7 +21,7 @@ use spts::tune::halves::halves;
 use spts::tune::halving::{self, Search};
 use spts::tune::space::{Candidate, candidates};
 use spts::tune::trial::{Asked, DENSE, Known, SessionTrial};
-use spts::{Model, Session, SessionOptions};
+use spts::{Model, ModelFile, Session, SessionOptions};
 
 use super::eval::tasks::device_names;
 use super::failure::Failure;
@@ -130,15 +130,16 @@ pub fn tune(args: &TuneArgs) -> Result<String, Failure> {
         None => prompt::read_document(args.source())?,
     };
     args.device.set_up_process();
-    let model = Model::open(&args.model, args.device.model_options(None))?;
-    warn(model.file());
-    let base = parse_schedule_arg(args.base(model.shape()), model.shape())?;
+    let opened = ModelFile::open(&args.model, args.device.open_options())?;
+    warn(&opened);
+    let base = parse_schedule_arg(args.base(opened.shape()), opened.shape())?;
     let prompts = match args.text {
-        Some(_) => hidden_numbers(args, &model, &base, &source)?,
-        None => with_answers(args, &model, &source)?,
+        Some(_) => hidden_numbers(args, &opened, &base, &source)?,
+        None => with_answers(args, &opened, &source)?,
     };
     let out = args.out.clone().unwrap_or_else(|| path_beside(&args.model));
     let file = create(&out, args)?;
+    let model = Model::place(opened, args.device.model_options(None))?;
     let (base, sidecar) = with_proxies(args, &model, base, &prompts)?;
     let all = variants(args, &model, &base, &prompts)?;
     let (search_half, report_half) = halves(prompts, |p| &p.task, args.seed);

@@ -9,10 +9,10 @@ use super::{Tensor, type_id};
 use crate::gguf::GgmlType;
 
 /// Elements of a head, at most (`SPTS_CPU_ATTENTION_MAX_HEAD`).
-const MAX_HEAD: usize = 256;
+pub const MAX_HEAD: usize = 256;
 
 /// Where the operation's arguments begin in its node's parameters (`SPTS_CPU_ATTENTION_FIRST`).
-const FIRST_ARGUMENT: usize = 8;
+pub const FIRST_ARGUMENT: usize = 8;
 
 /// Whether attention is left to ggml.
 static IS_GGMLS: AtomicBool = AtomicBool::new(false);
@@ -40,12 +40,18 @@ pub struct Visible<'a> {
 
 impl Ops {
     /// Attention of `q [d, n_q, n_head]` over `k`, `v [d, n_kv, n_head_kv]` of any type, in F32. A query's result does not depend on
-    /// the others beside it. `-> F32 [d, n_head, n_q]`
-    pub fn cpu_attention<'a>(&'a self, [q, k, v]: [Tensor<'a>; 3], visible: Visible<'a>, scale: f32) -> Tensor<'a> {
+    /// the others beside it. `sinks [n_head]`: further scores, whose weight goes to no value. `-> F32 [d, n_head, n_q]`
+    pub fn cpu_attention<'a>(
+        &'a self,
+        [q, k, v]: [Tensor<'a>; 3],
+        visible: Visible<'a>,
+        scale: f32,
+        sinks: Option<Tensor<'a>>,
+    ) -> Tensor<'a> {
         let [d, n_q, n_head] = [0, 1, 2].map(|i| q.ne(i) as i64);
-        let positions = visible.positions.map_or(std::ptr::null_mut(), Tensor::raw);
-        let mut src = [q.raw(), k.raw(), v.raw(), positions];
-        let n_src = if positions.is_null() { 3 } else { 4 };
+        // In the place of what is missing stands q.
+        let mut src = [q, k, v, visible.positions.unwrap_or(q), sinks.unwrap_or(q)].map(Tensor::raw);
+        let n_src = src.len() as i32;
         let arguments = [visible.first as i32, scale.to_bits() as i32, visible.window.map_or(0, |w| w as i32), 0];
         // SAFETY: a live context with room (nodes were counted); the operation reads these sources and arguments, and ggml's own
         // parameters of such a node end before them.

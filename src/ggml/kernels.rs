@@ -10,6 +10,12 @@ use super::{Tensor, cpu_attention, type_id};
 use crate::gguf::GgmlType;
 use crate::attributes::{Activation, Heads, Join, Rope, RopeLayout};
 
+/// Weights of which a CUDA device holds copies in 16 bits, made ahead of their products (`BUFFERS` in wide_weights.cu).
+pub const WIDE_WEIGHTS: usize = 3;
+
+/// Bytes of logits that probing holds at a time: four for each of `LOGITS` in selection.cu, and as many by ggml's operations.
+pub const PROBE_LOGITS: usize = 128 << 20;
+
 /// What a device's kernels take, ggml's and ours: the one place that knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Kernels {

@@ -26,7 +26,7 @@ use super::shape::Shape;
 use super::table::{Role, Weight};
 
 /// Sees the share of the weights that is in place, from 0 to 1.
-pub type LoadProgress = Box<dyn FnMut(f32)>;
+pub type LoadProgress = Box<dyn FnMut(f32) + Send>;
 
 /// How a model is opened.
 pub struct ModelOptions {
@@ -43,6 +43,20 @@ pub struct ModelOptions {
     pub n_gpu_layers: Option<usize>,
     /// Called with the fraction of weights placed so far.
     pub progress: Option<LoadProgress>,
+}
+
+impl fmt::Debug for ModelOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ModelOptions { mmap, mlock, repack, device, n_gpu_layers, progress } = self;
+        f.debug_struct("ModelOptions")
+            .field("mmap", mmap)
+            .field("mlock", mlock)
+            .field("repack", repack)
+            .field("device", device)
+            .field("n_gpu_layers", n_gpu_layers)
+            .field("progress", &progress.is_some())
+            .finish()
+    }
 }
 
 impl Default for ModelOptions {

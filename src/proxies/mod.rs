@@ -40,12 +40,17 @@ pub enum Found {
 /// A file that the user has put there is not right for the model; one of our own in the cache folder is made again instead.
 pub fn find(file: &ModelFile, given: Option<&Path>, budgets: &Budgets) -> Result<Found, SidecarError> {
     let layers: Vec<usize> = budgets.layers_with_proxy().collect();
+    // One that was asked for is looked at in any case.
+    let given = given.map(|path| open(path, file, &layers)).transpose()?;
     if layers.is_empty() {
         return Ok(Found::NotNeeded);
     }
+    if let Some(sidecar) = given {
+        return Ok(Found::Sidecar(Arc::new(sidecar)));
+    }
     let beside = Sidecar::path_beside(file.gguf().path());
-    if let Some(path) = given.map(Path::to_owned).or_else(|| beside.exists().then_some(beside)) {
-        return Ok(Found::Sidecar(Arc::new(open(&path, file, &layers)?)));
+    if beside.exists() {
+        return Ok(Found::Sidecar(Arc::new(open(&beside, file, &layers)?)));
     }
     let keep_at = cache_folder().map(|folder| folder.join(format!("{}.spts.gguf", fingerprint(file.gguf()))));
     let unusable = match &keep_at {

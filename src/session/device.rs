@@ -3,6 +3,7 @@
 use crate::Result;
 use crate::ggml::GgmlError;
 use crate::ggml::backend::Backend;
+use crate::ggml::kernels::{PROBE_LOGITS, WIDE_WEIGHTS};
 use crate::ggml::ops::Ops;
 use crate::ggml::profile::OpTimes;
 use crate::graph::ir::{Node, Op, WeightId};
@@ -23,13 +24,6 @@ pub struct Device {
     /// Times by kind of operation, if they are recorded.
     pub op_times: Option<OpTimes>,
 }
-
-/// Bytes of logits that probing on a GPU holds at a time (vendor/ggml-sys/src/selection.cu).
-const PROBE_LOGITS: usize = 128 << 20;
-
-/// Weights of which a GPU holds 16-bit copies at a time, the largest at worst: those made ahead
-/// (vendor/ggml-sys/src/wide_weights.cu), and one of a captured graph.
-const WIDE_WEIGHTS: usize = 3 + 1;
 
 impl Device {
     /// A device around its backend.
@@ -66,7 +60,8 @@ impl Device {
         };
         let mine = |node: &&Node| run.model.placement().of(node.layer, false) == device;
         let most = graph.nodes.iter().filter(mine).map(needs).max().unwrap_or(0);
-        let bytes = most + 2 * WIDE_WEIGHTS * shape.n_embd * shape.n_ff;
+        // Those made ahead, the largest at worst, and one of a captured graph.
+        let bytes = most + 2 * (WIDE_WEIGHTS + 1) * shape.n_embd * shape.n_ff;
         // What was found room for before is ggml's already.
         let (more, free) = (bytes.saturating_sub(self.copies), self.backend.buffer_type().free_bytes());
         if more > free {

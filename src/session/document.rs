@@ -6,6 +6,7 @@
 //! all layers, all of their caches serve. A session that has read a document ([`Session::read`]) compares every prompt with what
 //! it has of the one before, and begins where the two part.
 
+use std::fmt;
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::time::Instant;
@@ -119,6 +120,15 @@ impl Prefix {
 pub struct Document<'s> {
     session: &'s Session,
     prefix: &'s Prefix,
+}
+
+impl fmt::Debug for Document<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Document")
+            .field("n_tokens", &self.tokens().len())
+            .field("n_layers_read", &self.n_layers_read())
+            .finish_non_exhaustive()
+    }
 }
 
 impl Document<'_> {

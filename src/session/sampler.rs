@@ -17,8 +17,8 @@ use crate::random::SplitMix64;
 #[non_exhaustive]
 pub enum SamplerError {
     /// A parameter outside its range.
-    #[error("{flag} {value}: expected {expected}")]
-    Parameter { flag: &'static str, value: f64, expected: &'static str },
+    #[error("{name} {value}: expected {expected}")]
+    Parameter { name: &'static str, value: f64, expected: &'static str },
     /// There are no logits.
     #[error("sampler: no logits; expected one per token of the vocabulary")]
     Empty,
@@ -77,17 +77,17 @@ impl SamplerParams {
     /// # Errors
     /// [`SamplerError::Parameter`] for the first that is off.
     pub fn validate(&self) -> Result<(), SamplerError> {
-        let check = |flag, value: f32, good: bool, expected| match good {
+        let check = |name, value: f32, good: bool, expected| match good {
             true => Ok(()),
-            false => Err(SamplerError::Parameter { flag, value: value.into(), expected }),
+            false => Err(SamplerError::Parameter { name, value: value.into(), expected }),
         };
-        check("--temp", self.temp, self.temp.is_finite() && self.temp >= 0.0, "a finite number, 0 (greedy) or above")?;
-        check("--top-p", self.top_p, (0.0..=1.0).contains(&self.top_p), "a number from 0 to 1 (1 is off)")?;
-        check("--min-p", self.min_p, (0.0..=1.0).contains(&self.min_p), "a number from 0 to 1 (0 is off)")?;
+        check("temp", self.temp, self.temp.is_finite() && self.temp >= 0.0, "a finite number, 0 (greedy) or above")?;
+        check("top_p", self.top_p, (0.0..=1.0).contains(&self.top_p), "a number from 0 to 1 (1 is off)")?;
+        check("min_p", self.min_p, (0.0..=1.0).contains(&self.min_p), "a number from 0 to 1 (0 is off)")?;
         let penalty = self.repeat_penalty;
-        check("--repeat-penalty", penalty, penalty.is_finite() && penalty > 0.0, "a finite number above 0 (1 is off)")?;
+        check("repeat_penalty", penalty, penalty.is_finite() && penalty > 0.0, "a finite number above 0 (1 is off)")?;
         let last_n = self.repeat_last_n;
-        check("--repeat-last-n", last_n as f32, last_n >= -1, "a number of tokens, 0 (off), or -1 (all)")
+        check("repeat_last_n", last_n as f32, last_n >= -1, "a number of tokens, 0 (off), or -1 (all)")
     }
 }
 

@@ -36,6 +36,7 @@ pub(crate) use stream::Pending;
 pub use stream::StreamDecoder;
 pub use vocab::VocabKind;
 
+use std::fmt;
 use std::path::Path;
 
 use crate::printable::printable;
@@ -169,6 +170,12 @@ pub struct Tokenizer {
     specials: Specials,
     model: Model,
     pre: String,
+}
+
+impl fmt::Debug for Tokenizer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tokenizer").field("n_vocab", &self.n_vocab()).field("pre", &self.pre).finish_non_exhaustive()
+    }
 }
 
 enum Model {

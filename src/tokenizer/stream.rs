@@ -6,6 +6,7 @@ use super::Tokenizer;
 /// are held back until the rest has come.
 ///
 /// Control tokens give no text, unless [`StreamDecoder::with_special`] asks for them.
+#[derive(Debug)]
 pub struct StreamDecoder<'a> {
     tokenizer: &'a Tokenizer,
     pending: Pending,

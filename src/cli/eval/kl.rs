@@ -35,13 +35,14 @@ pub(super) struct KlArgs {
 
 /// Compares, and returns the result as JSON and as a table.
 pub(super) fn run(args: &KlArgs) -> Result<(Json, String), Failure> {
-    let mut subject = Subject::open(&args.text)?;
     let configs = or_default(&args.configs, &["paper", "default"]);
     let (n, next, samples) = (args.n_tokens as usize, usize::from(args.next), usize::from(args.samples));
     let needed = n + next;
-    let Some(room) = subject.tokens.len().checked_sub(needed) else {
-        return Err(spts::Error::from(EvalError::TextTooShort { found: subject.tokens.len(), needed }).into());
-    };
+    let mut subject = Subject::open(&args.text, &configs, |_, text| match text.len() < needed {
+        true => Err(spts::Error::from(EvalError::TextTooShort { found: text.len(), needed }).into()),
+        false => Ok(n),
+    })?;
+    let room = subject.tokens.len() - needed;
     let places: Vec<Vec<u32>> = (0..samples).map(|i| subject.tokens[room * i / samples..][..needed].to_vec()).collect();
     let dense = configuration("dense").map_err(Failure::Failed)?;
     let mut session = subject.session(&dense, &places[0][..n])?;

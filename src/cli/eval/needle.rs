@@ -40,8 +40,18 @@ pub(super) fn run(args: &NeedleArgs) -> Result<(Json, String), Failure> {
     let inputs = [args.text.model.as_path(), args.text.file.as_path()];
     // A place that cannot be written is better known before the work.
     let plot = args.svg.as_deref().map(|path| super::create_plot(path, &inputs, &args.configs)).transpose()?;
-    let mut subject = Subject::open(&args.text)?;
     let configs = or_default(&args.configs, &["dense", "paper", "default"]);
+    let task = |n_tokens: u32, n_keys: u8| NeedleTask {
+        n_tokens: n_tokens as usize,
+        n_keys: n_keys.into(),
+        n_samples: args.samples.into(),
+    };
+    let mut subject = Subject::open(&args.text, &configs, |file, text| {
+        for (&n_tokens, &n_keys) in args.n_tokens.iter().flat_map(|n| args.keys.iter().map(move |k| (n, k))) {
+            task(n_tokens, n_keys).prompts(file.tokenizer(), text).map_err(spts::Error::from)?;
+        }
+        Ok(args.n_tokens.iter().copied().max().unwrap_or(0) as usize)
+    })?;
     let width = configs.iter().map(|c| c.name.len()).max().unwrap_or(0).max(13);
     let mut table = format!(
         "{}, needles\n\n{:>8} {:>5}  {:width$} {:>9} {:>11}\n",
@@ -56,9 +66,9 @@ pub(super) fn run(args: &NeedleArgs) -> Result<(Json, String), Failure> {
     let mut found: Vec<Found> = Vec::new();
     for &n_tokens in &args.n_tokens {
         for &n_keys in &args.keys {
-            let task =
-                NeedleTask { n_tokens: n_tokens as usize, n_keys: n_keys.into(), n_samples: args.samples.into() };
-            let prompts = task.prompts(subject.model.tokenizer(), &subject.tokens).map_err(spts::Error::from)?;
+            let prompts = task(n_tokens, n_keys)
+                .prompts(subject.model.tokenizer(), &subject.tokens)
+                .map_err(spts::Error::from)?;
             for (c, config) in configs.iter().enumerate() {
                 let mut session = subject.session(config, &prompts[0].tokens)?;
                 let (mut answered, mut kept, mut items) = (0, 0.0, Vec::new());

@@ -14,6 +14,7 @@ use spts::{Session, SessionOptions};
 use super::{Subject, TextArgs, shown};
 use crate::cli::failure::Failure;
 use crate::cli::options::SptsArgs;
+use crate::cli::schedule;
 use crate::report::grouped;
 
 /// Quality of proxies.
@@ -37,14 +38,14 @@ fn share(text: &str) -> Result<f64, String> {
 
 /// Compares, and returns the result as JSON and as a table.
 pub(super) fn run(args: &ProxiesArgs) -> Result<(Json, String), Failure> {
-    let mut subject = Subject::open(&args.text)?;
     let n = args.n_tokens as usize;
-    let Some(start) = subject.tokens.len().checked_sub(n) else {
-        return Err(spts::Error::from(EvalError::TextTooShort { found: subject.tokens.len(), needed: n }).into());
-    };
-    let tokens = subject.tokens[start..].to_vec();
     let path = args.spts.sidecar.clone().unwrap_or_else(|| Sidecar::path_beside(&args.text.model));
     let sidecar = Arc::new(Sidecar::open(&path).map_err(spts::Error::from)?);
+    let mut subject = Subject::open(&args.text, &[], |file, text| match text.len() < n {
+        true => Err(spts::Error::from(EvalError::TextTooShort { found: text.len(), needed: n }).into()),
+        false => schedule::check(&args.spts, file, n).map(|()| n),
+    })?;
+    let tokens = subject.tokens[subject.tokens.len() - n..].to_vec();
     let Some(schedule) = subject.schedule(&args.spts)? else {
         return Err(Failure::Failed("--no-spts: without token skipping there is no probe to compare with".into()));
     };

@@ -17,7 +17,7 @@ use spts::method::Method;
 use spts::method::spts::schedule::Schedule;
 use spts::method::spts::sidecar::{Sidecar, fingerprint};
 use spts::tokenizer::ChatPrompt;
-use spts::{Model, Session, SessionOptions};
+use spts::{Model, ModelFile, Session, SessionOptions};
 
 use super::configuration::{Configuration, configuration, or_default};
 use super::tables::{self, Format};
@@ -170,9 +170,14 @@ fn measure(args: &TasksArgs) -> Result<(Results, Vec<String>), Failure> {
             return Err(Failure::Failed(format!("--part {number}/{of}: there are fewer prompts than parts")));
         }
     }
-    let model = Model::open(args.model.as_deref().unwrap_or("".as_ref()), args.device.model_options(None))?;
+    let file = ModelFile::open(args.model.as_deref().unwrap_or("".as_ref()), args.device.open_options())?;
     let n_ctx = args.ctx_size.filter(|&n| n > 0).map(|n| n as usize);
-    let prompts = encode(&model, &chosen, n_ctx.unwrap_or(model.hparams().n_ctx_train))?;
+    let prompts = encode(&file, &chosen, n_ctx.unwrap_or(file.hparams().n_ctx_train))?;
+    let longest = prompts.iter().map(|(_, text)| text.tokens.len()).max().unwrap_or(0);
+    for config in &configs {
+        schedule::check(&config.spts, &file, longest)?;
+    }
+    let model = Model::place(file, args.device.model_options(None))?;
     let mut progress = Progress::new();
     let (ready, sidecar) = prepare(args, &model, &configs, &prompts, &mut progress)?;
     let draft = draft(args, &configs)?;
@@ -241,11 +246,11 @@ pub(in crate::cli) fn device_names(model: &Model) -> String {
 
 /// The prompts' tokens, without the prompts that the context cannot hold.
 pub(in crate::cli) fn encode<'t>(
-    model: &Arc<Model>,
+    file: &ModelFile,
     chosen: &[&'t Task],
     n_ctx: usize,
 ) -> Result<Vec<(&'t Task, ChatPrompt)>, Failure> {
-    let (tokenizer, template) = (model.tokenizer(), model.chat_template());
+    let (tokenizer, template) = (file.tokenizer(), file.chat_template());
     let encoded: Vec<_> = chosen.par_iter().map(|task| (*task, task.text.encode(tokenizer, template))).collect();
     let mut prompts = Vec::new();
     let mut too_long = Vec::new();

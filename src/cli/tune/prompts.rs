@@ -1,8 +1,6 @@
 //! The prompts of a search: those of `--data`, or such as are made of a text.
 
-use std::sync::Arc;
-
-use spts::Model;
+use spts::ModelFile;
 use spts::eval::needle::{self, NeedlePrompt, NeedleTask};
 use spts::eval::score::Metric;
 use spts::eval::tasks::{Task, TaskData};
@@ -26,18 +24,18 @@ const SAMPLES: u32 = 16;
 const SHORT: usize = 4096;
 
 /// The prompts of `--data`.
-pub(super) fn with_answers(args: &TuneArgs, model: &Arc<Model>, source: &str) -> Result<Vec<Asked>, Failure> {
+pub(super) fn with_answers(args: &TuneArgs, file: &ModelFile, source: &str) -> Result<Vec<Asked>, Failure> {
     let origin = args.source().display().to_string();
     let data = TaskData::parse(source, &origin).map_err(failed)?;
     let chosen = data.choose(&args.tasks, args.samples.map(|n| n as usize), &origin).map_err(failed)?;
-    let prompts = encode(model, &chosen, args.n_ctx().unwrap_or(model.hparams().n_ctx_train))?;
+    let prompts = encode(file, &chosen, args.n_ctx().unwrap_or(file.hparams().n_ctx_train))?;
     Ok(prompts.into_iter().map(|(task, prompt)| Asked { task: task.clone(), prompt }).collect())
 }
 
 /// Prompts made of `--text`.
 pub(super) fn hidden_numbers(
     args: &TuneArgs,
-    model: &Arc<Model>,
+    file: &ModelFile,
     base: &Schedule,
     source: &str,
 ) -> Result<Vec<Asked>, Failure> {
@@ -46,7 +44,7 @@ pub(super) fn hidden_numbers(
         _ => base.in_full_from(),
     };
     let n_tokens = args.n_tokens.map_or(in_full, |n| n as usize);
-    let n_ctx = args.n_ctx().unwrap_or(model.hparams().n_ctx_train);
+    let n_ctx = args.n_ctx().unwrap_or(file.hparams().n_ctx_train);
     let n = n_tokens + needle::ANSWER_TOKENS;
     if n > n_ctx {
         return Err(Failure::Failed(format!(
@@ -55,14 +53,14 @@ pub(super) fn hidden_numbers(
             grouped(n_ctx)
         )));
     }
-    let text = model.tokenizer().encode(source, false, false);
+    let text = file.tokenizer().encode(source, false, false);
     let n_samples = args.samples.unwrap_or(SAMPLES) as usize;
     let mut asked = Vec::new();
     for n_keys in KEYS {
         let task = NeedleTask { n_tokens, n_keys, n_samples };
-        let prompts = task.prompts(model.tokenizer(), &text).map_err(spts::Error::from)?;
+        let prompts = task.prompts(file.tokenizer(), &text).map_err(spts::Error::from)?;
         for NeedlePrompt { tokens, expected, .. } in prompts {
-            let text = model.tokenizer().decode(&tokens);
+            let text = file.tokenizer().decode(&tokens);
             let task = Task {
                 line: asked.len() + 1,
                 id: None,

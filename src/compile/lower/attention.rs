@@ -69,7 +69,7 @@ impl<'a> Lowerer<'a, '_> {
             // Positions matter to windows alone, and only behind a prune: there the cache was empty, and its rows are the node's.
             let pruned = window.is_some() && !are_all_positions(self.graph, node);
             let positions = pruned.then(|| self.memory.stored(node.src[4]));
-            self.ops.cpu_attention([q, k, v], Visible { first, window, positions }, heads.scale)
+            self.ops.cpu_attention([q, k, v], Visible { first, window, positions }, heads.scale, None)
         } else {
             self.ops.causal_attention([q, k, v], first, heads.scale, bf16)
         };

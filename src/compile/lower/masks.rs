@@ -5,13 +5,11 @@ use crate::compile::mask_buffer::{ALIGN, MaskSize};
 use crate::compile::memory::Memory;
 use crate::compile::phases::{Phase, Program, Storage};
 use crate::ggml::Tensor;
+use crate::ggml::kernels::PROBE_LOGITS;
 use crate::graph::ir::*;
 
 /// Query rows that share one view of a mask. Attention over more is cut into parts (512 is ggml's best on GPUs, measured).
 pub const MASK_HEIGHT: usize = 512;
-
-/// Bytes of logits that probing by ggml's operations holds at a time.
-const PROBE_LOGITS: usize = 128 << 20;
 
 /// Whether attention by ggml's kernel is masked by a view of a buffer: not where positions have gaps that a window has
 /// to know of.

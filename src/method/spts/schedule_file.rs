@@ -1,4 +1,4 @@
-//! The text format of schedules, and the argument of `--schedule`.
+//! The text format of schedules, and schedules in one argument.
 //!
 //! One `key = value` per line; `#` starts a comment; blank lines are ignored; every key at most once except `stage`.
 //!
@@ -43,7 +43,7 @@ use crate::model::shape::Shape;
 /// A schedule has a few hundred bytes; more is another kind of file.
 const MAX_BYTES: u64 = 64 * 1024;
 
-/// What is wrong with a schedule file or a `--schedule` argument.
+/// What is wrong with a schedule file or a schedule in one argument.
 #[derive(Debug, Error)]
 #[allow(missing_docs)] // the fields are what the messages name
 #[non_exhaustive]
@@ -73,13 +73,13 @@ pub enum ScheduleFileError {
     Invalid { origin: String, source: ScheduleError },
 }
 
-/// The argument of `--schedule`: a preset's name, fractions (`0.28,0.22,0.125,0.0625`, with `:0.03` for the cut), or a
+/// A schedule in one argument: a preset's name, fractions (`0.28,0.22,0.125,0.0625`, with `:0.03` for the cut), or a
 /// file. A preset's name wins over a file of that name; write `./NAME` for the file.
 ///
 /// # Errors
 /// All of [`ScheduleFileError`]; the schedule that comes back is valid for `shape.n_layer` layers.
 pub fn parse_schedule_arg(arg: &str, shape: &Shape) -> Result<Schedule, ScheduleFileError> {
-    let invalid = |source| ScheduleFileError::Invalid { origin: format!("--schedule {arg:?}"), source };
+    let invalid = |source| ScheduleFileError::Invalid { origin: format!("schedule {arg:?}"), source };
     let schedule = match Schedule::preset(arg, shape).map_err(invalid)? {
         Some(preset) => preset,
         None if looks_like_fractions(arg) => parse_fractions(arg, shape)?,
@@ -320,7 +320,7 @@ fn parse_fractions(arg: &str, shape: &Shape) -> Result<Schedule, ScheduleFileErr
     // The usual cut, unless the budgets are so small that it would leave nothing.
     let cut = cut.unwrap_or_else(|| budgets.iter().fold(FRACTIONS.1, |cut, b| cut.min(b / 2.0)));
     Schedule::fractional(shape, budgets, cut)
-        .map_err(|source| ScheduleFileError::Invalid { origin: format!("--schedule {arg:?}"), source })
+        .map_err(|source| ScheduleFileError::Invalid { origin: format!("schedule {arg:?}"), source })
 }
 
 /// The schedule's file: `parse_schedule` reads back the same schedule.

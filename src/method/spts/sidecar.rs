@@ -45,7 +45,7 @@ pub enum SidecarError {
         found: String,
     },
     /// A version this program does not read.
-    #[error("{file}: sidecar of version {found}, expected {VERSION}: make it again with `spts-cli calibrate`")]
+    #[error("{file}: sidecar of version {found}, expected {VERSION}: make it again")]
     Version {
         /// File.
         file: String,
@@ -54,7 +54,7 @@ pub enum SidecarError {
     },
     /// The sidecar was made for other weights.
     #[error(
-        "{file}: sidecar of another model (fingerprint {found}, this model's is {expected}): make one with `spts-cli calibrate`"
+        "{file}: sidecar of another model (fingerprint {found}, this model's is {expected}): make one for this model"
     )]
     OtherModel {
         /// File.
@@ -86,7 +86,7 @@ pub enum SidecarError {
     },
     /// A proxy that would compute no number.
     #[error(
-        "{file}: tensor '{tensor}', a proxy of layer {layer}: element {element} is {value}, expected a finite number: make it again with `spts-cli calibrate`"
+        "{file}: tensor '{tensor}', a proxy of layer {layer}: element {element} is {value}, expected a finite number: make it again"
     )]
     NotFinite {
         /// File.

@@ -60,7 +60,8 @@ struct Problem {
     const ggml_tensor * q;
     const ggml_tensor * k;
     const ggml_tensor * v;
-    const int32_t *     positions;
+    const int32_t *     positions; // or null
+    const float *       sinks;     // or null
     float *             out;
     int64_t d, n_q, n_head, group;
     int64_t first, window;
@@ -233,8 +234,13 @@ void attend(const Problem & p, int64_t head, int64_t start, Scratch & s) {
 
     for (int64_t lane = 0; lane < n_lanes; lane++) {
         const int64_t index = start + lane;
-        const float   sum   = ((const float *) s.sum)[lane];
-        float * out = p.out + (index / p.group * p.n_head + head * p.group + index % p.group) * p.d;
+        const int64_t q_head = head * p.group + index % p.group;
+        float sum = ((const float *) s.sum)[lane];
+        if (p.sinks) {
+            // In the softmax's denominator alone. That of a score far above all others is infinite, and nothing is left.
+            sum += expf(p.sinks[q_head] - ((const float *) s.most)[lane]);
+        }
+        float * out = p.out + (index / p.group * p.n_head + q_head) * p.d;
         for (int64_t i = 0; i < p.d; i++) {
             out[i] = ((const float *) s.out[i])[lane] / sum;
         }
@@ -248,12 +254,13 @@ void spts_cpu_attention(ggml_tensor * dst, int ith, int nth, void * userdata) {
     (void) userdata;
     const ggml_tensor * q = dst->src[0];
     const ggml_tensor * k = dst->src[1];
-    const ggml_tensor * positions = dst->src[3];
+    const auto given = [&](int i) { return dst->src[i] == q ? nullptr : dst->src[i]->data; };
     Problem p;
     p.q         = q;
     p.k         = k;
     p.v         = dst->src[2];
-    p.positions = positions ? (const int32_t *) positions->data : nullptr;
+    p.positions = (const int32_t *) given(3);
+    p.sinks     = (const float *) given(4);
     p.out       = (float *) dst->data;
     p.d         = q->ne[0];
     p.n_q       = q->ne[1];
