@@ -2,9 +2,10 @@
 //!
 //! An [`OutputFile`] is written beside its place under a temporary name and renamed when it is finished, so that a failure
 //! leaves what was there before. It is created before the work whose result it takes: a place that cannot be written is found
-//! at once. A process that is interrupted calls [`remove_unfinished`] before it ends.
+//! at once. A process that is interrupted calls [`remove_unfinished`] before it ends. What a killed one has left is removed when
+//! the next file is written in the same folder: a file is locked as long as somebody writes it.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -122,9 +123,8 @@ impl OutputFile {
             move |source| OutputError::Write { file, action, source }
         };
         out.flush().map_err(failed("write"))?;
-        // The file must be closed before it is renamed (some systems insist).
-        drop(out);
-        temporary.map_or(Ok(()), |temporary| temporary.take_name().map_err(failed("replace")))
+        let file = out.into_inner().map_err(|e| failed("write")(e.into_error()))?;
+        temporary.map_or(Ok(()), |temporary| temporary.take_name(file).map_err(failed("replace")))
     }
 }
 
@@ -168,6 +168,27 @@ pub fn remove_unfinished() {
     }
 }
 
+/// What a temporary name begins and ends with.
+const PREFIX: &str = ".spts-";
+const SUFFIX: &str = ".tmp";
+
+/// Removes the files in the folder of `target` that nobody writes any more.
+fn remove_abandoned(target: &Path) {
+    let folder = target.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let is_ours = name.to_str().is_some_and(|name| name.starts_with(PREFIX) && name.ends_with(SUFFIX));
+        // The lock is kept until the file is gone.
+        if is_ours
+            && let Ok(file) = OpenOptions::new().write(true).open(entry.path())
+            && file.try_lock().is_ok()
+        {
+            // Nothing sensible can be done about a failure.
+            let _ = fs::remove_file(entry.path());
+        }
+    }
+}
+
 /// A file under a temporary name, which vanishes unless it takes its own.
 #[derive(Debug)]
 struct Temporary {
@@ -182,13 +203,18 @@ impl Temporary {
         if target.file_name().is_none() {
             return Err(io::ErrorKind::InvalidInput.into());
         }
+        remove_abandoned(&target);
         let mut unfinished = unfinished();
         let names = unfinished.as_mut().ok_or(io::ErrorKind::Interrupted)?;
         loop {
             let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
-            let path = target.with_file_name(format!(".spts-{}-{serial}.tmp", std::process::id()));
+            let path = target.with_file_name(format!("{PREFIX}{}-{serial}{SUFFIX}", std::process::id()));
             match OpenOptions::new().write(true).create_new(true).open(&path) {
                 Ok(file) => {
+                    // Whoever has it already takes it for abandoned.
+                    if let Err(TryLockError::WouldBlock) = file.try_lock() {
+                        continue;
+                    }
                     names.push(path.clone());
                     return Ok((file, Temporary { path, target }));
                 }
@@ -199,8 +225,10 @@ impl Temporary {
         }
     }
 
-    /// Puts the file, closed by now, in its place.
-    fn take_name(self) -> io::Result<()> {
+    /// Puts the file in its place.
+    fn take_name(self, file: File) -> io::Result<()> {
+        // Open, and so locked, until it has its name; but some systems insist that it be closed.
+        let _open = cfg!(unix).then_some(file);
         // Held while renaming, so that whoever removes unfinished files finds this one either way.
         let mut unfinished = unfinished();
         let names = unfinished.as_mut().ok_or(io::ErrorKind::Interrupted)?;

@@ -245,6 +245,35 @@ fn a_hangup_ends_a_command_unless_it_is_ignored() {
     assert_eq!(names(&scene), ["tiny.gguf"]);
 }
 
+/// What a killed command left is removed by the next that writes there, and what a living one writes is not.
+#[cfg(unix)]
+#[test]
+fn a_killed_commands_file_goes_with_the_next() {
+    let scene = Scene::new();
+    let args = ["bench", "--synthetic", "llama-3.2-1b", "--type", "q8_0", "-r", "0", "--write", "out.gguf"];
+    let start = || {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_spts-cli"))
+            .args(args)
+            .current_dir(scene.path("."))
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        wait_for_unfinished(&scene, &mut child);
+        child
+    };
+    let unfinished = || names(&scene).into_iter().filter(|n| n.ends_with(".tmp")).count();
+    let quantize = || scene.good(&["quantize", "-m", "tiny.gguf", "--type", "f16", "-o", "small.gguf"]);
+    let mut child = start();
+    quantize();
+    assert_eq!(unfinished(), 1, "a living command's file is gone");
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert_eq!(unfinished(), 1);
+    quantize();
+    assert_eq!(names(&scene), ["small.gguf", "tiny.gguf"]);
+}
+
 #[test]
 fn a_failed_conversion_leaves_nothing_behind() {
     let scene = Scene::new();
