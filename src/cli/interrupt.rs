@@ -14,7 +14,8 @@ use super::failure::Failure;
 /// The flags of the sessions that were opened, the oldest first.
 static COMPUTATIONS: Mutex<Vec<Weak<AtomicBool>>> = Mutex::new(Vec::new());
 
-/// Nothing is computed: a signal ends the process.
+/// Nothing is computed: SIGTERM and SIGHUP end the process. Ctrl-C is a key there, or comes between the key that ends a line and the
+/// answer to it.
 static AT_REST: AtomicBool = AtomicBool::new(false);
 
 /// Catches Ctrl-C, SIGTERM and SIGHUP from now on; a hangup that `nohup` has ignored stays ignored. Until there is a computation
@@ -28,13 +29,16 @@ pub fn install() -> Result<(), Failure> {
     let failed = |e: std::io::Error| Failure::Failed(format!("cannot catch Ctrl-C: {e}"));
     let mut signals = Signals::new(caught).map_err(failed)?;
     let thread = std::thread::Builder::new().name("interrupt".into());
-    thread.spawn(move || signals.forever().for_each(|_| interrupt())).map_err(failed)?;
+    thread.spawn(move || signals.forever().for_each(interrupt)).map_err(failed)?;
     Ok(())
 }
 
-fn interrupt() {
+fn interrupt(signal: i32) {
     let flags = COMPUTATIONS.lock().unwrap_or_else(PoisonError::into_inner);
     let at_rest = AT_REST.load(Ordering::Relaxed);
+    if at_rest && signal == SIGINT {
+        return;
+    }
     let asked = flags.iter().filter_map(Weak::upgrade).filter(|flag| !flag.swap(true, Ordering::Relaxed)).count();
     if asked == 0 || at_rest {
         output_file::remove_unfinished();
