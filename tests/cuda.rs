@@ -56,6 +56,8 @@ fn models() -> Vec<Tiny> {
         wide("qwen3", 8, 1, 128),
         wide("gemma3", 4, 1, 256),
         wide("phi3", 4, 4, 96),
+        Tiny { experts: Some((6, 2)), n_ff: 128, ..wide("qwen3moe", 8, 2, 64) },
+        Tiny { experts: Some((6, 2)), n_ff: 128, ..wide("gpt-oss", 8, 1, 64) },
     ]
 }
 
@@ -626,7 +628,8 @@ fn rivals() {
 #[test]
 fn masks_are_made_only_where_a_kernel_reads_them() {
     let tiny = &models()[0];
-    let heads = Heads { n_head: tiny.n_head, n_head_kv: tiny.n_head_kv, head_dim: tiny.head_dim, scale: 1.0 };
+    let heads =
+        Heads { n_head: tiny.n_head, n_head_kv: tiny.n_head_kv, head_dim: tiny.head_dim, scale: 1.0, sinks: None };
     if !Kernels::of("CUDA0").causal_attention(N, &heads) {
         eprintln!("skipped: this GPU has no attention kernel of ours");
         return;

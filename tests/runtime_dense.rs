@@ -82,7 +82,7 @@ fn every_tile_size_gives_the_reference() {
 /// Attention over more rows than a mask has is cut into parts.
 #[test]
 fn tiles_above_the_mask_s_height_give_the_same() {
-    for name in ["qwen2", "gemma3"] {
+    for name in ["qwen2", "gemma3", "gpt-oss"] {
         let pair = Pair::new(Tiny::named(name));
         let tokens = pair.tiny.prompt(1300);
         let small = logits(pair.session(|o| o.n_ubatch = Some(64)), &tokens);
@@ -305,6 +305,9 @@ fn odd_shapes_give_the_reference() {
         Tiny { n_embd: 11, n_head: 3, n_head_kv: 1, scaling: Scaling::Yarn(8.0, 16), ..Tiny::named("qwen2") },
         Tiny { window: Some(1), n_layer: 6, ..Tiny::named("gemma3") },
         Tiny { window: Some(300), n_layer: 13, ..Tiny::named("gemma3") },
+        Tiny { n_embd: 33, n_head: 9, n_head_kv: 3, n_ff: 7, experts: Some((7, 1)), ..Tiny::named("gpt-oss") },
+        Tiny { window: Some(1), n_layer: 3, head_dim: 34, n_rot: 34, ..Tiny::named("gpt-oss") },
+        Tiny { window: Some(300), n_head: 3, n_head_kv: 1, experts: Some((2, 2)), ..Tiny::named("gpt-oss") },
     ] {
         let pair = Pair::new(tiny);
         let tokens = pair.tiny.prompt(330);

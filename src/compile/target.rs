@@ -70,8 +70,8 @@ impl<'m> Target<'m> {
         match op {
             Op::Linear { weight, .. } => product(weight),
             Op::GatedFfn { gate, up, down, .. } => [gate, up, down].into_iter().all(product),
-            Op::ProxyNorm { .. } => {
-                self.proxy.is_some_and(|p| self.kernels.iter().all(|k| k.proxy_norm(rows, p.rank, p.d_low)))
+            Op::ProxyNorm { act, .. } => {
+                self.proxy.is_some_and(|p| self.kernels.iter().all(|k| k.proxy_norm(*act, rows, p.rank, p.d_low)))
             }
             _ => false,
         }

@@ -170,9 +170,13 @@ enum Body {
 
 impl Ffn {
     /// Looks up `ffn_norm`, `ffn_gate`, `ffn_up` and `ffn_down`; in Llama and its like they may have biases, in Gemma 3 there is
-    /// `post_ffw_norm`. In a mixture of experts `ffn_gate_inp`, which chooses, and `ffn_gate_exps`, `ffn_up_exps`, `ffn_down_exps`.
+    /// `post_ffw_norm`. In a mixture of experts `ffn_gate_inp`, which chooses, and `ffn_gate_exps`, `ffn_up_exps`, `ffn_down_exps`,
+    /// which all have biases in gpt-oss; its norm is called `post_attention_norm`.
     pub fn load(hp: &HParams, table: &mut WeightTable, act: Activation) -> Result<Self, ModelError> {
-        let norm = table.vector("ffn_norm.weight", hp.shape.n_embd)?;
+        let norm = match hp.arch {
+            Arch::GptOss => table.vector("post_attention_norm.weight", hp.shape.n_embd)?,
+            _ => table.vector("ffn_norm.weight", hp.shape.n_embd)?,
+        };
         let body = match hp.shape.experts {
             Some(experts) => Body::Experts(Self::experts(hp, table, experts, act)?),
             None => Self::gated(hp, table)?,
@@ -205,6 +209,15 @@ impl Ffn {
             n_expert,
             n_used,
             act,
+            biases: match hp.arch {
+                Arch::GptOss => Some(ExpertBiases {
+                    router: table.vector("ffn_gate_inp.bias", n_expert)?,
+                    gate: table.vectors("ffn_gate_exps.bias", f, n_expert)?,
+                    up: table.vectors("ffn_up_exps.bias", f, n_expert)?,
+                    down: table.vectors("ffn_down_exps.bias", d, n_expert)?,
+                }),
+                _ => None,
+            },
         })
     }
 

@@ -100,10 +100,15 @@ impl HParams {
         let rope = keys.rope(arch, head_dim, n_ctx_train)?;
         let swa = match arch {
             Arch::Gemma3 => keys.sliding_window(n_layer)?,
+            Arch::GptOss => {
+                let window = keys.size("attention.sliding_window", 1, 1 << 30)?;
+                Some(SlidingWindow { window, layers: keys.windowed_layers(n_layer, 2)? })
+            }
             _ => None,
         };
         let freq_base_swa = match swa {
-            Some(_) => keys.positive("rope.freq_base_swa", Some(10000.0))?,
+            Some(_) if arch == Arch::Gemma3 => keys.positive("rope.freq_base_swa", Some(10000.0))?,
+            Some(_) => keys.positive("rope.freq_base_swa", Some(rope.freq_base))?,
             None => rope.freq_base,
         };
         // Gemma 3 27B scales by the width of a head in the residual stream, all others by the head's own.
@@ -144,12 +149,14 @@ impl HParams {
     /// Attention geometry.
     pub fn heads(&self) -> Heads {
         let Shape { n_head, n_head_kv, head_dim, .. } = self.shape;
-        Heads { n_head, n_head_kv, head_dim, scale: self.attn_scale }
+        Heads { n_head, n_head_kv, head_dim, scale: self.attn_scale, sinks: None }
     }
 
     /// Rope of a layer, without per-pair factors.
     pub fn layer_rope(&self, layer: usize) -> Rope {
         match self.shape.window(layer) {
+            // Windows of gpt-oss are stretched as the other layers are.
+            Some(_) if self.arch == Arch::GptOss => Rope { freq_base: self.freq_base_swa, ..self.rope },
             Some(_) => Rope { freq_base: self.freq_base_swa, freq_scale: 1.0, ..self.rope },
             None => self.rope,
         }
@@ -291,8 +298,8 @@ impl Keys<'_> {
 
     fn experts(&self, arch: Arch) -> Result<Option<Experts>, ModelError> {
         let n_expert = self.size_or("expert_count", 0, 0, 1 << 16)?;
-        if arch != Arch::Qwen3Moe {
-            let expected = || format!("0: mixtures of experts are supported in {}", Arch::Qwen3Moe.name());
+        if !matches!(arch, Arch::Qwen3Moe | Arch::GptOss) {
+            let expected = || "0: mixtures of experts are supported in qwen3moe and gpt-oss".into();
             return if n_expert == 0 { Ok(None) } else { Err(self.invalid("expert_count", n_expert, expected())) };
         }
         self.in_range("expert_count", n_expert, 1, 1 << 16)?;
@@ -344,14 +351,13 @@ impl Keys<'_> {
         if window == 0 {
             return Ok(None);
         }
-        Ok(Some(SlidingWindow { window, layers: self.windowed_layers(n_layer)? }))
+        Ok(Some(SlidingWindow { window, layers: self.windowed_layers(n_layer, 6)? }))
     }
 
     /// Which layers have the window: as a list says, one entry a layer (booleans, or integers of which 0 is full attention), or
-    /// all but every n-th (0: all).
-    fn windowed_layers(&self, n_layer: usize) -> Result<Vec<bool>, ModelError> {
+    /// all but every n-th (0: all), where nothing is said `default`-th.
+    fn windowed_layers(&self, n_layer: usize, default: usize) -> Result<Vec<bool>, ModelError> {
         const SUFFIX: &str = "attention.sliding_window_pattern";
-        const DEFAULT: usize = 6;
         let layers: Vec<bool> = match self.gguf.get(&self.key(SUFFIX)) {
             Some(Value::Array(Array::Bool(layers))) => layers.clone(),
             Some(Value::Array(layers)) => {
@@ -360,7 +366,7 @@ impl Keys<'_> {
                 integers.ok_or_else(wrong)?.iter().map(|&x| x != 0).collect()
             }
             _ => {
-                let nth = self.size_or(SUFFIX, DEFAULT, 0, MAX_LAYERS)?;
+                let nth = self.size_or(SUFFIX, default, 0, MAX_LAYERS)?;
                 (1..=n_layer).map(|l| nth == 0 || l % nth != 0).collect()
             }
         };

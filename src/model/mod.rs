@@ -4,6 +4,7 @@
 pub mod dense;
 pub mod file;
 mod gemma3;
+mod gpt_oss;
 pub mod hparams;
 mod llama;
 pub mod overrides;
@@ -38,11 +39,13 @@ pub enum Arch {
     Mistral3,
     /// `qwen3moe`
     Qwen3Moe,
+    /// `gpt-oss`
+    GptOss,
 }
 
 impl Arch {
     /// All architectures that can be run.
-    pub const ALL: [Arch; 8] = [
+    pub const ALL: [Arch; 9] = [
         Arch::Llama,
         Arch::Qwen2,
         Arch::Qwen3,
@@ -51,6 +54,7 @@ impl Arch {
         Arch::Granite,
         Arch::Mistral3,
         Arch::Qwen3Moe,
+        Arch::GptOss,
     ];
 
     /// The architecture's name in GGUF files.
@@ -64,6 +68,7 @@ impl Arch {
             Arch::Granite => "granite",
             Arch::Mistral3 => "mistral3",
             Arch::Qwen3Moe => "qwen3moe",
+            Arch::GptOss => "gpt-oss",
         }
     }
 
@@ -84,6 +89,7 @@ impl Arch {
             Arch::Qwen2 => Box::new(qwen2::Qwen2::load(hp, table)?),
             Arch::Qwen3 | Arch::Qwen3Moe => Box::new(qwen3::Qwen3::load(hp, table)?),
             Arch::Gemma3 => Box::new(gemma3::Gemma3::load(hp, table)?),
+            Arch::GptOss => Box::new(gpt_oss::GptOss::load(hp, table)?),
             Arch::Phi3 => Box::new(phi3::Phi3::load(hp, table)?),
         })
     }
@@ -97,7 +103,7 @@ pub enum ModelError {
     #[error(transparent)]
     Gguf(#[from] crate::gguf::GgufError),
     /// An architecture that is not supported.
-    #[error("{file}: architecture '{arch}' is not supported; supported are llama, qwen2, qwen3, gemma3, phi3, granite, mistral3, qwen3moe")]
+    #[error("{file}: architecture '{arch}' is not supported; supported are llama, qwen2, qwen3, gemma3, phi3, granite, mistral3, qwen3moe, gpt-oss")]
     UnsupportedArch {
         /// File.
         file: String,

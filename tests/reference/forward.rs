@@ -236,7 +236,7 @@ impl Model {
             let mut mean = vec![0f64; n];
             for head in 0..self.n_head {
                 let visible = keys[..=row].iter().map(|k| Some(self.score(&q, k, head)));
-                for (mean, p) in mean.iter_mut().zip(softmax(visible)) {
+                for (mean, p) in mean.iter_mut().zip(softmax(visible, layer.sink(head))) {
                     *mean += p / self.n_head as f64;
                 }
             }
@@ -285,7 +285,7 @@ impl Model {
                 let in_window = layer.window.is_none_or(|w| position - p < w);
                 in_window.then(|| self.score(q, k, head))
             });
-            let weights = softmax(visible);
+            let weights = softmax(visible, layer.sink(head));
             let first = self.kv_head(head) * self.head_dim;
             for i in first..first + self.head_dim {
                 let sum: f64 = weights.iter().zip(&cache.v).map(|(w, v)| w * f64::from(v[i])).sum();
@@ -342,11 +342,10 @@ impl Model {
             None => y.iter().map(|y| y * self.residual_scale).collect(),
         }
     }
-
     fn ffn(&self, layer: &Layer, x: &[f32]) -> Vec<f32> {
         let one = |(gate, up, down): &(Linear, Linear, Linear)| {
             let (gate, up) = (gate.times(x), up.times(x));
-            let z: Vec<f32> = gate.iter().zip(&up).map(|(g, u)| self.activate(*g) * u).collect();
+            let z: Vec<f32> = gate.iter().zip(&up).map(|(g, u)| self.gated(*g, *u)).collect();
             down.times(&z)
         };
         let y = match &layer.router {
@@ -380,6 +379,12 @@ impl Model {
     }
 }
 
+impl Layer {
+    fn sink(&self, head: usize) -> Option<f64> {
+        self.sinks.as_ref().map(|sinks| f64::from(sinks[head]))
+    }
+}
+
 /// Which set of a layer is followed.
 enum Theirs {
     ActiveAttn(usize),
@@ -398,12 +403,12 @@ impl Theirs {
     }
 }
 
-/// Softmax over the visible entries; the others get 0.
-fn softmax(scores: impl Iterator<Item = Option<f64>>) -> Vec<f64> {
+/// Softmax over the visible entries and a sink, if there is one; the others get 0.
+fn softmax(scores: impl Iterator<Item = Option<f64>>, sink: Option<f64>) -> Vec<f64> {
     let scores: Vec<Option<f64>> = scores.collect();
-    let max = scores.iter().flatten().copied().fold(f64::NEG_INFINITY, f64::max);
+    let max = scores.iter().flatten().copied().chain(sink).fold(f64::NEG_INFINITY, f64::max);
     let exp: Vec<f64> = scores.iter().map(|s| s.map_or(0.0, |s| (s - max).exp())).collect();
-    let sum: f64 = exp.iter().sum();
+    let sum: f64 = exp.iter().sum::<f64>() + sink.map_or(0.0, |s| (s - max).exp());
     exp.iter().map(|e| e / sum).collect()
 }
 

@@ -15,6 +15,7 @@ pub enum Arch {
     Granite,
     Mistral3,
     Qwen3Moe,
+    GptOss,
 }
 
 impl Arch {
@@ -29,6 +30,7 @@ impl Arch {
             Arch::Granite => "granite",
             Arch::Mistral3 => "mistral3",
             Arch::Qwen3Moe => "qwen3moe",
+            Arch::GptOss => "gpt-oss",
         }
     }
 }
@@ -76,7 +78,7 @@ pub struct Tiny {
 }
 
 /// Names of the committed models.
-pub const NAMES: [&str; 12] = [
+pub const NAMES: [&str; 13] = [
     "llama",
     "llama-rope-freqs",
     "llama-linear",
@@ -89,6 +91,7 @@ pub const NAMES: [&str; 12] = [
     "granite",
     "mistral3",
     "qwen3moe",
+    "gpt-oss",
 ];
 
 impl Tiny {
@@ -229,6 +232,22 @@ impl Tiny {
                 vocab: Vocab::Bpe("qwen2", false),
                 ..llama
             },
+            // Three layers of each kind.
+            "gpt-oss" => Tiny {
+                name: "gpt-oss",
+                arch: Arch::GptOss,
+                n_layer: 6,
+                n_embd: 16,
+                n_head: 4,
+                n_head_kv: 2,
+                n_ff: 8,
+                window: Some(16),
+                scaling: Scaling::Yarn(4.0, 32),
+                rope_base: 150_000.0,
+                experts: Some((5, 3)),
+                vocab: Vocab::Bpe("gpt-4o", false),
+                ..llama
+            },
             other => panic!("no tiny model is called {other}"),
         }
     }
@@ -340,7 +359,7 @@ impl Tiny {
                 self.matrix(file, &name("attn_k.weight"), d, kv, 1.5);
                 self.matrix(file, &name("attn_v.weight"), d, kv, 1.0);
             }
-            if self.arch == Arch::Qwen2 {
+            if matches!(self.arch, Arch::Qwen2 | Arch::GptOss) {
                 self.uniform(file, &name("attn_q.bias"), &[q], 0.5);
                 self.uniform(file, &name("attn_k.bias"), &[kv], 0.5);
                 self.uniform(file, &name("attn_v.bias"), &[kv], 0.5);
@@ -350,13 +369,26 @@ impl Tiny {
                 self.norm(file, &name("attn_k_norm.weight"), self.head_dim, 1.5);
             }
             self.matrix(file, &name("attn_output.weight"), q, d, 0.75);
-            self.norm(file, &name("ffn_norm.weight"), d, 1.0);
+            let oss = self.arch == Arch::GptOss;
+            if oss {
+                self.uniform(file, &name("attn_output.bias"), &[d], 0.25);
+                self.uniform(file, &name("attn_sinks.weight"), &[self.n_head], 1.5);
+            }
+            self.norm(file, &name(if oss { "post_attention_norm.weight" } else { "ffn_norm.weight" }), d, 1.0);
             if let Some((n_expert, _)) = self.experts {
                 // Experts that differ much, and are chosen clearly.
                 self.matrix(file, &name("ffn_gate_inp.weight"), d, n_expert, 2.0);
-                for (part, n_in, n_out, gain) in [("gate", d, f, 1.25), ("up", d, f, 1.25), ("down", f, d, 1.0)] {
+                // Those of gpt-oss clamp some of what they multiply.
+                let [gain, gain_down] = if oss { [3.5, 0.25] } else { [1.25, 1.0] };
+                for (part, n_in, n_out, gain) in [("gate", d, f, gain), ("up", d, f, gain), ("down", f, d, gain_down)] {
                     let std = gain / (n_in as f64).sqrt();
                     self.uniform(file, &name(&format!("ffn_{part}_exps.weight")), &[n_in, n_out, n_expert], std);
+                    if oss {
+                        self.uniform(file, &name(&format!("ffn_{part}_exps.bias")), &[n_out, n_expert], 0.5);
+                    }
+                }
+                if oss {
+                    self.uniform(file, &name("ffn_gate_inp.bias"), &[n_expert], 0.5);
                 }
                 continue;
             }

@@ -78,7 +78,8 @@ impl<'a> Lowerer<'a, '_> {
         let (k, v) = (per_head(k), per_head(v));
         let mask = self.attention_mask(node, layer, window, first, from, n_kv, n);
         let q = self.ops.permute(self.ops.reshape(q, [d, heads.n_head, n]), [0, 2, 1, 3]);
-        let out = self.ops.flash_attn(q, k, v, mask, heads.scale);
+        let sinks = heads.sinks.map(|sinks| self.memory.weight(sinks));
+        let out = self.ops.flash_attn([q, k, v], mask, heads.scale, sinks);
         self.ops.accumulate_in(out, Precision::F32);
         self.flat(out, d * heads.n_head)
     }
