@@ -262,7 +262,7 @@ pub struct PlanArgs {
     /// Model, a GGUF file
     #[arg(short, long, value_name = "FILE", required_unless_present = "shape", conflicts_with = "shape")]
     pub model: Option<PathBuf>,
-    /// A well-known model's shape instead: llama-3.1-8b, llama-3.2-1b, qwen2.5-7b, qwen2.5-1.5b, qwen2.5-0.5b, smollm2-135m, gemma-3-270m, qwen3-30b-a3b
+    /// A well-known model's shape instead: llama-3.1-8b, llama-3.2-1b, qwen2.5-7b, qwen2.5-1.5b, qwen2.5-0.5b, smollm2-135m, gemma-3-270m, qwen3-30b-a3b, gpt-oss-20b, gpt-oss-120b
     #[arg(long, value_name = "NAME", value_parser = clap::builder::PossibleValuesParser::new(spts::model::shape::SHAPE_NAMES), hide_possible_values = true)]
     pub shape: Option<String>,
     /// Tokens of the prompt
@@ -322,7 +322,7 @@ pub struct BenchArgs {
     /// A well-known model's shape with random weights instead; plan's --shape lists the names
     #[arg(long, value_name = "SHAPE", value_parser = clap::builder::PossibleValuesParser::new(spts::model::shape::SHAPE_NAMES), hide_possible_values = true)]
     pub synthetic: Option<String>,
-    /// Types of the random weights: q4_0, q4_k_s, q4_k_m (also q4_k), q5_k_m, q6_k, q8_0, f16 or f32
+    /// Types of the random weights: mxfp4_moe, q4_0, q4_k_s, q4_k_m (also q4_k), q5_k_m, q6_k, q8_0, f16 or f32
     #[arg(long = "type", value_name = "TYPE", default_value = "q4_k_m", value_parser = preset)]
     pub preset: Preset,
     /// Keep the random model as a GGUF file, with random FFN proxies beside it
@@ -370,7 +370,7 @@ pub struct QuantizeArgs {
     /// Model to write
     #[arg(short, long, value_name = "FILE")]
     pub output: PathBuf,
-    /// Mix of types: q4_0, q4_k_s, q4_k_m (also q4_k), q5_k_m (also q5_k), q6_k, q8_0, f16 or f32
+    /// Mix of types: mxfp4_moe (experts in MXFP4, other matrices in Q8_0), q4_0, q4_k_s, q4_k_m (also q4_k), q5_k_m (also q5_k), q6_k, q8_0, f16 or f32
     #[arg(long = "type", value_name = "TYPE", value_parser = preset)]
     pub preset: Preset,
     /// Quantize weights that are quantized already: what the first time lost stays lost
