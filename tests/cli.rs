@@ -667,6 +667,7 @@ fn plan() {
             "flops_spts",
             "memory_bytes",
             "document_bytes",
+            "cpu_expert_bytes",
             "layers"
         ]
     );

@@ -343,17 +343,22 @@ fn quantized_cache() {
     compare("q8_0 cache", &path, &tiny.prompt(N), &options, 1e-3);
 }
 
-/// Some layers on each: prompts, answers, prompts behind answers; dense and skipping, with stages on either side of the border.
+/// Some layers on each, or experts on the CPU: prompts, answers, prompts behind answers; dense and skipping, with stages on either side of the border.
 #[test]
 fn layers_on_both() {
     for tiny in models() {
         let (_dir, path) = in_scratch(&tiny);
         let prompt = tiny.prompt(N);
         let schedule = schedule(&open(&path, "CPU"));
-        let split = |n_gpu_layers| {
-            let options = ModelOptions { device: Some("CUDA0".into()), n_gpu_layers, ..ModelOptions::default() };
+        let split = |(n_gpu_layers, n_cpu_moe)| {
+            let device = Some("CUDA0".into());
+            let options = ModelOptions { device, n_gpu_layers, n_cpu_moe, ..ModelOptions::default() };
             Model::open(&path, options).unwrap()
         };
+        let mut splits: Vec<_> = (0..=tiny.n_layer).map(|n| (Some(n), 0)).collect();
+        if tiny.experts.is_some() {
+            splits.extend([(None, 1), (None, usize::MAX), (Some(2), tiny.n_layer - 1)]);
+        }
         let methods: [(Arc<dyn Method>, f64); 2] = [(Arc::new(Dense), F32_WEIGHTS), (schedule.into(), SKIPPING)];
         for (method, bound) in methods {
             let options = SessionOptions { method, record_selection: true, ..SessionOptions::default() };
@@ -372,9 +377,9 @@ fn layers_on_both() {
                 (logits, report.selection, session.kv_lengths())
             };
             let (cpu, chosen, lengths) = read(open(&path, "CPU"));
-            for n_gpu_layers in 0..=tiny.n_layer {
-                let (both, selection, kv_lengths) = read(split(Some(n_gpu_layers)));
-                let what = format!("{}, {n_gpu_layers} layers on the GPU", tiny.name);
+            for &(n_gpu_layers, n_cpu_moe) in &splits {
+                let (both, selection, kv_lengths) = read(split((n_gpu_layers, n_cpu_moe)));
+                let what = format!("{}, {n_gpu_layers:?} layers on the GPU, {n_cpu_moe} without experts", tiny.name);
                 assert_eq!(kv_lengths, lengths, "{what}");
                 let common = if chosen.is_empty() { 1.0 } else { overlap(&selection, &chosen) };
                 assert!(common >= 0.99, "{what}: sets overlap by {common}");

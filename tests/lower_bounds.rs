@@ -84,7 +84,7 @@ fn buffer_type() -> BufferType {
 }
 
 fn program(graph: &Graph, tile: usize) -> Program {
-    phases::plan(&verify(graph.clone()).expect("an intact graph"), tile, &|_| false)
+    phases::plan(&verify(graph.clone()).expect("an intact graph"), tile, &phases::Cuts::default())
 }
 
 /// `n_past` tokens read, room for `n` more.
@@ -116,7 +116,7 @@ fn check(pair: &Pair, graph: &Graph, tile: usize, n_past: usize) -> f64 {
     let mut device = Device {
         model: &pair.model,
         sequence: sequence(pair, n_past, graph.n_tokens),
-        slots: SlotMemory::new(graph, &program, GgmlType::F16, buft).expect("memory"),
+        slots: SlotMemory::new(graph, &program, &|_| true, GgmlType::F16, buft).expect("memory"),
         masks: Masks::default(),
     };
     let needs = masks_needed(&device, graph, &program, &|p| sizes(p, tile));
@@ -181,7 +181,7 @@ fn needs(pair: &Pair, graph: &Graph, tile: usize) -> Vec<(Option<usize>, MaskSiz
     let device = Device {
         model: &pair.model,
         sequence: sequence(pair, 0, graph.n_tokens),
-        slots: SlotMemory::new(graph, &program, GgmlType::F16, buft).expect("memory"),
+        slots: SlotMemory::new(graph, &program, &|_| true, GgmlType::F16, buft).expect("memory"),
         masks: Masks::default(),
     };
     let mut needs = masks_needed(&device, graph, &program, &|p| sizes(p, tile));

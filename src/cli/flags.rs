@@ -11,8 +11,10 @@ use clap::Command;
 use super::llama_cpp;
 
 /// Flags of more than one letter, and the long flag that each stands for.
-const SHORT_FORMS: [(&str, &str); 9] = [
+const SHORT_FORMS: [(&str, &str); 11] = [
     ("-ngl", "--n-gpu-layers"),
+    ("-ncmoe", "--n-cpu-moe"),
+    ("-cmoe", "--cpu-moe"),
     ("-dev", "--device"),
     ("-ub", "--ubatch-size"),
     ("-ctk", "--cache-type-k"),
@@ -123,7 +125,7 @@ pub fn show(help: &str) -> String {
     let mut out = help.to_owned();
     for (short, long) in SHORT_FORMS {
         // `-no-cnv` is only another spelling.
-        if short.len() > 4 {
+        if short == "-no-cnv" {
             continue;
         }
         for end in [" ", "\n"] {

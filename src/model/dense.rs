@@ -202,7 +202,7 @@ impl Ffn {
     fn experts(hp: &HParams, table: &mut WeightTable, experts: Experts, act: Activation) -> Result<Op, ModelError> {
         let (d, f, Experts { n_expert, n_used }) = (hp.shape.n_embd, hp.shape.n_ff, experts);
         Ok(Op::Experts {
-            router: table.matrix("ffn_gate_inp.weight", d, n_expert, Role::Matrix)?,
+            router: table.matrix("ffn_gate_inp.weight", d, n_expert, Role::BesideExperts)?,
             gate: table.experts("ffn_gate_exps.weight", [d, f, n_expert])?,
             up: table.experts("ffn_up_exps.weight", [d, f, n_expert])?,
             down: table.experts("ffn_down_exps.weight", [f, d, n_expert])?,
@@ -211,7 +211,7 @@ impl Ffn {
             act,
             biases: match hp.arch {
                 Arch::GptOss => Some(ExpertBiases {
-                    router: table.vector("ffn_gate_inp.bias", n_expert)?,
+                    router: table.vectors("ffn_gate_inp.bias", n_expert, 1)?,
                     gate: table.vectors("ffn_gate_exps.bias", f, n_expert)?,
                     up: table.vectors("ffn_up_exps.bias", f, n_expert)?,
                     down: table.vectors("ffn_down_exps.bias", d, n_expert)?,

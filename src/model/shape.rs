@@ -136,6 +136,12 @@ impl Shape {
         embeddings + self.n_layer as f64 * (self.w_q() + self.w_k() + self.w_v() + self.w_o() + ffn)
     }
 
+    /// Bytes of the experts of each of the first `n_layers` layers, 4.5 bits each.
+    pub fn expert_bytes(&self, n_layers: usize) -> Vec<u64> {
+        let bytes = self.experts.map_or(0., |experts| experts.n_expert as f64 * self.w_expert() * 4.5 / 8.);
+        vec![bytes as u64; n_layers.min(self.n_layer)]
+    }
+
     pub(crate) fn w_q(&self) -> f64 {
         self.n_embd as f64 * (self.n_head as f64 * self.head_dim as f64)
     }

@@ -17,6 +17,8 @@ pub enum Role {
     Embedding,
     /// Matrices of which each row takes a few: read where they lie.
     Experts,
+    /// What chooses among experts, and their biases: small, and wherever they may be computed.
+    BesideExperts,
     /// Norm, bias, rope factors: F32.
     Vector,
 }
@@ -176,12 +178,12 @@ impl<'g> WeightTable<'g> {
         Ok(self.push(weight))
     }
 
-    /// F32 vectors `[n, count]`, one for each of as many experts.
+    /// F32 vectors `[n, count]`, one for each of as many experts, or one for all.
     pub fn vectors(&mut self, base: &str, n: usize, count: usize) -> Result<WeightId, ModelError> {
         let info = self.find(base, &[n, count])?;
         self.check_vector_type(info)?;
         let (name, layer) = (info.name.clone(), self.layer);
-        let (ne, bytes, role) = (vec![n, count], 0..info.nbytes as usize, Role::Vector);
+        let (ne, bytes, role) = (vec![n, count], 0..info.nbytes as usize, Role::BesideExperts);
         Ok(self.push(Weight { tensor: name.clone(), name, ty: info.ty, ne, bytes, role, layer }))
     }
 

@@ -7,6 +7,7 @@ use crate::ggml::ops::Ops;
 use crate::ggml::profile::OpTimes;
 use crate::graph::ir::{Node, Op, WeightId};
 
+use super::fetched::Fetched;
 use super::masks::Masks;
 use super::run::Run;
 
@@ -16,6 +17,8 @@ pub struct Device {
     pub backend: Backend,
     /// Attention masks.
     pub masks: Masks,
+    /// Experts' weights that lie elsewhere.
+    pub fetched: Fetched,
     /// The graph under construction.
     pub(super) ops: Ops,
     /// Bytes of 16-bit copies that there was room for.
@@ -34,7 +37,12 @@ const WIDE_WEIGHTS: usize = 3 + 1;
 impl Device {
     /// A device around its backend.
     pub fn new(backend: Backend) -> Self {
-        Self { backend, masks: Masks::default(), ops: Ops::default(), copies: 0, op_times: None }
+        Self { backend, masks: Masks::default(), fetched: Fetched::default(), ops: Ops::default(), copies: 0, op_times: None }
+    }
+
+    /// Bytes held by masks, scratch, and weights that were brought here.
+    pub fn n_bytes(&self) -> usize {
+        self.masks.n_bytes() + self.backend.scratch_bytes() + self.fetched.n_bytes()
     }
 
     /// A GPU's products make 16-bit copies of weights and rows, and what scores candidates has values in between, in memory that
@@ -64,7 +72,7 @@ impl Device {
             }
             _ => 0,
         };
-        let mine = |node: &&Node| run.model.placement().of(node.layer, false) == device;
+        let mine = |node: &&Node| run.model.placement().of(node) == device;
         let most = graph.nodes.iter().filter(mine).map(needs).max().unwrap_or(0);
         let bytes = most + 2 * WIDE_WEIGHTS * shape.n_embd * shape.n_ff;
         // What was found room for before is ggml's already.
