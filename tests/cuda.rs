@@ -56,6 +56,9 @@ fn models() -> Vec<Tiny> {
         wide("qwen3", 8, 1, 128),
         wide("gemma3", 4, 1, 256),
         wide("phi3", 4, 4, 96),
+        wide("olmo2", 4, 2, 64),
+        wide("olmo3", 4, 2, 64),
+        Tiny { n_rot: 64, ..wide("glm4", 8, 1, 128) },
         Tiny { experts: Some((6, 2)), n_ff: 128, ..wide("qwen3moe", 8, 2, 64) },
         Tiny { experts: Some((6, 2)), n_ff: 128, ..wide("gpt-oss", 8, 1, 64) },
     ]

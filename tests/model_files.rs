@@ -396,6 +396,48 @@ fn gpt_oss_that_cannot_be() {
     assert_eq!(windows(&file).len(), tiny.n_layer);
 }
 
+#[test]
+fn olmo2_and_glm4_that_cannot_be() {
+    for (name, tensor) in [
+        ("olmo2", "attn_q_norm.weight"),
+        ("olmo2", "attn_k_norm.weight"),
+        ("olmo3", "post_attention_norm.weight"),
+        ("olmo3", "post_ffw_norm.weight"),
+        ("glm4", "post_attention_norm.weight"),
+        ("glm4", "post_ffw_norm.weight"),
+        ("glm4", "ffn_norm.weight"),
+        ("glm4", "ffn_up.weight"),
+    ] {
+        let (mut missing, mut wrong) = (Tiny::named(name).build(), Tiny::named(name).build());
+        missing.tensors.retain(|t| t.name != format!("blk.1.{tensor}"));
+        assert!(refusal(&missing).contains(&format!("tensor 'blk.1.{tensor}' is missing")), "{name}");
+        let t = wrong.tensors.iter_mut().find(|t| t.name == format!("blk.1.{tensor}")).expect("a tensor");
+        t.shape[0] += 2;
+        t.data = vec![0.0; t.shape.iter().product()];
+        assert!(refusal(&wrong).contains(&format!("tensor 'blk.1.{tensor}' has shape")), "{name}: {tensor}");
+    }
+    // A norm that these have not would be missing from every answer.
+    let mut file = Tiny::named("olmo2").build();
+    file.add("blk.0.attn_norm.weight", &[24], vec![1.0; 24]);
+    assert!(refusal(&file).contains("architecture 'olmo2' has no tensor 'blk.0.attn_norm.weight'"));
+    let mut file = Tiny::named("glm4").build();
+    set(&mut file, "glm4.nextn_predict_layers", 1u32);
+    assert!(refusal(&file).contains("'glm4.nextn_predict_layers' is 1, expected 0"));
+    let mut file = Tiny::named("glm4").build();
+    set(&mut file, "glm4.rope.dimension_sections", Value::Array(4, [2, 1, 0, 0].map(Value::U32).to_vec()));
+    assert!(refusal(&file).contains("'glm4.rope.dimension_sections' is set, expected no sections"));
+    // A window of 0, or none, is full attention; other layers have it by pattern.
+    let windows = |file: &File| {
+        let model = open(file).expect("a model");
+        (0..8).map(|l| model.shape().window(l).is_some()).collect::<Vec<bool>>()
+    };
+    let olmo3 = Tiny::named("olmo3");
+    assert_eq!(windows(&olmo3.build()), [true, true, true, false, true, true, true, false]);
+    let mut file = olmo3.build();
+    set(&mut file, "olmo2.attention.sliding_window", 0u32);
+    assert_eq!(windows(&file), [false; 8]);
+}
+
 /// A file in MXFP4, made and read here, answers as its floats do.
 #[test]
 fn experts_in_mxfp4() {

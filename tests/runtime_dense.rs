@@ -307,6 +307,9 @@ fn odd_shapes_give_the_reference() {
         Tiny { window: Some(300), n_layer: 13, ..Tiny::named("gemma3") },
         Tiny { n_embd: 33, n_head: 9, n_head_kv: 3, n_ff: 7, experts: Some((7, 1)), ..Tiny::named("gpt-oss") },
         Tiny { window: Some(1), n_layer: 3, head_dim: 34, n_rot: 34, ..Tiny::named("gpt-oss") },
+        Tiny { n_embd: 33, n_head: 3, n_head_kv: 1, head_dim: 11, n_rot: 10, n_ff: 7, ..Tiny::named("olmo2") },
+        Tiny { window: Some(300), n_layer: 5, ..Tiny::named("olmo3") },
+        Tiny { n_embd: 35, n_head: 5, n_head_kv: 1, head_dim: 14, n_rot: 2, n_ff: 9, ..Tiny::named("glm4") },
         Tiny { window: Some(300), n_head: 3, n_head_kv: 1, experts: Some((2, 2)), ..Tiny::named("gpt-oss") },
     ] {
         let pair = Pair::new(tiny);

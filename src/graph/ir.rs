@@ -314,7 +314,7 @@ pub struct LayerAnchors {
     pub attn_out: NodeId,
     /// Residual stream after attention.
     pub ffn_inp: NodeId,
-    /// Normalised input of the FFN.
+    /// Normalised input of the FFN; its input, where it is not normalised.
     pub ffn_norm: NodeId,
     /// act(gate) * up `[n_ff, n]`; `None` where one node computes the whole FFN.
     pub ffn_hidden: Option<NodeId>,

@@ -95,11 +95,13 @@ impl HParams {
             Some(experts) => keys.expert_width(experts)?,
             None => keys.size("feed_forward_length", 1, 1 << 22)?,
         };
+        keys.no_later_glm(arch)?;
         let n_ctx_train = keys.size("context_length", 1, 1 << 30)?;
         let rms_eps = keys.positive("attention.layer_norm_rms_epsilon", None)?;
         let rope = keys.rope(arch, head_dim, n_ctx_train)?;
         let swa = match arch {
-            Arch::Gemma3 => keys.sliding_window(n_layer)?,
+            Arch::Gemma3 => keys.sliding_window(n_layer, 6)?,
+            Arch::Olmo2 => keys.sliding_window(n_layer, 4)?,
             Arch::GptOss => {
                 let window = keys.size("attention.sliding_window", 1, 1 << 30)?;
                 Some(SlidingWindow { window, layers: keys.windowed_layers(n_layer, 2)? })
@@ -155,10 +157,13 @@ impl HParams {
     /// Rope of a layer, without per-pair factors.
     pub fn layer_rope(&self, layer: usize) -> Rope {
         match self.shape.window(layer) {
+            None => self.rope,
             // Windows of gpt-oss are stretched as the other layers are.
             Some(_) if self.arch == Arch::GptOss => Rope { freq_base: self.freq_base_swa, ..self.rope },
+            Some(_) if self.arch == Arch::Olmo2 => {
+                Rope { freq_scale: 1.0, ext_factor: 0.0, attn_factor: 1.0, ..self.rope }
+            }
             Some(_) => Rope { freq_base: self.freq_base_swa, freq_scale: 1.0, ..self.rope },
-            None => self.rope,
         }
     }
 }
@@ -272,7 +277,7 @@ impl Keys<'_> {
             other => return Err(self.invalid("rope.scaling.type", other, "none, linear, yarn or longrope".into())),
         };
         Ok(Rope {
-            layout: if arch.is_like_llama() { RopeLayout::Interleaved } else { RopeLayout::HalfSplit },
+            layout: if arch.rotates_neighbours() { RopeLayout::Interleaved } else { RopeLayout::HalfSplit },
             n_rot,
             n_ctx_orig: self.size_or("rope.scaling.original_context_length", n_ctx_train, 1, 1 << 30)?,
             freq_base: self.positive("rope.freq_base", Some(10000.0))?,
@@ -319,6 +324,23 @@ impl Keys<'_> {
         }
     }
 
+    /// Files that call themselves GLM 4 and are more than the language model that it was: images, layers that predict tokens ahead.
+    fn no_later_glm(&self, arch: Arch) -> Result<(), ModelError> {
+        if arch != Arch::Glm4 {
+            return Ok(());
+        }
+        let n_ahead = self.size_or("nextn_predict_layers", 0, 0, MAX_LAYERS)?;
+        if n_ahead > 0 {
+            return Err(self.invalid("nextn_predict_layers", n_ahead, "0: such layers are not supported".into()));
+        }
+        const SECTIONS: &str = "rope.dimension_sections";
+        let sections = self.gguf.u32_array_or_scalar(&self.key(SECTIONS))?.unwrap_or_default();
+        match sections.iter().any(|&n| n > 0) {
+            true => Err(self.invalid(SECTIONS, "set", "no sections: they are not supported".into())),
+            false => Ok(()),
+        }
+    }
+
     fn scales(&self, arch: Arch) -> Result<Scales, ModelError> {
         if arch != Arch::Granite {
             return Ok(Scales { embedding: 1.0, residual: 1.0, logits: 1.0 });
@@ -346,12 +368,13 @@ impl Keys<'_> {
         }
     }
 
-    fn sliding_window(&self, n_layer: usize) -> Result<Option<SlidingWindow>, ModelError> {
+    /// None where the window is 0 or not there.
+    fn sliding_window(&self, n_layer: usize, pattern: usize) -> Result<Option<SlidingWindow>, ModelError> {
         let window = self.size_or("attention.sliding_window", 0, 0, 1 << 30)?;
         if window == 0 {
             return Ok(None);
         }
-        Ok(Some(SlidingWindow { window, layers: self.windowed_layers(n_layer, 6)? }))
+        Ok(Some(SlidingWindow { window, layers: self.windowed_layers(n_layer, pattern)? }))
     }
 
     /// Which layers have the window: as a list says, one entry a layer (booleans, or integers of which 0 is full attention), or

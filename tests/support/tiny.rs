@@ -16,6 +16,8 @@ pub enum Arch {
     Mistral3,
     Qwen3Moe,
     GptOss,
+    Olmo2,
+    Glm4,
 }
 
 impl Arch {
@@ -31,6 +33,8 @@ impl Arch {
             Arch::Mistral3 => "mistral3",
             Arch::Qwen3Moe => "qwen3moe",
             Arch::GptOss => "gpt-oss",
+            Arch::Olmo2 => "olmo2",
+            Arch::Glm4 => "glm4",
         }
     }
 }
@@ -78,7 +82,7 @@ pub struct Tiny {
 }
 
 /// Names of the committed models.
-pub const NAMES: [&str; 13] = [
+pub const NAMES: [&str; 16] = [
     "llama",
     "llama-rope-freqs",
     "llama-linear",
@@ -92,6 +96,9 @@ pub const NAMES: [&str; 13] = [
     "mistral3",
     "qwen3moe",
     "gpt-oss",
+    "olmo2",
+    "olmo3",
+    "glm4",
 ];
 
 impl Tiny {
@@ -248,6 +255,44 @@ impl Tiny {
                 vocab: Vocab::Bpe("gpt-4o", false),
                 ..llama
             },
+            "olmo2" => Tiny {
+                name: "olmo2",
+                arch: Arch::Olmo2,
+                n_layer: 4,
+                n_head: 4,
+                n_head_kv: 2,
+                head_dim: 6,
+                n_rot: 6,
+                n_ff: 28,
+                rope_base: 500_000.0,
+                vocab: Vocab::Bpe("dbrx", false),
+                ..llama
+            },
+            // Three layers with a window, one without, and so on.
+            "olmo3" => Tiny {
+                name: "olmo3",
+                arch: Arch::Olmo2,
+                n_layer: 8,
+                n_ff: 12,
+                window: Some(16),
+                scaling: Scaling::Yarn(4.0, 32),
+                rope_base: 500_000.0,
+                vocab: Vocab::Bpe("dbrx", false),
+                ..llama
+            },
+            "glm4" => Tiny {
+                name: "glm4",
+                arch: Arch::Glm4,
+                n_layer: 4,
+                n_head: 4,
+                n_head_kv: 2,
+                head_dim: 12,
+                n_rot: 6,
+                n_ff: 36,
+                tied: true,
+                vocab: Vocab::Bpe("glm4", false),
+                ..llama
+            },
             other => panic!("no tiny model is called {other}"),
         }
     }
@@ -350,7 +395,9 @@ impl Tiny {
         }
         for il in 0..self.n_layer {
             let name = |part: &str| format!("blk.{il}.{part}");
-            self.norm(file, &name("attn_norm.weight"), d, 1.0);
+            if self.arch != Arch::Olmo2 {
+                self.norm(file, &name("attn_norm.weight"), d, 1.0);
+            }
             // Queries and keys above unit size: attention that prefers some tokens, hence scores that differ.
             if self.arch == Arch::Phi3 {
                 self.matrix(file, &name("attn_qkv.weight"), d, q + 2 * kv, 1.25);
@@ -359,7 +406,7 @@ impl Tiny {
                 self.matrix(file, &name("attn_k.weight"), d, kv, 1.5);
                 self.matrix(file, &name("attn_v.weight"), d, kv, 1.0);
             }
-            if matches!(self.arch, Arch::Qwen2 | Arch::GptOss) {
+            if matches!(self.arch, Arch::Qwen2 | Arch::GptOss | Arch::Glm4) {
                 self.uniform(file, &name("attn_q.bias"), &[q], 0.5);
                 self.uniform(file, &name("attn_k.bias"), &[kv], 0.5);
                 self.uniform(file, &name("attn_v.bias"), &[kv], 0.5);
@@ -369,12 +416,18 @@ impl Tiny {
                 self.norm(file, &name("attn_k_norm.weight"), self.head_dim, 1.5);
             }
             self.matrix(file, &name("attn_output.weight"), q, d, 0.75);
+            if self.arch == Arch::Olmo2 {
+                self.norm(file, &name("attn_q_norm.weight"), q, 1.5);
+                self.norm(file, &name("attn_k_norm.weight"), kv, 1.5);
+            }
             let oss = self.arch == Arch::GptOss;
             if oss {
                 self.uniform(file, &name("attn_output.bias"), &[d], 0.25);
                 self.uniform(file, &name("attn_sinks.weight"), &[self.n_head], 1.5);
             }
-            self.norm(file, &name(if oss { "post_attention_norm.weight" } else { "ffn_norm.weight" }), d, 1.0);
+            if self.arch != Arch::Olmo2 {
+                self.norm(file, &name(if oss { "post_attention_norm.weight" } else { "ffn_norm.weight" }), d, 1.0);
+            }
             if let Some((n_expert, _)) = self.experts {
                 // Experts that differ much, and are chosen clearly.
                 self.matrix(file, &name("ffn_gate_inp.weight"), d, n_expert, 2.0);
@@ -392,14 +445,14 @@ impl Tiny {
                 }
                 continue;
             }
-            if self.arch == Arch::Phi3 {
+            if matches!(self.arch, Arch::Phi3 | Arch::Glm4) {
                 self.matrix(file, &name("ffn_up.weight"), d, 2 * f, 1.25);
             } else {
                 self.matrix(file, &name("ffn_gate.weight"), d, f, 1.25);
                 self.matrix(file, &name("ffn_up.weight"), d, f, 1.25);
             }
             self.matrix(file, &name("ffn_down.weight"), f, d, 1.0);
-            if self.arch == Arch::Gemma3 {
+            if matches!(self.arch, Arch::Gemma3 | Arch::Olmo2 | Arch::Glm4) {
                 self.norm(file, &name("post_attention_norm.weight"), d, 1.0);
                 self.norm(file, &name("post_ffw_norm.weight"), d, 1.0);
             }
