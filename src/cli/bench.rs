@@ -86,7 +86,8 @@ pub fn bench(args: &BenchArgs) -> Result<String, Failure> {
     interrupt::install()?;
     runtime::set_log_level(runtime::Level::Silent);
     let progress = Rc::new(RefCell::new(Progress::new()));
-    let gguf = gguf(args, &progress)?;
+    let mut gguf = gguf(args, &progress)?;
+    args.overrides.library().apply(&mut gguf).map_err(spts::Error::from)?;
     if args.repetitions == 0 {
         progress.borrow_mut().clear();
         return Ok(String::new());

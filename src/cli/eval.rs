@@ -16,10 +16,10 @@ use clap::{Args, Subcommand};
 use spts::method::spts::schedule::Schedule;
 use spts::output_file::OutputFile;
 use spts::session::prefill::PrefillProgress;
-use spts::{Model, Session, SessionOptions};
+use spts::{Model, ModelFile, Session, SessionOptions};
 
 use super::failure::Failure;
-use super::options::{DeviceArgs, SptsArgs};
+use super::options::{DeviceArgs, OverrideArgs, SptsArgs};
 use super::proxies::{self as sidecars, Waiting};
 use super::{interrupt, prompt, schedule, warn};
 use crate::report::Progress;
@@ -61,6 +61,8 @@ struct TextArgs {
     json: bool,
     #[command(flatten)]
     device: DeviceArgs,
+    #[command(flatten)]
+    overrides: OverrideArgs,
 }
 
 /// Measures, and returns the text that `eval` prints.
@@ -90,6 +92,12 @@ fn write_plot(mut out: OutputFile, svg: &str) -> Result<(), Failure> {
     Ok(out.finish()?)
 }
 
+/// A model with its metadata changed, on its devices.
+fn open(path: &Path, device: &DeviceArgs, overrides: &OverrideArgs) -> Result<Arc<Model>, Failure> {
+    let file = ModelFile::open_with(path, device.open_options(), &overrides.library())?;
+    Ok(Model::place(file, device.model_options(None))?)
+}
+
 /// The model and the text's tokens.
 struct Subject<'a> {
     args: &'a TextArgs,
@@ -102,7 +110,7 @@ impl<'a> Subject<'a> {
     fn open(args: &'a TextArgs) -> Result<Subject<'a>, Failure> {
         let text = prompt::read_text(&args.file)?;
         args.device.set_up_process();
-        let model = Model::open(&args.model, args.device.model_options(None))?;
+        let model = open(&args.model, &args.device, &args.overrides)?;
         warn(model.file());
         let tokens = model.tokenizer().encode(&text, false, false);
         Ok(Subject { args, model, tokens, progress: Progress::new() })

@@ -128,9 +128,16 @@ pub fn show(help: &str) -> String {
         if short == "-no-cnv" {
             continue;
         }
-        for end in [" ", "\n"] {
-            out = out.replace(&format!("      {long}{end}"), &format!("{:>6}{long}{end}", format!("{short}, ")));
-        }
+        let shown = format!("{:>6}", format!("{short}, "));
+        // What a longer name takes of the line, the space behind the flag and its value gives.
+        let gap = " ".repeat(shown.len() - 6);
+        let with = |line: &str| match line.strip_prefix("      ").and_then(|flag| flag.strip_prefix(long)) {
+            Some(rest) if rest.is_empty() || rest.starts_with(' ') => {
+                format!("{shown}{long}{}", rest.replacen(&format!("{gap}  "), "  ", 1))
+            }
+            _ => line.to_owned(),
+        };
+        out = out.split('\n').map(with).collect::<Vec<String>>().join("\n");
     }
     out
 }
@@ -193,6 +200,10 @@ mod tests {
         assert_eq!(
             show("      --n-gpu-layers <N>  a\n      --ubatch-size <N>\n"),
             "-ngl, --n-gpu-layers <N>  a\n -ub, --ubatch-size <N>\n"
+        );
+        assert_eq!(
+            show("      --n-cpu-moe <N>     a\n      --cpu-moe          b\n"),
+            "-ncmoe, --n-cpu-moe <N>   a\n-cmoe, --cpu-moe         b\n"
         );
     }
 }

@@ -21,7 +21,7 @@ const GROUPS: &[(&str, &str)] = &[
     ("-t N is for prompt and answer alike", "-tb --threads-batch"),
     ("-dev NAME takes one device, --list-devices names them", "-mg --main-gpu"),
     (
-        "-ngl N splits the layers between one GPU and the CPU",
+        "-ngl N splits the layers between one GPU and the CPU, and -ncmoe N keeps experts on the CPU",
         "-sm --split-mode -ts --tensor-split -ot --override-tensor -ncffn --n-cpu-ffn -nopo --op-offload \
          --no-op-offload --no-host",
     ),

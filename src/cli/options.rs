@@ -106,6 +106,10 @@ pub enum RopeScalingArg {
     Yarn,
 }
 
+/// Names of [`OverrideArgs`]' flags.
+pub const OVERRIDES: [&str; 6] =
+    ["override_kv", "rope_freq_base", "rope_scaling", "rope_scale", "rope_freq_scale", "yarn_orig_ctx"];
+
 /// What is changed of a model's metadata before it is read.
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Changes of the model's metadata")]
@@ -144,6 +148,12 @@ impl OverrideArgs {
             rope_scale: self.rope_scale.or(self.rope_freq_scale.map(f32::recip)),
             rope_original_context: self.yarn_orig_ctx,
         }
+    }
+
+    /// In words, as files of results hold them: nothing where nothing is changed.
+    pub fn settings(&self) -> String {
+        let changes = self.library();
+        if changes == ModelOverrides::default() { String::new() } else { format!("; {changes:?}") }
     }
 }
 

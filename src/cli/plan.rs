@@ -29,7 +29,7 @@ pub fn plan(args: &PlanArgs) -> Result<String, Failure> {
         }
         (None, Some(path)) if args.graph => return graph(args, path),
         (None, path) => {
-            let file = open(path.as_deref().unwrap_or(Path::new("")))?;
+            let file = open(args, path.as_deref().unwrap_or(Path::new("")))?;
             let n_ctx_train = file.hparams().n_ctx_train;
             if n_tokens > n_ctx_train {
                 run::note_beyond_training("-n", n_tokens, n_ctx_train);
@@ -57,15 +57,16 @@ pub fn plan(args: &PlanArgs) -> Result<String, Failure> {
     Ok(plan.to_string())
 }
 
-fn open(path: &Path) -> Result<ModelFile, Failure> {
-    let file = ModelFile::open(path, OpenOptions { mmap: true, mlock: false })?;
+fn open(args: &PlanArgs, path: &Path) -> Result<ModelFile, Failure> {
+    let options = OpenOptions { mmap: true, mlock: false };
+    let file = ModelFile::open_with(path, options, &args.overrides.library())?;
     warn(&file);
     Ok(file)
 }
 
 /// The program that would run, all rewrites done, with the devices of its layers.
 fn graph(args: &PlanArgs, path: &Path) -> Result<String, Failure> {
-    let file = open(path)?;
+    let file = open(args, path)?;
     let schedule = schedule::of_model(&args.spts, file.gguf().path(), file.shape())?;
     let placement = Placement::choose(
         file.shape().n_layer,
