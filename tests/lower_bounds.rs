@@ -148,9 +148,12 @@ fn skipping(pair: &Pair, n: usize, first: usize, stages: &[(usize, usize, usize)
 fn no_phase_takes_more_operations_than_are_counted() {
     // Two global layers: windows lie behind prunes, where their masks are made from positions, part by part.
     let gemma = Tiny { n_layer: 14, ..Tiny::named("gemma3") };
-    for (tiny, first, last) in
-        [(gemma, 3, [7, 12]), (Tiny::named("llama"), 0, [1, 3]), (Tiny::named("phi3"), 1, [2, 3])]
-    {
+    for (tiny, first, last) in [
+        (gemma, 3, [7, 12]),
+        (Tiny::named("llama"), 0, [1, 3]),
+        (Tiny::named("phi3"), 1, [2, 3]),
+        (Tiny::named("gpt-oss"), 1, [3, 5]),
+    ] {
         let pair = Pair::new(tiny);
         for (n, tile) in [(10_240, 10_240), (20_000, 10_240), (9_100, 512), (9_100, 100), (40_000, 40_000)] {
             let stages = [(last[0], n * 19 / 20, 10), (last[1], n * 9 / 10, n / 10)];
