@@ -6,7 +6,7 @@ use std::ops::Range;
 use crate::Result;
 use crate::compile::lower::{self, InputKind};
 use crate::compile::mask_buffer::MaskBuffer;
-use crate::compile::memory::{Memory, ProxyTensors};
+use crate::compile::memory::{CacheMode, Memory, ProxyTensors};
 use crate::compile::phases::{Phase, PhaseKind};
 use crate::ggml::arena::{read_f32, read_i32};
 use crate::ggml::backend::Backend;
@@ -110,7 +110,9 @@ impl Memory for DeviceMemory<'_> {
 /// Out of memory, a failed computation, a missing kernel, or the watcher's.
 pub fn run(run: &Run, devices: &mut [Device], kept: &mut RepeatedGraphs, watcher: &mut dyn Watcher) -> Result<()> {
     let mut homes = Homes::new(run, devices.len());
-    let keeps = run.compiled.program.phases.iter().map(|p| tiles(run, p).len()).sum::<usize>() <= REPEATED_TILES;
+    // A token's, of however many phases, are computed again with the next one.
+    let n_tiles = || run.compiled.program.phases.iter().map(|p| tiles(run, p).len()).sum::<usize>();
+    let keeps = run.mode == CacheMode::Indexed || n_tiles() <= REPEATED_TILES;
     for (number, phase) in run.compiled.program.phases.iter().enumerate() {
         watcher.phase(phase)?;
         let device = device_of(run, phase);
