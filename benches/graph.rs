@@ -52,7 +52,9 @@ fn graph(c: &mut Criterion) {
     group.bench_function("build", |b| b.iter(|| model.graph(black_box(N_TOKENS), N_TOKENS)));
     group.bench_function("rewrite", |b| b.iter(|| method.rewrite(black_box(&dense), &budgets)));
     group.bench_function("verify", |b| b.iter(|| check(black_box(&compiled.graph))));
-    group.bench_function("phases", |b| b.iter(|| phases::plan(black_box(&compiled.graph), TILE, &|_| false)));
+    group.bench_function("phases", |b| {
+        b.iter(|| phases::plan(black_box(&compiled.graph), TILE, &phases::Cuts::default()))
+    });
     group.bench_function("compile", |b| b.iter(compile));
 
     let device = Device::new(Backend::start("CPU", 1).expect("a CPU"));
@@ -61,7 +63,7 @@ fn graph(c: &mut Criterion) {
     let caches = (0..shape.n_layer).map(|_| LayerCache::new(buft, model.shape().n_embd_kv(), types)).collect();
     let mut sequence = Sequence::new(caches);
     sequence.reserve(0, &vec![N_TOKENS; shape.n_layer], 0).expect("memory");
-    let slots = [SlotMemory::new(&compiled.graph, &compiled.program, GgmlType::F16, buft).expect("memory")];
+    let slots = [SlotMemory::new(&compiled.graph, &compiled.program, &|_| true, GgmlType::F16, buft).expect("memory")];
     let run = Run {
         model: &model,
         compiled: &compiled,

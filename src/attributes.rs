@@ -14,6 +14,8 @@ pub enum Activation {
     Silu,
     /// The tanh approximation of GELU.
     Gelu,
+    /// gpt-oss: with g the gate, at most 7, and u the other factor, within 7 of 0, `g * sigmoid(1.702 g) * (u + 1)`.
+    ClampedSwiglu,
 }
 
 /// Which elements of a head rotate together (ggml's two layouts).
@@ -106,4 +108,6 @@ pub struct Heads {
     pub head_dim: usize,
     /// Factor on q.k before the softmax.
     pub scale: f32,
+    /// `[n_head]`, attention sinks: the logit of one more key of each head, which takes its share of the softmax and has no value.
+    pub sinks: Option<WeightId>,
 }

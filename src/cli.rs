@@ -38,7 +38,7 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use spts::tokenizer::TemplateVariables;
 use spts_quant::Preset;
 
-use options::{DeviceArgs, MemoryArgs, OverrideArgs, PlacementArgs, SamplingArgs, SptsArgs};
+use options::{DeviceArgs, MemoryArgs, OVERRIDES, OverrideArgs, PlacementArgs, SamplingArgs, SptsArgs};
 
 const ABOUT: &str = "Runs GGUF language models on long prompts, and skips the tokens that do not matter.";
 const USAGE: &str = "spts-cli -m MODEL [-f FILE] [-p TEXT] [FLAGS]\n       spts-cli COMMAND ...";
@@ -262,8 +262,8 @@ pub struct PlanArgs {
     /// Model, a GGUF file
     #[arg(short, long, value_name = "FILE", required_unless_present = "shape", conflicts_with = "shape")]
     pub model: Option<PathBuf>,
-    /// A well-known model's shape instead: llama-3.1-8b, llama-3.2-1b, qwen2.5-7b, qwen2.5-1.5b, qwen2.5-0.5b, smollm2-135m, gemma-3-270m, qwen3-30b-a3b
-    #[arg(long, value_name = "NAME", value_parser = clap::builder::PossibleValuesParser::new(spts::model::shape::SHAPE_NAMES), hide_possible_values = true)]
+    /// A well-known model's shape instead, without metadata to change: llama-3.1-8b, llama-3.2-1b, qwen2.5-7b, qwen2.5-1.5b, qwen2.5-0.5b, smollm2-135m, gemma-3-270m, qwen3-30b-a3b, gpt-oss-20b, gpt-oss-120b
+    #[arg(long, value_name = "NAME", value_parser = clap::builder::PossibleValuesParser::new(spts::model::shape::SHAPE_NAMES), hide_possible_values = true, conflicts_with_all = OVERRIDES)]
     pub shape: Option<String>,
     /// Tokens of the prompt
     #[arg(short = 'n', long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1 << 30))]
@@ -279,6 +279,8 @@ pub struct PlanArgs {
     pub graph: bool,
     #[command(flatten)]
     pub placement: PlacementArgs,
+    #[command(flatten)]
+    pub overrides: OverrideArgs,
     #[command(flatten)]
     pub spts: SptsArgs,
     #[command(flatten)]
@@ -322,7 +324,7 @@ pub struct BenchArgs {
     /// A well-known model's shape with random weights instead; plan's --shape lists the names
     #[arg(long, value_name = "SHAPE", value_parser = clap::builder::PossibleValuesParser::new(spts::model::shape::SHAPE_NAMES), hide_possible_values = true)]
     pub synthetic: Option<String>,
-    /// Types of the random weights: q4_0, q4_k_s, q4_k_m (also q4_k), q5_k_m, q6_k, q8_0, f16 or f32
+    /// Types of the random weights: mxfp4_moe, q4_0, q4_k_s, q4_k_m (also q4_k), q5_k_m, q6_k, q8_0, f16 or f32
     #[arg(long = "type", value_name = "TYPE", default_value = "q4_k_m", value_parser = preset)]
     pub preset: Preset,
     /// Keep the random model as a GGUF file, with random FFN proxies beside it
@@ -347,6 +349,8 @@ pub struct BenchArgs {
     /// Also read each prompt as a document and ask questions of N tokens about it, 32 unless said otherwise
     #[arg(long, value_name = "N", num_args = 0..=1, default_missing_value = "32", value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
     pub questions: Option<u32>,
+    #[command(flatten)]
+    pub overrides: OverrideArgs,
     /// Also show which kinds of operation take which share of the prefill, from one more run
     #[arg(long)]
     pub ops: bool,
@@ -370,7 +374,7 @@ pub struct QuantizeArgs {
     /// Model to write
     #[arg(short, long, value_name = "FILE")]
     pub output: PathBuf,
-    /// Mix of types: q4_0, q4_k_s, q4_k_m (also q4_k), q5_k_m (also q5_k), q6_k, q8_0, f16 or f32
+    /// Mix of types: mxfp4_moe (experts in MXFP4, other matrices in Q8_0), q4_0, q4_k_s, q4_k_m (also q4_k), q5_k_m (also q5_k), q6_k, q8_0, f16 or f32
     #[arg(long = "type", value_name = "TYPE", value_parser = preset)]
     pub preset: Preset,
     /// Quantize weights that are quantized already: what the first time lost stays lost
@@ -514,6 +518,9 @@ mod tests {
             (0.0, 1, 0.5, 0.1, 1.1, -1, 99)
         );
         assert_eq!((a.predict, a.device.placement.n_gpu_layers), (3, Some(0)));
+        assert_eq!(a.device.placement.n_cpu_moe(), 0);
+        assert_eq!(run("-m m -p x -ncmoe 3").device.placement.n_cpu_moe(), 3);
+        assert_eq!(run("-m m -p x -cmoe").device.placement.n_cpu_moe(), usize::MAX);
     }
 
     #[test]
@@ -561,7 +568,7 @@ mod tests {
             ("quantize -m m --type q8_0", "missing: -o FILE"),
             ("bench", "missing: -m FILE (a model) or --synthetic SHAPE"),
             ("bench -m m --synthetic llama-3.1-8b", "cannot be used with"),
-            ("bench --synthetic llama-3.1-8b --type q3_k", "expected one of q4_0, "),
+            ("bench --synthetic llama-3.1-8b --type q3_k", "expected one of mxfp4_moe, q4_0, "),
             ("bench -m m -p 512,0", "'-p <N,...>'"),
             ("bench -m m --write x", "cannot be used with"),
             ("bench --write x", "--synthetic"),
@@ -624,7 +631,8 @@ mod tests {
             ("-m m -p x -fa on", "flash attention is always on"),
             ("-m m -p x --flash-attn=on", "--flash-attn is a flag of llama.cpp"),
             ("-m m -p x -np 4", "one prompt is computed at a time"),
-            ("-m m -p x -ncmoe 3", "a layer is on the GPU or on the CPU as a whole"),
+            ("-m m -p x -ot exps=CPU", "-ncmoe N keeps experts on the CPU"),
+            ("-m m -p x -ser 2", "as many experts as the model says"),
             ("-m m -p x -nkvo", "-ngl N moves layers"),
             ("-hf user/model -p x", "nothing is downloaded; -m takes a GGUF file"),
             ("-m m -p x --yarn-beta-fast 16", "--override-kv sets what the model file says"),
@@ -676,6 +684,8 @@ mod tests {
         let Parsed::Text(help) = line("--help") else { panic!("no help") };
         for flag in [
             "-ngl, --n-gpu-layers <N>",
+            "-ncmoe, --n-cpu-moe <N>",
+            "-cmoe, --cpu-moe",
             " -ub, --ubatch-size <N>",
             "-ctk, --cache-type-k",
             "-sys, --system-prompt",

@@ -76,7 +76,7 @@ pub use model::file::ModelFile;
 pub use model::overrides::{ModelOverrides, RopeScaling};
 pub use model::shape::{Experts, Shape, SlidingWindow};
 pub use model::weights::{LoadProgress, Model, ModelOptions};
-pub use plan::{Plan, PlanOptions};
+pub use plan::{CpuExperts, Plan, PlanOptions};
 pub use session::document::{Document, DocumentMemory, ReadReport};
 pub use session::document_error::DocumentError;
 pub use session::document_file::DocumentFile;

@@ -35,11 +35,35 @@ pub struct PlanOptions {
     pub n_ubatch: usize,
     /// Which prompts go through the stages.
     pub reach: Reach,
+    /// Experts that stay on the CPU.
+    pub cpu_experts: CpuExperts,
+}
+
+/// Bytes of experts that stay on the CPU while their layers are on a GPU.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CpuExperts {
+    /// Of all layers.
+    pub bytes: u64,
+    /// Of the largest of them, which the GPU has room for.
+    pub of_a_layer: u64,
+}
+
+impl CpuExperts {
+    /// Those of layers of so many bytes.
+    pub fn of(layers: &[u64]) -> CpuExperts {
+        CpuExperts { bytes: layers.iter().sum(), of_a_layer: layers.iter().copied().max().unwrap_or(0) }
+    }
 }
 
 impl Default for PlanOptions {
     fn default() -> PlanOptions {
-        PlanOptions { k_bytes: 2.0, v_bytes: 2.0, n_ubatch: 512, reach: Reach::AboveFirstBudget }
+        PlanOptions {
+            k_bytes: 2.0,
+            v_bytes: 2.0,
+            n_ubatch: 512,
+            reach: Reach::AboveFirstBudget,
+            cpu_experts: CpuExperts::default(),
+        }
     }
 }
 
@@ -76,6 +100,8 @@ pub struct Memory {
     pub hidden: f64,
     /// One layer's keys, scores and tile, the attention mask, and the logits.
     pub scratch: f64,
+    /// Of the weights, experts that stay on the CPU, and as much of them as a layer has, which the GPU has room for.
+    pub cpu_experts: CpuExperts,
     /// What stays of a document of these tokens for later questions, and is not in the sum: the cache of the layers before the
     /// first one that skips, which is in `kv` already, and the residual stream behind them. 0 if the first layer skips.
     pub document: f64,
@@ -84,7 +110,12 @@ pub struct Memory {
 impl Memory {
     /// Bytes that the run needs: weights, cache, hidden states and scratch.
     pub fn total(&self) -> f64 {
-        self.weights + self.kv + self.hidden + self.scratch
+        self.weights + self.kv + self.hidden + self.scratch + self.cpu_experts.of_a_layer as f64
+    }
+
+    /// Of these what the device of the layers holds, where experts stay on the CPU.
+    pub fn beside_cpu_experts(&self) -> f64 {
+        self.total() - self.cpu_experts.bytes as f64
     }
 }
 
@@ -119,7 +150,7 @@ pub struct Cliff {
 }
 
 /// The plan. It serialises to the keys `n_tokens`, `predicted_speedup`, `cache_kept`, `flops_dense`, `flops_spts`,
-/// `memory_bytes`, `document_bytes` and `layers`, which are a stable interface; [`fmt::Display`] gives the table for people.
+/// `memory_bytes`, `document_bytes`, `cpu_expert_bytes` and `layers`, which are a stable interface; [`fmt::Display`] gives the table for people.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct Plan {
@@ -137,6 +168,8 @@ pub struct Plan {
     pub memory_bytes: u64,
     /// What stays of a document of these tokens for later questions, and the size of its file.
     pub document_bytes: u64,
+    /// Of `memory_bytes` the experts that stay on the CPU.
+    pub cpu_expert_bytes: u64,
     /// One entry per layer.
     pub layers: Vec<PlanLayer>,
     /// Name of the shape.
@@ -220,6 +253,7 @@ impl Plan {
             flops_spts: spts.total() as u64,
             memory_bytes: memory.total() as u64,
             document_bytes: memory.document as u64,
+            cpu_expert_bytes: memory.cpu_experts.bytes,
             layers: budgets.layers.iter().enumerate().map(layer).collect(),
             shape: shape.name.clone(),
             schedule: name.to_owned(),
@@ -309,6 +343,7 @@ fn memory(shape: &Shape, budgets: &Budgets, options: &PlanOptions) -> Memory {
         kv: entries * entry,
         kv_dense: n * shape.n_layer as f64 * entry,
         hidden: n * shape.n_embd as f64 * 4.,
+        cpu_experts: options.cpu_experts,
         scratch: 4. * tile * ffn.max(attention) + mask + probe + 4. * shape.n_vocab as f64,
         document: match budgets.dense_layers() {
             0 => 0.,
@@ -376,6 +411,15 @@ impl fmt::Display for Plan {
             f,
             "memory {total:.2} GiB: weights {weights:.2}, KV cache {kv:.2} (dense {kv_dense:.2}), hidden state {hidden:.2}, scratch about {scratch:.2}"
         )?;
+        if m.cpu_experts.bytes > 0 {
+            let CpuExperts { bytes, of_a_layer } = m.cpu_experts;
+            let [gpu, cpu, layer] =
+                [m.beside_cpu_experts(), bytes as f64, of_a_layer as f64].map(|x| x / f64::from(1 << 30));
+            writeln!(
+                f,
+                "of these {cpu:.2} GiB are experts on the CPU; on the GPU {gpu:.2} GiB with room for those of one layer, {layer:.2}"
+            )?;
+        }
         match self.budgets.dense_layers() {
             0 => writeln!(f, "nothing of a document stays for later questions: the first layer skips"),
             l => writeln!(

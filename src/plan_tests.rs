@@ -141,7 +141,7 @@ fn json_keys_are_the_interface() {
     let keys = |v: &serde_json::Value| v.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
     assert_eq!(
         keys(&json),
-        ["n_tokens", "predicted_speedup", "cache_kept", "flops_dense", "flops_spts", "memory_bytes", "document_bytes", "layers"]
+        ["n_tokens", "predicted_speedup", "cache_kept", "flops_dense", "flops_spts", "memory_bytes", "document_bytes", "cpu_expert_bytes", "layers"]
     );
     assert_eq!(keys(&json["layers"][10]), ["il", "candidates", "active_attn", "active_ffn", "kv"]);
     assert_eq!(

@@ -119,6 +119,7 @@ pub fn ggml_type(ty: TensorType) -> GgmlType {
         TensorType::Q4_K => GgmlType::Q4_K,
         TensorType::Q5_K => GgmlType::Q5_K,
         TensorType::Q6_K => GgmlType::Q6_K,
+        TensorType::MXFP4 => GgmlType::MXFP4,
     }
 }
 

@@ -37,7 +37,10 @@ fn wrong_usage() {
         (vec!["bench", "--synthetic", "llama-9"], "llama-3.1-8b"),
         (vec!["bench", "-m", "tiny.gguf", "-p", "64,none"], "'-p <N,...>'"),
         (vec!["quantize", "-m", "tiny.gguf", "-o", "out.gguf"], "missing: --type TYPE"),
-        (vec!["quantize", "-m", "tiny.gguf", "-o", "out.gguf", "--type", "q3_k_m"], "expected one of q4_0, "),
+        (
+            vec!["quantize", "-m", "tiny.gguf", "-o", "out.gguf", "--type", "q3_k_m"],
+            "expected one of mxfp4_moe, q4_0, ",
+        ),
     ] {
         let message = scene.bad(2, &args);
         assert!(message.contains(expected), "{message}");
@@ -479,6 +482,32 @@ fn metadata_is_overridden() {
     let json: serde_json::Value = serde_json::from_slice(&other.stdout).unwrap_or_default();
     assert!(json.is_null() || json["reused_tokens"] == 0, "{json} {}", stderr(&other));
 
+    // Commands that count and measure take them, too.
+    let layers = |args: &[&str]| {
+        scene.json(&[&["plan", "-m", "tiny.gguf", "-n", "100", "--json"], args].concat())["layers"]
+            .as_array()
+            .map(Vec::len)
+    };
+    assert_eq!(layers(&[]), Some(5));
+    let refused = scene.bad(1, &["plan", "-m", "tiny.gguf", "-n", "100", "--override-kv", "llama.block_count=int:6"]);
+    assert!(refused.contains("tensor 'blk.5.attn_norm.weight' is missing"), "{refused}");
+    let graph = |args: &[&str]| scene.good(&[&["plan", "-m", "tiny.gguf", "-n", "9", "--graph"], args].concat());
+    assert!(graph(&["--rope-freq-base", "300"]).contains("base=300") && !graph(&[]).contains("base=300"));
+    let message = scene.bad(2, &["plan", "--shape", "llama-3.1-8b", "-n", "9", "--rope-scale", "2"]);
+    assert!(message.contains("--rope-scale"), "{message}");
+    scene.write("long.txt", "the rain in the inner tin ".repeat(30));
+    let bench = ["bench", "-m", "tiny.gguf", "-p", "20", "-n", "0", "-r", "1", "--no-spts", "--override-kv"];
+    scene.good(&[&bench[..], &["llama.rope.freq_base=float:300"]].concat());
+    scene.write("tasks.jsonl", r#"{"task": "t", "prompt": "the", "answers": ["a"], "metric": "any", "n_predict": 2}"#);
+    for command in [
+        &bench[..bench.len() - 1],
+        &["eval", "kl", "-m", "tiny.gguf", "-f", "long.txt", "-n", "60"],
+        &["eval", "tasks", "-m", "tiny.gguf", "--data", "tasks.jsonl"],
+    ] {
+        let refused = scene.bad(1, &[command, &["--override-kv", "llama.block_count=int:6"]].concat());
+        assert!(refused.contains("tensor 'blk.5.attn_norm.weight' is missing"), "{command:?}: {refused}");
+    }
+
     let bad = |code, args: &[&str]| scene.bad(code, &[&base[..], args].concat());
     for (text, what) in [
         ("llama.rope.freq_base", "expected KEY=TYPE:VALUE"),
@@ -694,6 +723,7 @@ fn plan() {
             "flops_spts",
             "memory_bytes",
             "document_bytes",
+            "cpu_expert_bytes",
             "layers"
         ]
     );

@@ -56,6 +56,11 @@ fn models() -> Vec<Tiny> {
         wide("qwen3", 8, 1, 128),
         wide("gemma3", 4, 1, 256),
         wide("phi3", 4, 4, 96),
+        wide("olmo2", 4, 2, 64),
+        wide("olmo3", 4, 2, 64),
+        Tiny { n_rot: 64, ..wide("glm4", 8, 1, 128) },
+        Tiny { experts: Some((6, 2)), n_ff: 128, ..wide("qwen3moe", 8, 2, 64) },
+        Tiny { experts: Some((6, 2)), n_ff: 128, ..wide("gpt-oss", 8, 1, 64) },
     ]
 }
 
@@ -341,17 +346,22 @@ fn quantized_cache() {
     compare("q8_0 cache", &path, &tiny.prompt(N), &options, 1e-3);
 }
 
-/// Some layers on each: prompts, answers, prompts behind answers; dense and skipping, with stages on either side of the border.
+/// Some layers on each, or experts on the CPU: prompts, answers, prompts behind answers; dense and skipping, with stages on either side of the border.
 #[test]
 fn layers_on_both() {
     for tiny in models() {
         let (_dir, path) = in_scratch(&tiny);
         let prompt = tiny.prompt(N);
         let schedule = schedule(&open(&path, "CPU"));
-        let split = |n_gpu_layers| {
-            let options = ModelOptions { device: Some("CUDA0".into()), n_gpu_layers, ..ModelOptions::default() };
+        let split = |(n_gpu_layers, n_cpu_moe)| {
+            let device = Some("CUDA0".into());
+            let options = ModelOptions { device, n_gpu_layers, n_cpu_moe, ..ModelOptions::default() };
             Model::open(&path, options).unwrap()
         };
+        let mut splits: Vec<_> = (0..=tiny.n_layer).map(|n| (Some(n), 0)).collect();
+        if tiny.experts.is_some() {
+            splits.extend([(None, 1), (None, usize::MAX), (Some(2), tiny.n_layer - 1)]);
+        }
         let methods: [(Arc<dyn Method>, f64); 2] = [(Arc::new(Dense), F32_WEIGHTS), (schedule.into(), SKIPPING)];
         for (method, bound) in methods {
             let options = SessionOptions { method, record_selection: true, ..SessionOptions::default() };
@@ -370,9 +380,9 @@ fn layers_on_both() {
                 (logits, report.selection, session.kv_lengths())
             };
             let (cpu, chosen, lengths) = read(open(&path, "CPU"));
-            for n_gpu_layers in 0..=tiny.n_layer {
-                let (both, selection, kv_lengths) = read(split(Some(n_gpu_layers)));
-                let what = format!("{}, {n_gpu_layers} layers on the GPU", tiny.name);
+            for &(n_gpu_layers, n_cpu_moe) in &splits {
+                let (both, selection, kv_lengths) = read(split((n_gpu_layers, n_cpu_moe)));
+                let what = format!("{}, {n_gpu_layers:?} layers on the GPU, {n_cpu_moe} without experts", tiny.name);
                 assert_eq!(kv_lengths, lengths, "{what}");
                 let common = if chosen.is_empty() { 1.0 } else { overlap(&selection, &chosen) };
                 assert!(common >= 0.99, "{what}: sets overlap by {common}");
@@ -626,8 +636,9 @@ fn rivals() {
 #[test]
 fn masks_are_made_only_where_a_kernel_reads_them() {
     let tiny = &models()[0];
-    let heads = Heads { n_head: tiny.n_head, n_head_kv: tiny.n_head_kv, head_dim: tiny.head_dim, scale: 1.0 };
-    if !Kernels::of("CUDA0").causal_attention(N, &heads) {
+    let heads =
+        Heads { n_head: tiny.n_head, n_head_kv: tiny.n_head_kv, head_dim: tiny.head_dim, scale: 1.0, sinks: None };
+    if !Kernels::of("CUDA0").causal_attention(N, &heads, [GgmlType::F16; 2]) {
         eprintln!("skipped: this GPU has no attention kernel of ours");
         return;
     }

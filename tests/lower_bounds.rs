@@ -86,7 +86,7 @@ fn buffer_type() -> BufferType {
 }
 
 fn program(graph: &Graph, tile: usize) -> Program {
-    phases::plan(&verify(graph.clone()).expect("an intact graph"), tile, &|_| false)
+    phases::plan(&verify(graph.clone()).expect("an intact graph"), tile, &phases::Cuts::default())
 }
 
 /// `n_past` tokens read, room for `n` more.
@@ -118,7 +118,7 @@ fn check(pair: &Pair, graph: &Graph, tile: usize, n_past: usize) -> f64 {
     let mut device = Device {
         model: &pair.model,
         sequence: sequence(pair, n_past, graph.n_tokens),
-        slots: SlotMemory::new(graph, &program, GgmlType::F16, buft).expect("memory"),
+        slots: SlotMemory::new(graph, &program, &|_| true, GgmlType::F16, buft).expect("memory"),
         masks: Masks::default(),
     };
     let needs = masks_needed(&device, graph, &program, &|p| sizes(p, tile));
@@ -150,9 +150,12 @@ fn skipping(pair: &Pair, n: usize, first: usize, stages: &[(usize, usize, usize)
 fn no_phase_takes_more_operations_than_are_counted() {
     // Two global layers: windows lie behind prunes, where their masks are made from positions, part by part.
     let gemma = Tiny { n_layer: 14, ..Tiny::named("gemma3") };
-    for (tiny, first, last) in
-        [(gemma, 3, [7, 12]), (Tiny::named("llama"), 0, [1, 3]), (Tiny::named("phi3"), 1, [2, 3])]
-    {
+    for (tiny, first, last) in [
+        (gemma, 3, [7, 12]),
+        (Tiny::named("llama"), 0, [1, 3]),
+        (Tiny::named("phi3"), 1, [2, 3]),
+        (Tiny::named("gpt-oss"), 1, [3, 5]),
+    ] {
         let pair = Pair::new(tiny);
         for (n, tile) in [(10_240, 10_240), (20_000, 10_240), (9_100, 512), (9_100, 100), (40_000, 40_000)] {
             let stages = [(last[0], n * 19 / 20, 10), (last[1], n * 9 / 10, n / 10)];
@@ -183,7 +186,7 @@ fn needs(pair: &Pair, graph: &Graph, tile: usize) -> Vec<(Option<usize>, MaskSiz
     let device = Device {
         model: &pair.model,
         sequence: sequence(pair, 0, graph.n_tokens),
-        slots: SlotMemory::new(graph, &program, GgmlType::F16, buft).expect("memory"),
+        slots: SlotMemory::new(graph, &program, &|_| true, GgmlType::F16, buft).expect("memory"),
         masks: Masks::default(),
     };
     let mut needs = masks_needed(&device, graph, &program, &|p| sizes(p, tile));

@@ -339,12 +339,134 @@ fn experts_that_cannot_be() {
     assert!(refusal(&file).contains("expert_weights_scale"));
     let mut other = Tiny::named("llama").build();
     set(&mut other, "llama.expert_count", 8u32);
-    assert!(refusal(&other).contains("mixtures of experts are supported in qwen3moe"));
+    assert!(refusal(&other).contains("mixtures of experts are supported in qwen3moe and gpt-oss"));
     // Without its width the file's own is divided among those that compute a token.
     let mut file = with("feed_forward_length", 20);
     file.metadata.retain(|(k, _)| k != "qwen3moe.expert_feed_forward_length");
     let prompt = tiny.prompt(20);
     assert_eq!(logits(&file, &prompt), logits(&tiny.build(), &prompt));
+}
+
+#[test]
+fn gpt_oss_that_cannot_be() {
+    let tiny = Tiny::named("gpt-oss");
+    let with = |key: &str, value: u32| {
+        let mut file = tiny.build();
+        set(&mut file, &format!("gpt-oss.{key}"), value);
+        file
+    };
+    for (key, value, expected) in [
+        ("expert_count", 0, "'gpt-oss.expert_count' is 0, expected 1 to"),
+        ("expert_used_count", 6, "'gpt-oss.expert_used_count' is 6, expected 1 to 5"),
+        ("attention.sliding_window", 0, "'gpt-oss.attention.sliding_window' is 0, expected 1 to"),
+        ("attention.head_count", 2, "tensor 'blk.0.attn_q.bias' has shape"),
+    ] {
+        let message = refusal(&with(key, value));
+        assert!(message.contains(expected), "{key} {value}: {message}");
+    }
+    let mut file = tiny.build();
+    file.metadata.retain(|(k, _)| k != "gpt-oss.attention.sliding_window");
+    assert!(refusal(&file).contains("'gpt-oss.attention.sliding_window' is missing"));
+    for tensor in [
+        "attn_output.bias",
+        "attn_sinks.weight",
+        "post_attention_norm.weight",
+        "ffn_gate_inp.bias",
+        "ffn_gate_exps.bias",
+        "ffn_up_exps.bias",
+        "ffn_down_exps.bias",
+    ] {
+        let (mut missing, mut wrong) = (tiny.build(), tiny.build());
+        missing.tensors.retain(|t| t.name != format!("blk.3.{tensor}"));
+        assert!(refusal(&missing).contains(&format!("tensor 'blk.3.{tensor}' is missing")));
+        let t = wrong.tensors.iter_mut().find(|t| t.name == format!("blk.3.{tensor}")).expect("a tensor");
+        t.shape[0] += 1;
+        t.data = vec![0.0; t.shape.iter().product()];
+        assert!(refusal(&wrong).contains(&format!("tensor 'blk.3.{tensor}' has shape")), "{tensor}");
+    }
+    // Windows in turns, unless the file says otherwise; queries, keys and values may lack biases, as in llama.cpp.
+    let windows = |file: &File| {
+        let model = open(file).expect("a model");
+        (0..tiny.n_layer).map(|l| model.shape().window(l).is_some()).collect::<Vec<bool>>()
+    };
+    assert_eq!(windows(&tiny.build()), [true, false, true, false, true, false]);
+    assert_eq!(windows(&with("attention.sliding_window_pattern", 3)), [true, true, false, true, true, false]);
+    let mut file = tiny.build();
+    file.tensors.retain(|t| !t.name.contains("attn_k.bias"));
+    assert_eq!(windows(&file).len(), tiny.n_layer);
+}
+
+#[test]
+fn olmo2_and_glm4_that_cannot_be() {
+    for (name, tensor) in [
+        ("olmo2", "attn_q_norm.weight"),
+        ("olmo2", "attn_k_norm.weight"),
+        ("olmo3", "post_attention_norm.weight"),
+        ("olmo3", "post_ffw_norm.weight"),
+        ("glm4", "post_attention_norm.weight"),
+        ("glm4", "post_ffw_norm.weight"),
+        ("glm4", "ffn_norm.weight"),
+        ("glm4", "ffn_up.weight"),
+    ] {
+        let (mut missing, mut wrong) = (Tiny::named(name).build(), Tiny::named(name).build());
+        missing.tensors.retain(|t| t.name != format!("blk.1.{tensor}"));
+        assert!(refusal(&missing).contains(&format!("tensor 'blk.1.{tensor}' is missing")), "{name}");
+        let t = wrong.tensors.iter_mut().find(|t| t.name == format!("blk.1.{tensor}")).expect("a tensor");
+        t.shape[0] += 2;
+        t.data = vec![0.0; t.shape.iter().product()];
+        assert!(refusal(&wrong).contains(&format!("tensor 'blk.1.{tensor}' has shape")), "{name}: {tensor}");
+    }
+    // A norm that these have not would be missing from every answer.
+    let mut file = Tiny::named("olmo2").build();
+    file.add("blk.0.attn_norm.weight", &[24], vec![1.0; 24]);
+    assert!(refusal(&file).contains("architecture 'olmo2' has no tensor 'blk.0.attn_norm.weight'"));
+    let mut file = Tiny::named("glm4").build();
+    set(&mut file, "glm4.nextn_predict_layers", 1u32);
+    assert!(refusal(&file).contains("'glm4.nextn_predict_layers' is 1, expected 0"));
+    let mut file = Tiny::named("glm4").build();
+    set(&mut file, "glm4.rope.dimension_sections", Value::Array(4, [2, 1, 0, 0].map(Value::U32).to_vec()));
+    assert!(refusal(&file).contains("'glm4.rope.dimension_sections' is set, expected no sections"));
+    // A window of 0, or none, is full attention; other layers have it by pattern.
+    let windows = |file: &File| {
+        let model = open(file).expect("a model");
+        (0..8).map(|l| model.shape().window(l).is_some()).collect::<Vec<bool>>()
+    };
+    let olmo3 = Tiny::named("olmo3");
+    assert_eq!(windows(&olmo3.build()), [true, true, true, false, true, true, true, false]);
+    let mut file = olmo3.build();
+    set(&mut file, "olmo2.attention.sliding_window", 0u32);
+    assert_eq!(windows(&file), [false; 8]);
+}
+
+/// A file in MXFP4, made and read here, answers as its floats do.
+#[test]
+fn experts_in_mxfp4() {
+    let scene = Scene::new();
+    let tiny = Tiny { n_embd: 64, n_ff: 96, ..Tiny::named("gpt-oss") };
+    tiny.build().write(&scene.path("big.gguf"));
+    scene.good(&["quantize", "-m", "big.gguf", "-o", "small.gguf", "--type", "mxfp4_moe"]);
+    scene.good(&["quantize", "-m", "small.gguf", "-o", "floats.gguf", "--type", "f32"]);
+    let small = Gguf::open(&scene.path("small.gguf"), spts::OpenOptions::default()).expect("a file");
+    let types: Vec<(&str, &str)> = small.tensors().map(|t| (t.name.as_str(), t.ty.name())).collect();
+    for (name, ty) in [
+        ("blk.1.ffn_gate_exps.weight", "MXFP4"),
+        ("blk.1.ffn_down_exps.weight", "MXFP4"),
+        ("blk.1.ffn_down_exps.bias", "F32"),
+        ("blk.1.ffn_gate_inp.weight", "F32"),
+        ("blk.1.attn_q.weight", "Q8_0"),
+        ("token_embd.weight", "Q8_0"),
+        ("output.weight", "Q8_0"),
+    ] {
+        assert!(types.contains(&(name, ty)), "{name}: {types:?}");
+    }
+    assert_eq!(small.u32("general.file_type").expect("a number"), Some(38));
+    let prompt = tiny.prompt(50);
+    let answer = |file: &str| {
+        let model = Model::open(&scene.path(file), runtime::on_cpu()).expect("a model");
+        runtime::logits(Session::new(model, runtime::exact(512)).expect("a session"), &prompt)
+    };
+    // Kernels round the rows to 8 bits, too.
+    runtime::assert_close(&answer("small.gguf"), &answer("floats.gguf"), 5e-2, "MXFP4");
 }
 
 #[test]

@@ -57,6 +57,22 @@ fn qwen3moe() {
 }
 
 #[test]
+fn gpt_oss() {
+    check("gpt-oss", "gpt-oss", Gelu::Exact, 5e-5);
+}
+
+#[test]
+fn olmo2_and_olmo3() {
+    check("olmo2", "olmo2", Gelu::Exact, 5e-5);
+    check("olmo3", "olmo3", Gelu::Exact, 5e-5);
+}
+
+#[test]
+fn glm4() {
+    check("glm4", "glm4", Gelu::Exact, 5e-5);
+}
+
+#[test]
 fn mistral3() {
     check("mistral3", "mistral3", Gelu::Exact, 5e-5);
 }

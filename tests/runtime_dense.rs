@@ -82,7 +82,7 @@ fn every_tile_size_gives_the_reference() {
 /// Attention over more rows than a mask has is cut into parts.
 #[test]
 fn tiles_above_the_mask_s_height_give_the_same() {
-    for name in ["qwen2", "gemma3"] {
+    for name in ["qwen2", "gemma3", "gpt-oss"] {
         let pair = Pair::new(Tiny::named(name));
         let tokens = pair.tiny.prompt(1300);
         let small = logits(pair.session(|o| o.n_ubatch = Some(64)), &tokens);
@@ -98,6 +98,33 @@ fn more_threads_give_the_same() {
         let tokens = pair.tiny.prompt(100);
         let one = logits(pair.session(|_| ()), &tokens);
         assert_close(&logits(pair.session(|o| o.n_threads = Some(3)), &tokens), &one, pair.tolerance(), name);
+    }
+}
+
+/// ggml splits a single query's attention over 512 keys and more among threads: a sink counts once.
+#[test]
+fn a_tokens_attention_among_threads() {
+    const N: usize = 700;
+    for name in ["llama", "gpt-oss"] {
+        let pair = Pair::new(Tiny::named(name));
+        let tokens = pair.tiny.prompt(N + 3);
+        let mut state = pair.reference.forward(&tokens[..N], None).state;
+        for n_threads in [1, 3] {
+            let mut state = state.clone();
+            let mut session = pair.session(|o| o.n_threads = Some(n_threads));
+            prefill(&mut session, &tokens[..N]).unwrap();
+            for token in &tokens[N..] {
+                session.decode(*token).unwrap();
+                let expected = pair.reference.decode(&mut state, *token);
+                assert_close(session.logits(), &expected, pair.tolerance(), &format!("{name}, {n_threads} threads"));
+            }
+        }
+        // Behind it, with values of 16 bits.
+        let mut session = pair.session(f16_cache);
+        prefill(&mut session, &tokens[..N]).unwrap();
+        session.decode(tokens[N]).unwrap();
+        let expected = pair.reference.decode(&mut state, tokens[N]);
+        assert_close(session.logits(), &expected, runtime::F16_CACHE, name);
     }
 }
 
@@ -157,14 +184,18 @@ fn decode_outgrows_its_cache() {
 
 #[test]
 fn a_quantized_cache_is_near_the_exact_one() {
-    let pair = Pair::new(Tiny { head_dim: 32, n_rot: 32, ..Tiny::named("llama") });
-    let tokens = pair.tiny.prompt(60);
     let q8 = |o: &mut spts::SessionOptions| (o.cache_type_k, o.cache_type_v) = (CacheType::Q8_0, CacheType::Q8_0);
-    let mut session = pair.session(q8);
-    prefill(&mut session, &tokens[..59]).unwrap();
-    session.decode(tokens[59]).unwrap();
-    let d = distance(session.logits(), &pair.reference.forward(&tokens, None).logits);
-    assert!((1e-5..runtime::Q8_0_CACHE).contains(&d), "{d}");
+    // Of two layers: which experts are chosen multiplies what rounding does, layer by layer.
+    for tiny in [Tiny::named("llama"), Tiny { n_layer: 2, ..Tiny::named("gpt-oss") }] {
+        let name = tiny.name;
+        let pair = Pair::new(Tiny { head_dim: 32, n_rot: 32, ..tiny });
+        let tokens = pair.tiny.prompt(60);
+        let mut session = pair.session(q8);
+        prefill(&mut session, &tokens[..59]).unwrap();
+        session.decode(tokens[59]).unwrap();
+        let d = distance(session.logits(), &pair.reference.forward(&tokens, None).logits);
+        assert!((1e-5..runtime::Q8_0_CACHE).contains(&d), "{name}: {d}");
+    }
 
     let odd = Pair::new(Tiny::named("llama"));
     let mut options = runtime::exact(64);
@@ -305,6 +336,12 @@ fn odd_shapes_give_the_reference() {
         Tiny { n_embd: 11, n_head: 3, n_head_kv: 1, scaling: Scaling::Yarn(8.0, 16), ..Tiny::named("qwen2") },
         Tiny { window: Some(1), n_layer: 6, ..Tiny::named("gemma3") },
         Tiny { window: Some(300), n_layer: 13, ..Tiny::named("gemma3") },
+        Tiny { n_embd: 33, n_head: 9, n_head_kv: 3, n_ff: 7, experts: Some((7, 1)), ..Tiny::named("gpt-oss") },
+        Tiny { window: Some(1), n_layer: 3, head_dim: 34, n_rot: 34, ..Tiny::named("gpt-oss") },
+        Tiny { n_embd: 33, n_head: 3, n_head_kv: 1, head_dim: 11, n_rot: 10, n_ff: 7, ..Tiny::named("olmo2") },
+        Tiny { window: Some(300), n_layer: 5, ..Tiny::named("olmo3") },
+        Tiny { n_embd: 35, n_head: 5, n_head_kv: 1, head_dim: 14, n_rot: 2, n_ff: 9, ..Tiny::named("glm4") },
+        Tiny { window: Some(300), n_head: 3, n_head_kv: 1, experts: Some((2, 2)), ..Tiny::named("gpt-oss") },
     ] {
         let pair = Pair::new(tiny);
         let tokens = pair.tiny.prompt(330);

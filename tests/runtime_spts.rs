@@ -250,7 +250,7 @@ fn one_probing_query_as_in_the_paper() {
 
 #[test]
 fn windows_of_queries_and_pools() {
-    for name in ["llama", "qwen2", "qwen3", "gemma3", "phi3"] {
+    for name in ["llama", "qwen2", "qwen3", "gemma3", "phi3", "gpt-oss"] {
         let pair = Pair::new(Tiny::named(name));
         let tokens = pair.tiny.prompt(61);
         for (queries, pool) in [

@@ -8,6 +8,7 @@
 //! - `_M` mixes give attn_v (or a fused attn_qkv) and ffn_down Q6_K in the layers of [`more_bits`];
 //! - Q4_K_S gives attn_v of the first four layers and ffn_down of the first eighth Q5_K;
 //! - attn_v of 70B-class models (80 layers, 8 query heads per KV head) is at least Q5_K: it is small there;
+//! - MXFP4_MOE gives the matrices of experts MXFP4 and all others Q8_0;
 //! - rows that are no multiple of 256 cannot be K-quants: Q4_K becomes Q5_0, Q5_K becomes Q5_1,
 //!   Q6_K becomes Q8_0; rows that are no multiple of 32 either become F16.
 
@@ -24,12 +25,23 @@ pub enum TensorType {
     Q4_K,
     Q5_K,
     Q6_K,
+    MXFP4,
 }
 
 impl TensorType {
     /// All types that the policy chooses from.
-    pub const ALL: [Self; 9] =
-        [Self::F32, Self::F16, Self::Q4_0, Self::Q5_0, Self::Q5_1, Self::Q8_0, Self::Q4_K, Self::Q5_K, Self::Q6_K];
+    pub const ALL: [Self; 10] = [
+        Self::F32,
+        Self::F16,
+        Self::Q4_0,
+        Self::Q5_0,
+        Self::Q5_1,
+        Self::Q8_0,
+        Self::Q4_K,
+        Self::Q5_K,
+        Self::Q6_K,
+        Self::MXFP4,
+    ];
 
     /// The type's name in GGUF tools, such as `Q4_K`.
     pub fn name(self) -> &'static str {
@@ -43,6 +55,7 @@ impl TensorType {
             Self::Q4_K => "Q4_K",
             Self::Q5_K => "Q5_K",
             Self::Q6_K => "Q6_K",
+            Self::MXFP4 => "MXFP4",
         }
     }
 
@@ -50,7 +63,7 @@ impl TensorType {
     pub fn block_size(self) -> u64 {
         match self {
             Self::F32 | Self::F16 => 1,
-            Self::Q4_0 | Self::Q5_0 | Self::Q5_1 | Self::Q8_0 => 32,
+            Self::Q4_0 | Self::Q5_0 | Self::Q5_1 | Self::Q8_0 | Self::MXFP4 => 32,
             Self::Q4_K | Self::Q5_K | Self::Q6_K => 256,
         }
     }
@@ -67,6 +80,7 @@ impl TensorType {
             Self::Q4_K => 144,
             Self::Q5_K => 176,
             Self::Q6_K => 210,
+            Self::MXFP4 => 17,
         }
     }
 }
@@ -75,6 +89,7 @@ impl TensorType {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[allow(missing_docs, non_camel_case_types)]
 pub enum Preset {
+    MXFP4_MOE,
     Q4_0,
     Q4_K_S,
     Q4_K_M,
@@ -87,12 +102,22 @@ pub enum Preset {
 
 impl Preset {
     /// Every preset, smallest first.
-    pub const ALL: [Self; 8] =
-        [Self::Q4_0, Self::Q4_K_S, Self::Q4_K_M, Self::Q5_K_M, Self::Q6_K, Self::Q8_0, Self::F16, Self::F32];
+    pub const ALL: [Self; 9] = [
+        Self::MXFP4_MOE,
+        Self::Q4_0,
+        Self::Q4_K_S,
+        Self::Q4_K_M,
+        Self::Q5_K_M,
+        Self::Q6_K,
+        Self::Q8_0,
+        Self::F16,
+        Self::F32,
+    ];
 
     /// The preset's name, such as `Q4_K_M`.
     pub fn name(self) -> &'static str {
         match self {
+            Self::MXFP4_MOE => "MXFP4_MOE",
             Self::Q4_0 => "Q4_0",
             Self::Q4_K_S => "Q4_K_S",
             Self::Q4_K_M => "Q4_K_M",
@@ -126,12 +151,14 @@ impl Preset {
             Self::Q4_K_M => 15,
             Self::Q5_K_M => 17,
             Self::Q6_K => 18,
+            Self::MXFP4_MOE => 38,
         }
     }
 
-    /// The type that the mix gives most tensors.
+    /// The type that the mix gives most tensors; in a mixture of experts most weights, for MXFP4_MOE.
     pub fn base(self) -> TensorType {
         match self {
+            Self::MXFP4_MOE => TensorType::MXFP4,
             Self::Q4_0 => TensorType::Q4_0,
             Self::Q4_K_S | Self::Q4_K_M => TensorType::Q4_K,
             Self::Q5_K_M => TensorType::Q5_K,
@@ -202,6 +229,9 @@ fn wanted_type(preset: Preset, name: &str, shape: &[u64], model: &ModelShape) ->
     let base = preset.base();
     if matches!(base, F16 | F32) {
         return base;
+    }
+    if preset == Preset::MXFP4_MOE {
+        return if shape.get(2).is_some_and(|&n| n > 1) { base } else { Q8_0 };
     }
     let is_head = name == "output.weight" || (model.tied_output && name == "token_embd.weight");
     if is_head {
@@ -299,6 +329,21 @@ mod tests {
         assert_eq!(ty(Preset::Q5_K_M, "blk.9.ffn_up.weight", 896), "Q5_1");
         assert_eq!(ty(Preset::Q4_K_M, "blk.0.ffn_down.weight", 4864), "Q6_K");
         assert_eq!(ty(Preset::Q8_0, "blk.0.attn_q.weight", 36), "F16");
+    }
+
+    #[test]
+    fn experts_in_mxfp4() {
+        let ty = |name: &str, shape: &[u64]| name_of(Preset::MXFP4_MOE, name, shape, &LLAMA);
+        assert_eq!(ty("blk.0.ffn_down_exps.weight", &[2880, 2880, 32]), "MXFP4");
+        assert_eq!(ty("blk.0.ffn_gate_exps.weight", &[2880, 2880, 32]), "MXFP4");
+        assert_eq!(ty("blk.0.ffn_up_exps.weight", &[2872, 2880, 32]), "F16");
+        assert_eq!(ty("blk.0.ffn_gate_inp.weight", &[2880, 32]), "keep");
+        assert_eq!(ty("blk.0.ffn_up_exps.bias", &[2880, 32]), "keep");
+        assert_eq!(ty("blk.0.attn_v.weight", &[2880, 512]), "Q8_0");
+        assert_eq!(ty("token_embd.weight", &[2880, 201_088]), "Q8_0");
+        assert_eq!(ty("output.weight", &[2880, 201_088]), "Q8_0");
+        // The others make no difference between experts and other matrices.
+        assert_eq!(name_of(Preset::Q4_0, "blk.0.ffn_up_exps.weight", &[2880, 2880, 32], &LLAMA), "Q4_0");
     }
 
     #[test]

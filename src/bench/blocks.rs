@@ -10,6 +10,7 @@
 //! | Q5_1 | `d q + m` | `m = -15.5 d` |
 //! | Q4_K, Q5_K | `d sc q - dmin m` | `m = sc`, `dmin = d (2^bits - 1) / 2` |
 //! | Q6_K | `d sc (q - 32)` | the sign of `sc` is random |
+//! | MXFP4 | `2^e` times one of 0.5 to 6 | the sign of each is random |
 //!
 //! No block is zero and no value is infinite, so that kernels that skip or slow down on such data do neither.
 
@@ -94,6 +95,15 @@ impl RandomBlocks {
                     block[12 + i] = (block[12 + i] & 15) * 17;
                 }
             }
+            TensorType::MXFP4 => {
+                // Powers of two alone: the next one above in as many blocks as the spread asks for.
+                let (exponent, above) = self.exponents();
+                block[0] = exponent + u8::from(((bits >> 32) & 0xffff) as f64 / 65536.0 < above);
+                // A code of 0 or 8 is zero.
+                for codes in &mut block[1..] {
+                    *codes |= u8::from(*codes & 7 == 0) | (u8::from(*codes & 0x70 == 0) << 4);
+                }
+            }
             TensorType::Q6_K => {
                 // Signed scales of 64 to 127 in size.
                 for scale in &mut block[192..208] {
@@ -103,6 +113,17 @@ impl RandomBlocks {
                 put(block, 208, d);
             }
         }
+    }
+}
+
+impl RandomBlocks {
+    /// MXFP4: the exponent (plus 127) of a block, and the share of blocks that have the next one above.
+    fn exponents(&self) -> (u8, f64) {
+        let nominal = self.sigma / root_mean_square(TensorType::MXFP4);
+        let exponent = nominal.log2().floor();
+        // Mean squares add up: 1 - p + 4 p for a share p of twice the size.
+        let above = ((nominal / exponent.exp2()).powi(2) - 1.0) / 3.0;
+        ((exponent + 127.0) as u8, above)
     }
 }
 
@@ -129,6 +150,8 @@ fn root_mean_square(ty: TensorType) -> f64 {
         TensorType::Q4_K => six_bits * spread(4, 7.5),
         TensorType::Q5_K => six_bits * spread(5, 15.5),
         TensorType::Q6_K => signed * spread(6, 32.0),
+        // 0.5 (twice as often as the others), 1, 1.5, 2, 3, 4 and 6.
+        TensorType::MXFP4 => (34.375f64 / 4.0).sqrt(),
     }
 }
 

@@ -65,15 +65,20 @@ struct Traits {
     rms_eps: f32,
     /// Llama 3.1 and 3.2 stretch low frequencies by this.
     rope_factor: Option<f64>,
+    /// YaRN's factor, and the context before it.
+    yarn: Option<(f32, u32)>,
 }
 
 impl Synthetic {
     fn traits(&self) -> Traits {
+        let usual = Traits { n_ctx: 32_768, freq_base: 1e6, rms_eps: 1e-6, rope_factor: None, yarn: None };
+        let llama_3 = Traits { n_ctx: 131_072, freq_base: 5e5, rms_eps: 1e-5, ..usual };
         match self.shape.name.as_str() {
-            "llama-3.1-8b" => Traits { n_ctx: 131_072, freq_base: 5e5, rms_eps: 1e-5, rope_factor: Some(8.0) },
-            "llama-3.2-1b" => Traits { n_ctx: 131_072, freq_base: 5e5, rms_eps: 1e-5, rope_factor: Some(32.0) },
-            "smollm2-135m" => Traits { n_ctx: 8192, freq_base: 1e5, rms_eps: 1e-5, rope_factor: None },
-            _ => Traits { n_ctx: 32_768, freq_base: 1e6, rms_eps: 1e-6, rope_factor: None },
+            "llama-3.1-8b" => Traits { rope_factor: Some(8.0), ..llama_3 },
+            "llama-3.2-1b" => Traits { rope_factor: Some(32.0), ..llama_3 },
+            "smollm2-135m" => Traits { n_ctx: 8192, freq_base: 1e5, rms_eps: 1e-5, ..usual },
+            _ if self.shape.arch == "gpt-oss" => Traits { freq_base: 1.5e5, yarn: Some((32.0, 4096)), ..llama_3 },
+            _ => usual,
         }
     }
 
@@ -141,7 +146,7 @@ impl Synthetic {
             match (tensor.fill, traits.rope_factor) {
                 (Fill::Matrix | Fill::Router, _) => matrix(ty, &tensor.shape, seed, out),
                 (Fill::Norm, _) => vector(tensor.shape[0], seed, 1.0, 0.1, out),
-                (Fill::Bias, _) => vector(tensor.shape[0], seed, 0.0, 0.1, out),
+                (Fill::Bias, _) => vector(tensor.shape.iter().product(), seed, 0.0, 0.1, out),
                 (Fill::RopeFactors, factor) => {
                     let factors = rope_factors(2 * tensor.shape[0] as usize, traits.freq_base, factor.unwrap_or(1.0));
                     factors.iter().try_for_each(|x| out.write_all(&x.to_le_bytes()))
@@ -175,6 +180,11 @@ impl Synthetic {
         }
         w.set_f32(&key("attention.layer_norm_rms_epsilon"), traits.rms_eps)?;
         w.set_f32(&key("rope.freq_base"), traits.freq_base)?;
+        if let Some((factor, n_ctx_orig)) = traits.yarn {
+            w.set_str(&key("rope.scaling.type"), "yarn")?;
+            w.set_f32(&key("rope.scaling.factor"), factor)?;
+            w.set_u32(&key("rope.scaling.original_context_length"), n_ctx_orig)?;
+        }
         if let Some(experts) = s.experts {
             w.set_u32(&key("expert_count"), experts.n_expert as u32)?;
             w.set_u32(&key("expert_used_count"), experts.n_used as u32)?;
@@ -225,10 +235,11 @@ impl Synthetic {
         }
         for l in 0..s.n_layer {
             let name = |base: &str| format!("blk.{l}.{base}");
+            let oss = s.arch == "gpt-oss";
             add(name("attn_norm.weight"), &[s.n_embd], Fill::Norm);
             for (part, n_out) in [("attn_q", q), ("attn_k", k), ("attn_v", v)] {
                 add(name(&format!("{part}.weight")), &[s.n_embd, n_out], Fill::Matrix);
-                if s.arch == "qwen2" {
+                if oss || s.arch == "qwen2" {
                     add(name(&format!("{part}.bias")), &[n_out], Fill::Bias);
                 }
             }
@@ -243,12 +254,23 @@ impl Synthetic {
                     add(name(base), &[s.n_embd], Fill::Norm);
                 }
             }
-            add(name("ffn_norm.weight"), &[s.n_embd], Fill::Norm);
+            if oss {
+                add(name("attn_output.bias"), &[s.n_embd], Fill::Bias);
+                add(name("attn_sinks.weight"), &[s.n_head], Fill::Bias);
+            }
+            let ffn_norm = if oss { "post_attention_norm.weight" } else { "ffn_norm.weight" };
+            add(name(ffn_norm), &[s.n_embd], Fill::Norm);
             let parts = [("ffn_gate", s.n_embd, s.n_ff), ("ffn_up", s.n_embd, s.n_ff), ("ffn_down", s.n_ff, s.n_embd)];
             if let Some(experts) = s.experts {
                 add(name("ffn_gate_inp.weight"), &[s.n_embd, experts.n_expert], Fill::Router);
                 for (part, n_in, n_out) in parts {
                     add(name(&format!("{part}_exps.weight")), &[n_in, n_out, experts.n_expert], Fill::Matrix);
+                    if oss {
+                        add(name(&format!("{part}_exps.bias")), &[n_out, experts.n_expert], Fill::Bias);
+                    }
+                }
+                if oss {
+                    add(name("ffn_gate_inp.bias"), &[experts.n_expert], Fill::Bias);
                 }
                 continue;
             }

@@ -84,7 +84,8 @@ pub fn bench(args: &BenchArgs) -> Result<String, Failure> {
     interrupt::install()?;
     runtime::set_log_level(runtime::Level::Silent);
     let progress = SharedProgress::new();
-    let gguf = gguf(args, &progress)?;
+    let mut gguf = gguf(args, &progress)?;
+    args.overrides.library().apply(&mut gguf).map_err(spts::Error::from)?;
     if args.repetitions == 0 {
         progress.lock().clear();
         return Ok(String::new());

@@ -19,7 +19,7 @@ use spts::session::prefill::PrefillProgress;
 use spts::{Model, ModelFile, Session, SessionOptions};
 
 use super::failure::Failure;
-use super::options::{DeviceArgs, SptsArgs};
+use super::options::{DeviceArgs, OverrideArgs, SptsArgs};
 use super::proxies::{self as sidecars, Waiting};
 use super::{interrupt, prompt, schedule, warn};
 use crate::report::Progress;
@@ -61,6 +61,8 @@ struct TextArgs {
     json: bool,
     #[command(flatten)]
     device: DeviceArgs,
+    #[command(flatten)]
+    overrides: OverrideArgs,
 }
 
 /// Measures, and returns the text that `eval` prints.
@@ -107,7 +109,7 @@ impl<'a> Subject<'a> {
     ) -> Result<Subject<'a>, Failure> {
         let text = prompt::read_text(&args.file)?;
         args.device.set_up_process();
-        let file = ModelFile::open(&args.model, args.device.open_options())?;
+        let file = ModelFile::open_with(&args.model, args.device.open_options(), &args.overrides.library())?;
         warn(&file);
         let tokens = file.tokenizer().encode(&text, false, false);
         let n_tokens = check(&file, &tokens)?;

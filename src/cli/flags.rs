@@ -11,8 +11,10 @@ use clap::Command;
 use super::llama_cpp;
 
 /// Flags of more than one letter, and the long flag that each stands for.
-const SHORT_FORMS: [(&str, &str); 9] = [
+const SHORT_FORMS: [(&str, &str); 11] = [
     ("-ngl", "--n-gpu-layers"),
+    ("-ncmoe", "--n-cpu-moe"),
+    ("-cmoe", "--cpu-moe"),
     ("-dev", "--device"),
     ("-ub", "--ubatch-size"),
     ("-ctk", "--cache-type-k"),
@@ -123,12 +125,19 @@ pub fn show(help: &str) -> String {
     let mut out = help.to_owned();
     for (short, long) in SHORT_FORMS {
         // `-no-cnv` is only another spelling.
-        if short.len() > 4 {
+        if short == "-no-cnv" {
             continue;
         }
-        for end in [" ", "\n"] {
-            out = out.replace(&format!("      {long}{end}"), &format!("{:>6}{long}{end}", format!("{short}, ")));
-        }
+        let shown = format!("{:>6}", format!("{short}, "));
+        // What a longer name takes of the line, the space behind the flag and its value gives.
+        let gap = " ".repeat(shown.len() - 6);
+        let with = |line: &str| match line.strip_prefix("      ").and_then(|flag| flag.strip_prefix(long)) {
+            Some(rest) if rest.is_empty() || rest.starts_with(' ') => {
+                format!("{shown}{long}{}", rest.replacen(&format!("{gap}  "), "  ", 1))
+            }
+            _ => line.to_owned(),
+        };
+        out = out.split('\n').map(with).collect::<Vec<String>>().join("\n");
     }
     out
 }
@@ -191,6 +200,10 @@ mod tests {
         assert_eq!(
             show("      --n-gpu-layers <N>  a\n      --ubatch-size <N>\n"),
             "-ngl, --n-gpu-layers <N>  a\n -ub, --ubatch-size <N>\n"
+        );
+        assert_eq!(
+            show("      --n-cpu-moe <N>     a\n      --cpu-moe          b\n"),
+            "-ncmoe, --n-cpu-moe <N>   a\n-cmoe, --cpu-moe         b\n"
         );
     }
 }

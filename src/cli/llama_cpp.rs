@@ -21,7 +21,7 @@ const GROUPS: &[(&str, &str)] = &[
     ("-t N is for prompt and answer alike", "-tb --threads-batch"),
     ("-dev NAME takes one device, --list-devices names them", "-mg --main-gpu"),
     (
-        "-ngl N splits the layers between one GPU and the CPU",
+        "-ngl N splits the layers between one GPU and the CPU, and -ncmoe N keeps experts on the CPU",
         "-sm --split-mode -ts --tensor-split -ot --override-tensor -ncffn --n-cpu-ffn -nopo --op-offload \
          --no-op-offload --no-host",
     ),
@@ -118,10 +118,7 @@ const GROUPS: &[(&str, &str)] = &[
         "-C -Cr -Cb -Crb --cpu-mask* --cpu-range* --cpu-strict* --prio --prio-batch --poll --poll-batch \
          --numa",
     ),
-    (
-        "a layer is on the GPU or on the CPU as a whole (-ngl N), its experts with it",
-        "-cmoe --cpu-moe -ncmoe --n-cpu-moe -ser",
-    ),
+    ("every token goes through as many experts as the model says; leave it out", "-ser"),
     ("adapters have to be merged into the model file first", "--lora* --control-vector*"),
     (
         "text only: there are no images and no sound",

@@ -24,9 +24,22 @@ pub struct PlacementArgs {
     /// Layers on the GPU, counted from the last; 0 is none [default: all]
     #[arg(long, alias = "gpu-layers", value_name = "N")]
     pub n_gpu_layers: Option<u32>,
+    /// Keep the experts of the first N layers on the CPU; prompts of 32 tokens or more bring them to the GPU, a layer at a time
+    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
+    pub n_cpu_moe: u32,
+    /// Keep the experts of all layers there
+    #[arg(long, conflicts_with = "n_cpu_moe")]
+    pub cpu_moe: bool,
     /// Device for the layers, as --list-devices names it [default: the first GPU, else CPU]
     #[arg(long, value_name = "NAME", value_parser = device)]
     pub device: Option<String>,
+}
+
+impl PlacementArgs {
+    /// Layers whose experts lie on the CPU.
+    pub fn n_cpu_moe(&self) -> usize {
+        if self.cpu_moe { usize::MAX } else { self.n_cpu_moe as usize }
+    }
 }
 
 /// Where and how the model runs.
@@ -76,6 +89,7 @@ impl DeviceArgs {
             repack: !self.no_repack,
             device: self.placement.device.clone(),
             n_gpu_layers: self.placement.n_gpu_layers.map(|n| n as usize),
+            n_cpu_moe: self.placement.n_cpu_moe(),
             progress,
         }
     }
@@ -91,6 +105,10 @@ pub enum RopeScalingArg {
     /// The low ones
     Yarn,
 }
+
+/// Names of [`OverrideArgs`]' flags.
+pub const OVERRIDES: [&str; 6] =
+    ["override_kv", "rope_freq_base", "rope_scaling", "rope_scale", "rope_freq_scale", "yarn_orig_ctx"];
 
 /// What is changed of a model's metadata before it is read.
 #[derive(Args, Clone, Debug)]
@@ -130,6 +148,12 @@ impl OverrideArgs {
             rope_scale: self.rope_scale.or(self.rope_freq_scale.map(f32::recip)),
             rope_original_context: self.yarn_orig_ctx,
         }
+    }
+
+    /// In words, as files of results hold them: nothing where nothing is changed.
+    pub fn settings(&self) -> String {
+        let changes = self.library();
+        if changes == ModelOverrides::default() { String::new() } else { format!("; {changes:?}") }
     }
 }
 

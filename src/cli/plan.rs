@@ -11,7 +11,7 @@ use spts::method::spts::schedule::Reach;
 use spts::method::{Entry, Prompt};
 use spts::model::placement::Placement;
 use spts::model::shape::Shape;
-use spts::plan::{Plan, PlanOptions};
+use spts::plan::{CpuExperts, Plan, PlanOptions};
 
 use super::failure::Failure;
 use super::{PlanArgs, run, schedule, warn};
@@ -19,20 +19,23 @@ use super::{PlanArgs, run, schedule, warn};
 /// The text that `plan` prints.
 pub fn plan(args: &PlanArgs) -> Result<String, Failure> {
     let n_tokens = args.n_tokens as usize;
-    let (shape, schedule) = match (&args.shape, &args.model) {
+    let n_cpu_moe = args.placement.n_cpu_moe();
+    let (shape, schedule, cpu_experts) = match (&args.shape, &args.model) {
         (Some(name), _) => {
             let shape = Shape::named(name).ok_or_else(|| Failure::Failed(format!("--shape {name}: no such shape")))?;
             let schedule = args.spts.schedule(&shape)?;
-            (shape, schedule)
+            let cpu_experts = shape.expert_bytes(n_cpu_moe);
+            (shape, schedule, cpu_experts)
         }
         (None, Some(path)) if args.graph => return graph(args, path),
         (None, path) => {
-            let file = open(path.as_deref().unwrap_or(Path::new("")))?;
+            let file = open(args, path.as_deref().unwrap_or(Path::new("")))?;
             let n_ctx_train = file.hparams().n_ctx_train;
             if n_tokens > n_ctx_train {
                 run::note_beyond_training("-n", n_tokens, n_ctx_train);
             }
-            (file.shape().clone(), schedule::of_model(&args.spts, file.gguf().path(), file.shape())?)
+            let schedule = schedule::of_model(&args.spts, file.gguf().path(), file.shape())?;
+            (file.shape().clone(), schedule, file.expert_bytes(n_cpu_moe))
         }
     };
     let defaults = PlanOptions::default();
@@ -40,6 +43,7 @@ pub fn plan(args: &PlanArgs) -> Result<String, Failure> {
         k_bytes: args.memory.cache_type_k.bytes(),
         v_bytes: args.memory.cache_type_v.bytes(),
         n_ubatch: args.memory.n_ubatch().unwrap_or(defaults.n_ubatch),
+        cpu_experts: CpuExperts::of(&cpu_experts),
         reach: if args.forced { Reach::EveryLayer } else { Reach::AboveFirstBudget },
     };
     let plan = match schedule {
@@ -53,20 +57,22 @@ pub fn plan(args: &PlanArgs) -> Result<String, Failure> {
     Ok(plan.to_string())
 }
 
-fn open(path: &Path) -> Result<ModelFile, Failure> {
-    let file = ModelFile::open(path, OpenOptions { mmap: true, mlock: false })?;
+fn open(args: &PlanArgs, path: &Path) -> Result<ModelFile, Failure> {
+    let options = OpenOptions { mmap: true, mlock: false };
+    let file = ModelFile::open_with(path, options, &args.overrides.library())?;
     warn(&file);
     Ok(file)
 }
 
 /// The program that would run, all rewrites done, with the devices of its layers.
 fn graph(args: &PlanArgs, path: &Path) -> Result<String, Failure> {
-    let file = open(path)?;
+    let file = open(args, path)?;
     let schedule = schedule::of_model(&args.spts, file.gguf().path(), file.shape())?;
     let placement = Placement::choose(
         file.shape().n_layer,
         args.placement.device.as_deref(),
         args.placement.n_gpu_layers.map(|n| n as usize),
+        if file.shape().experts.is_some() { args.placement.n_cpu_moe() } else { 0 },
     )
     .map_err(spts::Error::from)?;
     // Proxies of the size that would be made.

@@ -317,7 +317,14 @@ fn describe(args: &RunArgs, model: &Model, schedule: Option<&Schedule>, n_tokens
         note(&format!("{device}: {layers} of {} layers", placement.layer.len()));
     }
     let switches = placement.layer.windows(2).filter(|pair| pair[0] != pair[1]).count();
-    note(&format!("{switches} changes of device between layers; no operation of a layer runs elsewhere"));
+    let elsewhere = placement.layer.iter().zip(&placement.experts).filter(|(layer, experts)| layer != experts).count();
+    note(&format!(
+        "{switches} changes of device between layers; {}",
+        match elsewhere {
+            0 => "no operation of a layer runs elsewhere".to_owned(),
+            n => format!("the experts of {n} layers lie on the CPU"),
+        }
+    ));
     note(&format!("weights rearranged in memory: {}", report::mib(model.repacked_bytes() as u64)));
     if !model.file().unused_tensors().is_empty() {
         note(&format!("tensors that are not used: {}", model.file().unused_tensors().join(", ")));

@@ -163,9 +163,9 @@ impl Chooser<'_> {
 
     /// Whether a node is an [`Op::ProxyNorm`] that the device computes (`Ops::proxy_norm`).
     fn takes_proxy_norm(&self, node: &Node) -> bool {
-        let Op::ProxyNorm { layer, .. } = node.op else { return false };
+        let Op::ProxyNorm { layer, act, .. } = node.op else { return false };
         let v_down = self.memory.proxy(layer).v_down; // [d_low, rank]
-        self.memory.kernels().proxy_norm(self.rows, v_down.ne(1), v_down.ne(0))
+        self.memory.kernels().proxy_norm(act, self.rows, v_down.ne(1), v_down.ne(0))
     }
 
     /// Whether a proxy's norm is computed when the product with S is that alone reads it.

@@ -90,7 +90,7 @@ pub fn max_ggml_nodes(graph: &Graph, phase: &Phase, tile: usize) -> usize {
         // Products of seven matrices where there is no kernel for it.
         Op::ProxyNorm { .. } => 12,
         // Choosing them, three products, and a sum over them.
-        Op::Experts { n_used, .. } => 16 + 2 * n_used,
+        Op::Experts { n_used, .. } => 20 + 2 * n_used,
         _ => 0,
     };
     phase.nodes.iter().map(|id| 16 + of(graph.node(*id))).sum::<usize>() + 16
@@ -197,7 +197,7 @@ impl<'a> Lowerer<'a, '_> {
             }
             Op::LastRows { rows } => self.last_rows(node, *rows),
             Op::ProbeScores { heads, join } => match self.probed_keys(node) {
-                k if self.memory.kernels().probe_scores(k.ty()) => {
+                k if self.memory.kernels().probe_scores(k.ty(), heads) => {
                     let to = self.destination(id, 0..node.n_rows);
                     let scores = self.ops.probe_scores(self.memory.stored(node.src[0]), k, heads, *join, to);
                     return self.written(id, scores, to);

@@ -23,6 +23,7 @@ pub mod target;
 
 use crate::Result;
 use crate::graph::Graph;
+use crate::graph::ir::NodeId;
 use crate::graph::verify::{Verified, verify};
 use crate::method::spts::capture::{Capture, insert_captures};
 use crate::method::{Budgets, Method};
@@ -31,7 +32,7 @@ use captures::end_at_captures;
 use fuse_ffn::fuse_gated_ffn;
 use keep_normalized::keep_normalized;
 use last_row::keep_last_row;
-use phases::Program;
+use phases::{Cuts, Program};
 use target::Target;
 
 /// A prompt's (or a token's) program for one target.
@@ -45,12 +46,12 @@ pub struct Compiled {
     pub program: Program,
     /// Rows computed at a time, at most.
     pub tile: usize,
-    cuts: Vec<bool>,
+    cuts: Cuts,
 }
 
 impl Compiled {
-    fn new(graph: Verified, budgets: Budgets, tile: usize, cuts: Vec<bool>) -> Self {
-        let program = phases::plan(&graph, tile, &|l| cuts[l]);
+    fn new(graph: Verified, budgets: Budgets, tile: usize, cuts: Cuts) -> Self {
+        let program = phases::plan(&graph, tile, &cuts);
         Self { graph, budgets, program, tile, cuts }
     }
 
@@ -66,9 +67,8 @@ impl Compiled {
 /// # Errors
 /// A rewrite broke an invariant of the graph: a bug.
 pub fn prompt(dense: Graph, method: &dyn Method, budgets: Budgets, target: &Target) -> Result<Compiled> {
-    let n_layer = dense.layers.len();
     let graph = computed(dense, method, &budgets, target)?;
-    let cuts = prompt_cuts(&graph, n_layer, target);
+    let cuts = prompt_cuts(&graph, target);
     Ok(Compiled::new(verify(graph)?, budgets, target.tile(), cuts))
 }
 
@@ -81,7 +81,7 @@ pub fn before_layer(dense: Graph, cut: usize, target: &Target) -> Result<Compile
     let graph = between_layers::before_layer(dense, cut);
     let graph = if target.has_gpu() { fuse(&graph, target) } else { graph };
     let budgets = Budgets::dense(cut, graph.n_tokens);
-    let cuts = (0..cut).map(|l| target.changes_device_at(l)).collect();
+    let cuts = cuts(&graph, target, false);
     Ok(Compiled::new(verify(graph)?, budgets, target.tile(), cuts))
 }
 
@@ -90,9 +90,8 @@ pub fn before_layer(dense: Graph, cut: usize, target: &Target) -> Result<Compile
 /// # Errors
 /// A rewrite broke an invariant of the graph: a bug.
 pub fn from_layer(dense: Graph, cut: usize, method: &dyn Method, budgets: Budgets, target: &Target) -> Result<Compiled> {
-    let n_layer = dense.layers.len();
     let graph = between_layers::from_layer(&computed(dense, method, &budgets, target)?, cut);
-    let cuts = prompt_cuts(&graph, n_layer, target);
+    let cuts = prompt_cuts(&graph, target);
     Ok(Compiled::new(verify(graph)?, budgets, target.tile(), cuts))
 }
 
@@ -105,9 +104,23 @@ fn computed(dense: Graph, method: &dyn Method, budgets: &Budgets, target: &Targe
 
 /// The layers at which a prompt's phases end. A program that skips is long: cut by layers, it has a GPU compute one while the next
 /// is built.
-fn prompt_cuts(graph: &Graph, n_layer: usize, target: &Target) -> Vec<bool> {
-    let in_layers = target.has_gpu() && graph.layers.iter().any(|a| a.scores.is_some());
-    (0..n_layer).map(|l| l > 0 && (in_layers || target.changes_device_at(l))).collect()
+fn prompt_cuts(graph: &Graph, target: &Target) -> Cuts {
+    cuts(graph, target, target.has_gpu() && graph.layers.iter().any(|a| a.scores.is_some()))
+}
+
+/// Where phases end: at another device's layers and experts, and where experts' weights are brought to a device, of which one layer's
+/// have room at a time; with `in_layers` behind each layer.
+fn cuts(graph: &Graph, target: &Target, in_layers: bool) -> Cuts {
+    let mut cuts = Cuts::default();
+    for (i, node) in graph.nodes.iter().enumerate() {
+        if let Some(l) = node.layer.filter(|&l| l > 0 && (in_layers || target.fetches(node) || target.changes_device_at(l))) {
+            cuts.layers.insert(l);
+        }
+        if target.is_apart(node) {
+            cuts.alone.insert(NodeId(i as u32));
+        }
+    }
+    cuts
 }
 
 /// Compiles a dense graph as its layers are written down: no rewrites, tiles of `tile` rows. For single tokens, and for captures.
@@ -116,7 +129,7 @@ fn prompt_cuts(graph: &Graph, n_layer: usize, target: &Target) -> Vec<bool> {
 /// The graph breaks an invariant: a bug.
 pub fn as_written(graph: Graph, tile: usize, target: &Target) -> Result<Compiled> {
     let budgets = Budgets::dense(graph.layers.len(), graph.n_tokens);
-    let cuts = (0..graph.layers.len()).map(|l| target.changes_device_at(l)).collect();
+    let cuts = cuts(&graph, target, false);
     Ok(Compiled::new(verify(graph)?, budgets, tile, cuts))
 }
 
@@ -128,7 +141,7 @@ pub fn up_to_captures(dense: &Graph, capture: &Capture, target: &Target) -> Resu
     let graph = end_at_captures(insert_captures(dense, capture));
     let graph = if target.has_gpu() { fuse(&graph, target) } else { graph };
     let budgets = Budgets::dense(graph.layers.len(), graph.n_tokens);
-    let cuts = (0..graph.layers.len() + 1).map(|l| target.changes_device_at(l)).collect();
+    let cuts = cuts(&graph, target, false);
     Ok(Compiled::new(verify(graph)?, budgets, target.tile(), cuts))
 }
 

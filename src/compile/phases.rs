@@ -4,12 +4,12 @@
 //! - where the rows change (candidates, active tokens, probing queries, the last row),
 //! - where a node needs a whole value that is being made (gather, probe scores, selection),
 //! - between layers, as soon as there is more than one tile (so that only a layer's scratch is alive), and
-//! - where `cuts` says so (a layer on another device, a long program).
+//! - where [`Cuts`] say so (a layer or its experts on another device, a long program).
 //!
 //! Values read by a later phase are *stored*: in the KV cache, or in a slot of a plan that reuses slots after their last
 //! reader. The residual stream is updated in place.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use crate::graph::ir::*;
 use crate::graph::verify::Verified;
@@ -90,8 +90,17 @@ impl Program {
     }
 }
 
-/// Cuts `graph` for tiles of at most `tile` rows. `cuts[l]`: a phase may not span the start of layer l.
-pub fn plan(graph: &Verified, tile: usize, cuts: &dyn Fn(usize) -> bool) -> Program {
+/// Where phases end because of the devices that compute them.
+#[derive(Clone, Debug, Default)]
+pub struct Cuts {
+    /// Layers at whose start one begins.
+    pub layers: HashSet<usize>,
+    /// Nodes that are one by themselves.
+    pub alone: HashSet<NodeId>,
+}
+
+/// Cuts `graph` for tiles of at most `tile` rows.
+pub fn plan(graph: &Verified, tile: usize, cuts: &Cuts) -> Program {
     let phases = partition(graph, tile, cuts);
     let (storage, slots) = place(graph, &phases);
     Program { phases, storage, slots }
@@ -125,7 +134,7 @@ pub fn reads_whole(graph: &Graph, node: &Node, i: usize) -> bool {
     }
 }
 
-fn partition(graph: &Graph, tile: usize, cuts: &dyn Fn(usize) -> bool) -> Vec<Phase> {
+fn partition(graph: &Graph, tile: usize, cuts: &Cuts) -> Vec<Phase> {
     let mut phases: Vec<Phase> = Vec::new();
     let mut made_in: HashMap<NodeId, usize> = HashMap::new();
     let mut last_layer = None;
@@ -138,7 +147,8 @@ fn partition(graph: &Graph, tile: usize, cuts: &dyn Fn(usize) -> bool) -> Vec<Ph
         let current = phases.len().wrapping_sub(1);
         let joins = phases.last().is_some_and(|p| {
             let new_layer = node.layer != last_layer;
-            let split = new_layer && (rows > tile || node.layer.is_some_and(cuts));
+            let alone = [&id, &p.nodes[p.nodes.len() - 1]].iter().any(|id| cuts.alone.contains(id));
+            let split = alone || new_layer && (rows > tile || node.layer.is_some_and(|l| cuts.layers.contains(&l)));
             p.kind == kind
                 && kind != PhaseKind::Select
                 && p.rows == rows

@@ -21,6 +21,7 @@ const CPU_TILE_OF_QUERIES: usize = 64;
 pub struct Target<'m> {
     file: &'m ModelFile,
     placement: &'m Placement,
+    /// Of the devices that layers are on.
     kernels: Vec<Kernels>,
     n_ubatch: Option<usize>,
     proxy: Option<ProxySize>,
@@ -34,7 +35,10 @@ impl<'m> Target<'m> {
         n_ubatch: Option<usize>,
         proxy: Option<ProxySize>,
     ) -> Self {
-        let kernels = placement.devices.iter().map(|name| Kernels::of(name)).collect();
+        // A device that has nothing but experts computes these by ggml's operations alone.
+        let has_layers = |device: &usize| placement.layer.contains(device);
+        let of_layers = (0..placement.devices.len()).filter(has_layers);
+        let kernels = of_layers.map(|device| Kernels::of(&placement.devices[device])).collect();
         Self { file, placement, kernels, n_ubatch, proxy }
     }
 
@@ -67,8 +71,8 @@ impl<'m> Target<'m> {
         match op {
             Op::Linear { weight, .. } => product(weight),
             Op::GatedFfn { gate, up, down, .. } => [gate, up, down].into_iter().all(product),
-            Op::ProxyNorm { .. } => {
-                self.proxy.is_some_and(|p| self.kernels.iter().all(|k| k.proxy_norm(rows, p.rank, p.d_low)))
+            Op::ProxyNorm { act, .. } => {
+                self.proxy.is_some_and(|p| self.kernels.iter().all(|k| k.proxy_norm(*act, rows, p.rank, p.d_low)))
             }
             _ => false,
         }
@@ -85,7 +89,17 @@ impl<'m> Target<'m> {
 
     /// The device of a node.
     pub fn device_of(&self, node: &Node) -> usize {
-        self.placement.of(node.layer, matches!(node.op, Op::Embed { .. }))
+        self.placement.of(node)
+    }
+
+    /// Whether a node is computed on another device than its layer.
+    pub(super) fn is_apart(&self, node: &Node) -> bool {
+        self.placement.is_apart(node)
+    }
+
+    /// Whether a node's weights are brought to its device before it is computed.
+    pub(super) fn fetches(&self, node: &Node) -> bool {
+        self.placement.fetches(node)
     }
 
     /// ggml's name of a device.

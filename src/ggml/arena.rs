@@ -113,6 +113,12 @@ impl Arena {
         self.place_in(buffer, id, offset);
     }
 
+    /// Zeroes all of a raw buffer, between and behind its tensors, too.
+    pub fn clear(&self, buffer: BufferId) {
+        // SAFETY: a live buffer of this arena.
+        unsafe { sys::ggml_backend_buffer_clear(self.buffers[buffer.0].as_ptr(), 0) }
+    }
+
     fn new_buffer(
         &mut self,
         buft: BufferType,

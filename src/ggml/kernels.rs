@@ -69,12 +69,12 @@ impl Kernels {
         self.cuda_device.is_some()
     }
 
-    /// [`Ops::causal_attention`], or [`Ops::cpu_attention`], of so many queries over heads of this shape, with keys and values of
-    /// these types.
+    /// [`Ops::causal_attention`], which knows no sinks, or [`Ops::cpu_attention`], of so many queries over heads of this shape, with
+    /// keys and values of these types.
     pub fn causal_attention(&self, n_q: usize, heads: &Heads, kv: [GgmlType; 2]) -> bool {
-        let in_f16 = kv.iter().all(|ty| *ty == GgmlType::F16);
+        let is_plain = heads.sinks.is_none() && kv.iter().all(|ty| *ty == GgmlType::F16);
         self.windowed_attention(heads)
-            || in_f16 && self.cuda_device.is_some_and(|device| takes_causal_attention(device, n_q, heads))
+            || is_plain && self.cuda_device.is_some_and(|device| takes_causal_attention(device, n_q, heads))
     }
 
     /// [`Ops::cpu_attention`] over heads of this shape, with or without a window.
@@ -87,9 +87,9 @@ impl Kernels {
         self.cuda_device.is_some_and(|device| takes_product(device, rows, weight))
     }
 
-    /// [`Ops::proxy_norm`] of so many rows, with this rank and so many channels.
-    pub fn proxy_norm(&self, rows: usize, rank: usize, d_low: usize) -> bool {
-        self.product(rows, GgmlType::BF16) && rank.is_multiple_of(8) && d_low.is_multiple_of(8)
+    /// [`Ops::proxy_norm`] of so many rows, with this activation, this rank and so many channels.
+    pub fn proxy_norm(&self, act: Activation, rows: usize, rank: usize, d_low: usize) -> bool {
+        act != Activation::ClampedSwiglu && self.product(rows, GgmlType::BF16) && rank.is_multiple_of(8) && d_low.is_multiple_of(8)
     }
 
     /// Whether proxies are best kept in BF16.
@@ -117,9 +117,9 @@ impl Kernels {
         self.cuda_device.is_some() && n_feat.is_multiple_of(8)
     }
 
-    /// [`Ops::probe_scores`] with keys of this type.
-    pub fn probe_scores(&self, key: GgmlType) -> bool {
-        self.cuda_device.is_some() && key == GgmlType::F16
+    /// [`Ops::probe_scores`] with keys of this type. It knows no sinks.
+    pub fn probe_scores(&self, key: GgmlType, heads: &Heads) -> bool {
+        self.cuda_device.is_some() && key == GgmlType::F16 && heads.sinks.is_none()
     }
 }
 
@@ -425,5 +425,9 @@ fn bits(x: f32) -> i32 {
 }
 
 fn activation(act: Activation) -> i32 {
-    i32::from(act == Activation::Gelu)
+    match act {
+        Activation::Silu => 0,
+        Activation::Gelu => 1,
+        Activation::ClampedSwiglu => unreachable!("experts alone have it, which ggml's operations compute"),
+    }
 }

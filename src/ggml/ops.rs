@@ -181,22 +181,16 @@ impl Ops {
         self.wrap(unsafe { sys::ggml_mul_mat_id(self.c(), w.raw(), x.raw(), ids.raw()) })
     }
 
+    /// To each row the vector that `ids` chooses for it is added: `a [f, u, n], b [f, e], ids I32 [u, n] -> [f, u, n]`.
+    pub fn add_id<'a>(&'a self, a: Tensor<'a>, b: Tensor<'a>, ids: Tensor<'a>) -> Tensor<'a> {
+        // SAFETY: live tensors of matching shape.
+        self.wrap(unsafe { sys::ggml_add_id(self.c(), a.raw(), b.raw(), ids.raw()) })
+    }
+
     /// Indices of the k largest values of each row, in any order: `[f, n] -> I32 [k, n]`.
     pub fn top_of_rows<'a>(&'a self, a: Tensor<'a>, k: usize) -> Tensor<'a> {
         // SAFETY: a live tensor with at least k columns.
         self.wrap(unsafe { sys::ggml_argsort_top_k(self.c(), a.raw(), k as i32) })
-    }
-
-    /// Elementwise quotient, `b` broadcast.
-    pub fn div<'a>(&'a self, a: Tensor<'a>, b: Tensor<'a>) -> Tensor<'a> {
-        // SAFETY: live tensors of matching shape.
-        self.wrap(unsafe { sys::ggml_div(self.c(), a.raw(), b.raw()) })
-    }
-
-    /// Values below `min` become `min`.
-    pub fn at_least<'a>(&'a self, a: Tensor<'a>, min: f32) -> Tensor<'a> {
-        // SAFETY: a live tensor.
-        self.wrap(unsafe { sys::ggml_clamp(self.c(), a.raw(), min, f32::INFINITY) })
     }
 
     /// Asks a product to accumulate at least in this precision.
@@ -322,13 +316,14 @@ impl Ops {
         })
     }
 
-    /// act(gate) * up
+    /// act(gate) * up, or what [`Activation`] says of it.
     pub fn glu<'a>(&'a self, act: Activation, gate: Tensor<'a>, up: Tensor<'a>) -> Tensor<'a> {
         // SAFETY: as above.
         self.wrap(unsafe {
             match act {
                 Activation::Silu => sys::ggml_swiglu_split(self.c(), gate.raw(), up.raw()),
                 Activation::Gelu => sys::ggml_geglu_split(self.c(), gate.raw(), up.raw()),
+                Activation::ClampedSwiglu => sys::ggml_swiglu_oai(self.c(), gate.raw(), up.raw(), 1.702, 7.0),
             }
         })
     }
@@ -402,24 +397,38 @@ impl Ops {
         })
     }
 
-    /// softmax(a * scale + mask) over dimension 0.
-    pub fn soft_max<'a>(&'a self, a: Tensor<'a>, mask: Option<Tensor<'a>>, scale: f32) -> Tensor<'a> {
+    /// softmax(a * scale + mask) over dimension 0. `sinks [n_head]` of `a [n, m, n_head]`, if there are any, are in its sums, too.
+    pub fn soft_max<'a>(
+        &'a self,
+        a: Tensor<'a>,
+        mask: Option<Tensor<'a>>,
+        scale: f32,
+        sinks: Option<Tensor<'a>>,
+    ) -> Tensor<'a> {
         let mask = mask.map_or(std::ptr::null_mut(), |m| m.raw());
-        // SAFETY: as above; a null mask means none.
-        self.wrap(unsafe { sys::ggml_soft_max_ext(self.c(), a.raw(), mask, scale, 0.0) })
+        // SAFETY: as above; a null mask means none, and null sinks, too.
+        self.wrap(unsafe {
+            let out = sys::ggml_soft_max_ext(self.c(), a.raw(), mask, scale, 0.0);
+            sys::ggml_soft_max_add_sinks(out, sinks.map_or(std::ptr::null_mut(), |s| s.raw()));
+            out
+        })
     }
 
-    /// Attention of `q [d, n_q, n_head]` over `k`, `v [d, n_kv, n_head_kv]` with an F16 mask `[n_kv, n_q]` -> `[d, n_head, n_q]`.
+    /// Attention of `q [d, n_q, n_head]` over `k`, `v [d, n_kv, n_head_kv]` with an F16 mask `[n_kv, n_q]` and perhaps sinks
+    /// `[n_head]` as in [`Ops::soft_max`] -> `[d, n_head, n_q]`.
     pub fn flash_attn<'a>(
         &'a self,
-        q: Tensor<'a>,
-        k: Tensor<'a>,
-        v: Tensor<'a>,
+        [q, k, v]: [Tensor<'a>; 3],
         mask: Tensor<'a>,
         scale: f32,
+        sinks: Option<Tensor<'a>>,
     ) -> Tensor<'a> {
         // SAFETY: as above.
-        self.wrap(unsafe { sys::ggml_flash_attn_ext(self.c(), q.raw(), k.raw(), v.raw(), mask.raw(), scale, 0.0, 0.0) })
+        self.wrap(unsafe {
+            let out = sys::ggml_flash_attn_ext(self.c(), q.raw(), k.raw(), v.raw(), mask.raw(), scale, 0.0, 0.0);
+            sys::ggml_flash_attn_ext_add_sinks(out, sinks.map_or(std::ptr::null_mut(), |s| s.raw()));
+            out
+        })
     }
 
     /// Maximum or mean over `width` neighbours along dimension 0, as many as there are at the ends.

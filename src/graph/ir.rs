@@ -125,7 +125,7 @@ pub enum Op {
         norm: Option<WeightId>,
     },
     /// `x [n_embd, n] -> [n_embd, n]`: each row through its own few of many gated FFNs: those that `softmax(router x)` gives most,
-    /// times what it gives them, so that these factors' sum is 1. The row's result is the sum over them (a mixture of experts).
+    /// times factors in the same proportion, whose sum is 1. The row's result is the sum over them (a mixture of experts).
     Experts {
         /// `[n_embd, n_expert]`
         router: WeightId,
@@ -141,6 +141,8 @@ pub enum Op {
         n_used: usize,
         /// act
         act: Activation,
+        /// Added to the products, where a model has them.
+        biases: Option<ExpertBiases>,
     },
     /// `a, b -> a + b`
     Add,
@@ -211,6 +213,19 @@ pub enum Op {
         /// Which of its values it is.
         tap: Tap,
     },
+}
+
+/// What a mixture of experts adds to its products (gpt-oss).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ExpertBiases {
+    /// `[n_expert]`
+    pub router: WeightId,
+    /// `[n_ff, n_expert]`
+    pub gate: WeightId,
+    /// `[n_ff, n_expert]`
+    pub up: WeightId,
+    /// `[n_embd, n_expert]`
+    pub down: WeightId,
 }
 
 /// A layer's values that the host can ask for ([`Op::Capture`]).
@@ -299,7 +314,7 @@ pub struct LayerAnchors {
     pub attn_out: NodeId,
     /// Residual stream after attention.
     pub ffn_inp: NodeId,
-    /// Normalised input of the FFN.
+    /// Normalised input of the FFN; its input, where it is not normalised.
     pub ffn_norm: NodeId,
     /// act(gate) * up `[n_ff, n]`; `None` where one node computes the whole FFN.
     pub ffn_hidden: Option<NodeId>,

@@ -48,16 +48,18 @@ fn line(out: &mut String, i: usize, node: &Node, weight_name: &impl Fn(WeightId)
         Op::Attention { heads, window, .. } => {
             args.push(format!("heads={}:{}", heads.n_head, heads.n_head_kv));
             args.extend(window.map(|w| format!("window={w}")));
+            args.extend(heads.sinks.map(|sinks| format!("sinks={}", weight_name(sinks))));
         }
         Op::GatedFfn { gate, up, down, act, norm } => {
             args.extend([*gate, *up, *down].map(&weight_name));
             args.push(format!("{act:?}").to_lowercase());
             args.extend(norm.map(by));
         }
-        Op::Experts { router, gate, up, down, n_expert, n_used, act } => {
+        Op::Experts { router, gate, up, down, n_expert, n_used, act, biases } => {
             args.extend([*router, *gate, *up, *down].map(&weight_name));
             args.push(format!("{act:?}").to_lowercase());
             args.push(format!("{n_used} of {n_expert}"));
+            args.extend(biases.map(|_| "biases".to_owned()));
         }
         Op::ProxyNorm { act, norm, .. } => {
             args.push(format!("{act:?}").to_lowercase());

@@ -154,7 +154,7 @@ impl Embedding {
 
 /// What a layer computes of each token by itself, on the normalised residual stream.
 pub struct Ffn {
-    norm: WeightId,
+    norm: Option<WeightId>,
     body: Body,
     post_norm: Option<WeightId>,
     act: Activation,
@@ -170,18 +170,26 @@ enum Body {
 
 impl Ffn {
     /// Looks up `ffn_norm`, `ffn_gate`, `ffn_up` and `ffn_down`; in Llama and its like they may have biases, in Gemma 3 there is
-    /// `post_ffw_norm`. In a mixture of experts `ffn_gate_inp`, which chooses, and `ffn_gate_exps`, `ffn_up_exps`, `ffn_down_exps`.
+    /// `post_ffw_norm`, in OLMo 2 instead of the other norm. In a mixture of experts `ffn_gate_inp`, which chooses, and `ffn_gate_exps`, `ffn_up_exps`, `ffn_down_exps`,
+    /// which all have biases in gpt-oss; its norm is called `post_attention_norm`.
     pub fn load(hp: &HParams, table: &mut WeightTable, act: Activation) -> Result<Self, ModelError> {
-        let norm = table.vector("ffn_norm.weight", hp.shape.n_embd)?;
+        let norm = match hp.arch {
+            Arch::GptOss => Some(table.vector("post_attention_norm.weight", hp.shape.n_embd)?),
+            Arch::Olmo2 => None,
+            _ => Some(table.vector("ffn_norm.weight", hp.shape.n_embd)?),
+        };
         let body = match hp.shape.experts {
             Some(experts) => Body::Experts(Self::experts(hp, table, experts, act)?),
             None => Self::gated(hp, table)?,
         };
-        let post_norm = match hp.arch {
-            Arch::Gemma3 => Some(table.vector("post_ffw_norm.weight", hp.shape.n_embd)?),
+        Ok(Self { norm, body, post_norm: Self::post_norm(hp, table)?, act })
+    }
+
+    fn post_norm(hp: &HParams, table: &mut WeightTable) -> Result<Option<WeightId>, ModelError> {
+        Ok(match hp.arch {
+            Arch::Gemma3 | Arch::Olmo2 | Arch::Glm4 => Some(table.vector("post_ffw_norm.weight", hp.shape.n_embd)?),
             _ => None,
-        };
-        Ok(Self { norm, body, post_norm, act })
+        })
     }
 
     fn gated(hp: &HParams, table: &mut WeightTable) -> Result<Body, ModelError> {
@@ -198,30 +206,39 @@ impl Ffn {
     fn experts(hp: &HParams, table: &mut WeightTable, experts: Experts, act: Activation) -> Result<Op, ModelError> {
         let (d, f, Experts { n_expert, n_used }) = (hp.shape.n_embd, hp.shape.n_ff, experts);
         Ok(Op::Experts {
-            router: table.matrix("ffn_gate_inp.weight", d, n_expert, Role::Matrix)?,
+            router: table.matrix("ffn_gate_inp.weight", d, n_expert, Role::BesideExperts)?,
             gate: table.experts("ffn_gate_exps.weight", [d, f, n_expert])?,
             up: table.experts("ffn_up_exps.weight", [d, f, n_expert])?,
             down: table.experts("ffn_down_exps.weight", [f, d, n_expert])?,
             n_expert,
             n_used,
             act,
+            biases: match hp.arch {
+                Arch::GptOss => Some(ExpertBiases {
+                    router: table.vectors("ffn_gate_inp.bias", n_expert, 1)?,
+                    gate: table.vectors("ffn_gate_exps.bias", f, n_expert)?,
+                    up: table.vectors("ffn_up_exps.bias", f, n_expert)?,
+                    down: table.vectors("ffn_down_exps.bias", d, n_expert)?,
+                }),
+                _ => None,
+            },
         })
     }
 
-    /// As [`Ffn::load`], where gate and up are the two halves of `ffn_up` (Phi-3).
+    /// As [`Ffn::load`], where gate and up are the two halves of `ffn_up` (Phi-3, GLM 4).
     pub fn load_fused(hp: &HParams, table: &mut WeightTable, act: Activation) -> Result<Self, ModelError> {
         let (d, f) = (hp.shape.n_embd, hp.shape.n_ff);
         let gate = table.part("ffn_up.weight", d, 2 * f, 0..f, "ffn_gate.weight")?;
         let up = table.part("ffn_up.weight", d, 2 * f, f..2 * f, "ffn_up.weight")?;
         let scale = table.scale("ffn_up")?;
         Ok(Self {
-            norm: table.vector("ffn_norm.weight", d)?,
+            norm: Some(table.vector("ffn_norm.weight", d)?),
             body: Body::Gated {
                 gate: Projection { weight: gate, scale, bias: None, n_out: f },
                 up: Projection { weight: up, scale, bias: None, n_out: f },
                 down: table.projection("ffn_down", f, d)?,
             },
-            post_norm: None,
+            post_norm: Self::post_norm(hp, table)?,
             act,
         })
     }
@@ -255,7 +272,7 @@ impl Attended {
     pub fn then_ffn(self, b: &mut Builder, hp: &HParams, ffn: &Ffn) -> LayerAnchors {
         let attn_out = scaled(b, hp.scales.residual, self.attn_out, "attn_out_scaled");
         let ffn_inp = b.push(Op::Add, &[self.inp, attn_out], "ffn_inp");
-        let ffn_norm = b.rms_norm(ffn.norm, hp.rms_eps, ffn_inp, "ffn_norm");
+        let ffn_norm = ffn.norm.map_or(ffn_inp, |norm| b.rms_norm(norm, hp.rms_eps, ffn_inp, "ffn_norm"));
         let (ffn_hidden, mut ffn_out) = match &ffn.body {
             Body::Gated { gate, up, down } => {
                 let gate = b.linear(*gate, ffn_norm, "ffn_gate");

@@ -15,7 +15,7 @@ use super::dense::Architecture;
 use super::hparams::HParams;
 use super::overrides::ModelOverrides;
 use super::shape::Shape;
-use super::table::{Weight, WeightTable};
+use super::table::{Role, Weight, WeightTable};
 
 /// A GGUF file that is a model which can be run.
 pub struct ModelFile {
@@ -134,6 +134,17 @@ impl ModelFile {
     /// A weight's bytes in the file.
     pub fn weight_bytes(&self, weight: &Weight) -> &[u8] {
         &self.gguf.tensor_data(self.tensor_of(weight))[weight.bytes.clone()]
+    }
+
+    /// Bytes of the experts of each of the first `n_layers` layers.
+    pub fn expert_bytes(&self, n_layers: usize) -> Vec<u64> {
+        let mut bytes = vec![0; n_layers.min(self.shape().n_layer)];
+        for w in self.weights.iter().filter(|w| w.role == Role::Experts) {
+            if let Some(sum) = w.layer.and_then(|l| bytes.get_mut(l)) {
+                *sum += w.bytes.len() as u64;
+            }
+        }
+        bytes
     }
 
     /// The tensor that holds a weight.

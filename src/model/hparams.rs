@@ -95,15 +95,22 @@ impl HParams {
             Some(experts) => keys.expert_width(experts)?,
             None => keys.size("feed_forward_length", 1, 1 << 22)?,
         };
+        keys.no_later_glm(arch)?;
         let n_ctx_train = keys.size("context_length", 1, 1 << 30)?;
         let rms_eps = keys.positive("attention.layer_norm_rms_epsilon", None)?;
         let rope = keys.rope(arch, head_dim, n_ctx_train)?;
         let swa = match arch {
-            Arch::Gemma3 => keys.sliding_window(n_layer)?,
+            Arch::Gemma3 => keys.sliding_window(n_layer, 6)?,
+            Arch::Olmo2 => keys.sliding_window(n_layer, 4)?,
+            Arch::GptOss => {
+                let window = keys.size("attention.sliding_window", 1, 1 << 30)?;
+                Some(SlidingWindow { window, layers: keys.windowed_layers(n_layer, 2)? })
+            }
             _ => None,
         };
         let freq_base_swa = match swa {
-            Some(_) => keys.positive("rope.freq_base_swa", Some(10000.0))?,
+            Some(_) if arch == Arch::Gemma3 => keys.positive("rope.freq_base_swa", Some(10000.0))?,
+            Some(_) => keys.positive("rope.freq_base_swa", Some(rope.freq_base))?,
             None => rope.freq_base,
         };
         // Gemma 3 27B scales by the width of a head in the residual stream, all others by the head's own.
@@ -144,14 +151,19 @@ impl HParams {
     /// The geometry of its attention.
     pub fn heads(&self) -> Heads {
         let Shape { n_head, n_head_kv, head_dim, .. } = self.shape;
-        Heads { n_head, n_head_kv, head_dim, scale: self.attn_scale }
+        Heads { n_head, n_head_kv, head_dim, scale: self.attn_scale, sinks: None }
     }
 
     /// Rope of a layer, without per-pair factors.
     pub fn layer_rope(&self, layer: usize) -> Rope {
         match self.shape.window(layer) {
-            Some(_) => Rope { freq_base: self.freq_base_swa, freq_scale: 1.0, ..self.rope },
             None => self.rope,
+            // Windows of gpt-oss are stretched as the other layers are.
+            Some(_) if self.arch == Arch::GptOss => Rope { freq_base: self.freq_base_swa, ..self.rope },
+            Some(_) if self.arch == Arch::Olmo2 => {
+                Rope { freq_scale: 1.0, ext_factor: 0.0, attn_factor: 1.0, ..self.rope }
+            }
+            Some(_) => Rope { freq_base: self.freq_base_swa, freq_scale: 1.0, ..self.rope },
         }
     }
 }
@@ -265,7 +277,7 @@ impl Keys<'_> {
             other => return Err(self.invalid("rope.scaling.type", other, "none, linear, yarn or longrope".into())),
         };
         Ok(Rope {
-            layout: if arch.is_like_llama() { RopeLayout::Interleaved } else { RopeLayout::HalfSplit },
+            layout: if arch.rotates_neighbours() { RopeLayout::Interleaved } else { RopeLayout::HalfSplit },
             n_rot,
             n_ctx_orig: self.size_or("rope.scaling.original_context_length", n_ctx_train, 1, 1 << 30)?,
             freq_base: self.positive("rope.freq_base", Some(10000.0))?,
@@ -291,8 +303,8 @@ impl Keys<'_> {
 
     fn experts(&self, arch: Arch) -> Result<Option<Experts>, ModelError> {
         let n_expert = self.size_or("expert_count", 0, 0, 1 << 16)?;
-        if arch != Arch::Qwen3Moe {
-            let expected = || format!("0: mixtures of experts are supported in {}", Arch::Qwen3Moe.name());
+        if !matches!(arch, Arch::Qwen3Moe | Arch::GptOss) {
+            let expected = || "0: mixtures of experts are supported in qwen3moe and gpt-oss".into();
             return if n_expert == 0 { Ok(None) } else { Err(self.invalid("expert_count", n_expert, expected())) };
         }
         self.in_range("expert_count", n_expert, 1, 1 << 16)?;
@@ -309,6 +321,23 @@ impl Keys<'_> {
         match self.optional("expert_feed_forward_length")?.filter(|&n| n > 0) {
             Some(n) => self.in_range("expert_feed_forward_length", n, 1, 1 << 22),
             None => Ok((self.size("feed_forward_length", 1, 1 << 22)? / experts.n_used).max(1)),
+        }
+    }
+
+    /// Files that call themselves GLM 4 and are more than the language model that it was: images, layers that predict tokens ahead.
+    fn no_later_glm(&self, arch: Arch) -> Result<(), ModelError> {
+        if arch != Arch::Glm4 {
+            return Ok(());
+        }
+        let n_ahead = self.size_or("nextn_predict_layers", 0, 0, MAX_LAYERS)?;
+        if n_ahead > 0 {
+            return Err(self.invalid("nextn_predict_layers", n_ahead, "0: such layers are not supported".into()));
+        }
+        const SECTIONS: &str = "rope.dimension_sections";
+        let sections = self.gguf.u32_array_or_scalar(&self.key(SECTIONS))?.unwrap_or_default();
+        match sections.iter().any(|&n| n > 0) {
+            true => Err(self.invalid(SECTIONS, "set", "no sections: they are not supported".into())),
+            false => Ok(()),
         }
     }
 
@@ -339,19 +368,19 @@ impl Keys<'_> {
         }
     }
 
-    fn sliding_window(&self, n_layer: usize) -> Result<Option<SlidingWindow>, ModelError> {
+    /// None where the window is 0 or not there.
+    fn sliding_window(&self, n_layer: usize, pattern: usize) -> Result<Option<SlidingWindow>, ModelError> {
         let window = self.size_or("attention.sliding_window", 0, 0, 1 << 30)?;
         if window == 0 {
             return Ok(None);
         }
-        Ok(Some(SlidingWindow { window, layers: self.windowed_layers(n_layer)? }))
+        Ok(Some(SlidingWindow { window, layers: self.windowed_layers(n_layer, pattern)? }))
     }
 
     /// Which layers have the window: as a list says, one entry a layer (booleans, or integers of which 0 is full attention), or
-    /// all but every n-th (0: all).
-    fn windowed_layers(&self, n_layer: usize) -> Result<Vec<bool>, ModelError> {
+    /// all but every n-th (0: all), where nothing is said `default`-th.
+    fn windowed_layers(&self, n_layer: usize, default: usize) -> Result<Vec<bool>, ModelError> {
         const SUFFIX: &str = "attention.sliding_window_pattern";
-        const DEFAULT: usize = 6;
         let layers: Vec<bool> = match self.gguf.get(&self.key(SUFFIX)) {
             Some(Value::Array(Array::Bool(layers))) => layers.clone(),
             Some(Value::Array(layers)) => {
@@ -360,7 +389,7 @@ impl Keys<'_> {
                 integers.ok_or_else(wrong)?.iter().map(|&x| x != 0).collect()
             }
             _ => {
-                let nth = self.size_or(SUFFIX, DEFAULT, 0, MAX_LAYERS)?;
+                let nth = self.size_or(SUFFIX, default, 0, MAX_LAYERS)?;
                 (1..=n_layer).map(|l| nth == 0 || l % nth != 0).collect()
             }
         };

@@ -4,8 +4,11 @@
 pub mod dense;
 pub mod file;
 mod gemma3;
+mod glm4;
+mod gpt_oss;
 pub mod hparams;
 mod llama;
+mod olmo2;
 pub mod overrides;
 mod phi3;
 pub mod placement;
@@ -38,11 +41,17 @@ pub enum Arch {
     Mistral3,
     /// `qwen3moe`
     Qwen3Moe,
+    /// `gpt-oss`
+    GptOss,
+    /// `olmo2`, also OLMo 3
+    Olmo2,
+    /// `glm4`
+    Glm4,
 }
 
 impl Arch {
     /// All architectures that can be run.
-    pub const ALL: [Arch; 8] = [
+    pub const ALL: [Arch; 11] = [
         Arch::Llama,
         Arch::Qwen2,
         Arch::Qwen3,
@@ -51,6 +60,9 @@ impl Arch {
         Arch::Granite,
         Arch::Mistral3,
         Arch::Qwen3Moe,
+        Arch::GptOss,
+        Arch::Olmo2,
+        Arch::Glm4,
     ];
 
     /// The architecture's name in GGUF files.
@@ -64,12 +76,20 @@ impl Arch {
             Arch::Granite => "granite",
             Arch::Mistral3 => "mistral3",
             Arch::Qwen3Moe => "qwen3moe",
+            Arch::GptOss => "gpt-oss",
+            Arch::Olmo2 => "olmo2",
+            Arch::Glm4 => "glm4",
         }
     }
 
     /// Whether it is Llama's graph with numbers of its own: factors on the residual stream, say.
     fn is_like_llama(self) -> bool {
         matches!(self, Arch::Llama | Arch::Granite | Arch::Mistral3)
+    }
+
+    /// Whether neighbouring elements of a head rotate together.
+    fn rotates_neighbours(self) -> bool {
+        self.is_like_llama() || self == Arch::Glm4
     }
 
     /// The architecture of this GGUF name.
@@ -84,6 +104,9 @@ impl Arch {
             Arch::Qwen2 => Box::new(qwen2::Qwen2::load(hp, table)?),
             Arch::Qwen3 | Arch::Qwen3Moe => Box::new(qwen3::Qwen3::load(hp, table)?),
             Arch::Gemma3 => Box::new(gemma3::Gemma3::load(hp, table)?),
+            Arch::GptOss => Box::new(gpt_oss::GptOss::load(hp, table)?),
+            Arch::Olmo2 => Box::new(olmo2::Olmo2::load(hp, table)?),
+            Arch::Glm4 => Box::new(glm4::Glm4::load(hp, table)?),
             Arch::Phi3 => Box::new(phi3::Phi3::load(hp, table)?),
         })
     }
@@ -97,7 +120,7 @@ pub enum ModelError {
     #[error(transparent)]
     Gguf(#[from] crate::gguf::GgufError),
     /// An architecture that is not supported.
-    #[error("{file}: architecture '{arch}' is not supported; supported are llama, qwen2, qwen3, gemma3, phi3, granite, mistral3, qwen3moe")]
+    #[error("{file}: architecture '{arch}' is not supported; supported are llama, qwen2, qwen3, gemma3, phi3, granite, mistral3, qwen3moe, gpt-oss, olmo2, glm4")]
     UnsupportedArch {
         /// File.
         file: String,

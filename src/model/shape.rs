@@ -52,7 +52,7 @@ pub struct SlidingWindow {
 }
 
 /// Names that [`Shape::named`] knows.
-pub const SHAPE_NAMES: [&str; 8] = [
+pub const SHAPE_NAMES: [&str; 10] = [
     "llama-3.1-8b",
     "llama-3.2-1b",
     "qwen2.5-7b",
@@ -61,6 +61,8 @@ pub const SHAPE_NAMES: [&str; 8] = [
     "smollm2-135m",
     "gemma-3-270m",
     "qwen3-30b-a3b",
+    "gpt-oss-20b",
+    "gpt-oss-120b",
 ];
 
 impl Shape {
@@ -98,6 +100,8 @@ impl Shape {
                 experts: Some(Experts { n_expert: 128, n_used: 8 }),
                 ..shape("qwen3moe", [48, 2048, 768, 32, 4, 128, 151_936], false)
             },
+            "gpt-oss-20b" => gpt_oss(shape("gpt-oss", [24, 2880, 2880, 64, 8, 64, 201_088], false), 32),
+            "gpt-oss-120b" => gpt_oss(shape("gpt-oss", [36, 2880, 2880, 64, 8, 64, 201_088], false), 128),
             _ => return None,
         })
     }
@@ -132,6 +136,12 @@ impl Shape {
         embeddings + self.n_layer as f64 * (self.w_q() + self.w_k() + self.w_v() + self.w_o() + ffn)
     }
 
+    /// Bytes of the experts of each of the first `n_layers` layers, 4.5 bits each.
+    pub fn expert_bytes(&self, n_layers: usize) -> Vec<u64> {
+        let bytes = self.experts.map_or(0., |experts| experts.n_expert as f64 * self.w_expert() * 4.5 / 8.);
+        vec![bytes as u64; n_layers.min(self.n_layer)]
+    }
+
     pub(crate) fn w_q(&self) -> f64 {
         self.n_embd as f64 * (self.n_head as f64 * self.head_dim as f64)
     }
@@ -163,4 +173,11 @@ impl Shape {
     fn w_expert(&self) -> f64 {
         3. * self.n_embd as f64 * self.n_ff as f64
     }
+}
+
+/// Every second layer of gpt-oss has a window, the first one included.
+fn gpt_oss(shape: Shape, n_expert: usize) -> Shape {
+    let layers = (0..shape.n_layer).map(|l| l % 2 == 0).collect();
+    let swa = Some(SlidingWindow { window: 128, layers });
+    Shape { swa, experts: Some(Experts { n_expert, n_used: 4 }), ..shape }
 }

@@ -17,6 +17,8 @@ pub enum Role {
     Embedding,
     /// Matrices of which each row takes a few: read where they lie.
     Experts,
+    /// What chooses among experts, and their biases: small, and wherever they may be computed.
+    BesideExperts,
     /// Norm, bias, rope factors: F32.
     Vector,
 }
@@ -30,7 +32,7 @@ pub struct Weight {
     pub tensor: String,
     /// Element type.
     pub ty: GgmlType,
-    /// `[n_in, n_out]`, `[n_in, n_out, n_expert]` or `[n]`.
+    /// `[n_in, n_out]`, `[n_in, n_out, n_expert]`, `[n]` or `[n, n_expert]`.
     pub ne: Vec<usize>,
     /// Bytes within the tensor's data.
     pub bytes: Range<usize>,
@@ -163,14 +165,7 @@ impl<'g> WeightTable<'g> {
         name: &str,
     ) -> Result<WeightId, ModelError> {
         let info = self.find(base, &[n_total])?;
-        if info.ty != GgmlType::F32 {
-            return Err(ModelError::WrongType {
-                file: self.file.clone(),
-                tensor: info.name.clone(),
-                found: info.ty.name().into(),
-                expected: "F32".into(),
-            });
-        }
+        self.check_vector_type(info)?;
         let weight = Weight {
             tensor: info.name.clone(),
             name: self.name(name),
@@ -183,9 +178,30 @@ impl<'g> WeightTable<'g> {
         Ok(self.push(weight))
     }
 
+    /// F32 vectors `[n, count]`, one for each of as many experts, or one for all.
+    pub fn vectors(&mut self, base: &str, n: usize, count: usize) -> Result<WeightId, ModelError> {
+        let info = self.find(base, &[n, count])?;
+        self.check_vector_type(info)?;
+        let (name, layer) = (info.name.clone(), self.layer);
+        let (ne, bytes, role) = (vec![n, count], 0..info.nbytes as usize, Role::BesideExperts);
+        Ok(self.push(Weight { tensor: name.clone(), name, ty: info.ty, ne, bytes, role, layer }))
+    }
+
     /// A vector that a file may lack.
     pub fn optional_vector(&mut self, base: &str, n: usize) -> Result<Option<WeightId>, ModelError> {
         if self.has(base) { self.vector(base, n).map(Some) } else { Ok(None) }
+    }
+
+    fn check_vector_type(&self, info: &TensorInfo) -> Result<(), ModelError> {
+        if info.ty == GgmlType::F32 {
+            return Ok(());
+        }
+        Err(ModelError::WrongType {
+            file: self.file.clone(),
+            tensor: info.name.clone(),
+            found: info.ty.name().into(),
+            expected: "F32".into(),
+        })
     }
 
     fn check_matrix_type(&self, info: &TensorInfo) -> Result<(), ModelError> {
@@ -196,7 +212,7 @@ impl<'g> WeightTable<'g> {
             file: self.file.clone(),
             tensor: info.name.clone(),
             found: info.ty.name().into(),
-            expected: "a type that ggml multiplies by (F32, F16, BF16, Q4_0 ... Q8_0, Q2_K ... Q6_K, IQ...)".into(),
+            expected: "a type that ggml multiplies by (F32, F16, BF16, Q4_0 ... Q8_0, Q2_K ... Q6_K, IQ..., MXFP4, NVFP4)".into(),
         })
     }
 

@@ -41,19 +41,22 @@ pub struct ModelOptions {
     pub device: Option<String>,
     /// Layers on that device, counted from the last; the others stay on the CPU. `None`: all.
     pub n_gpu_layers: Option<usize>,
+    /// Layers, counted from the first, whose experts lie on the CPU wherever the layers are. More than there are: all.
+    pub n_cpu_moe: usize,
     /// Called with the fraction of weights placed so far.
     pub progress: Option<LoadProgress>,
 }
 
 impl fmt::Debug for ModelOptions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let ModelOptions { mmap, mlock, repack, device, n_gpu_layers, progress } = self;
+        let ModelOptions { mmap, mlock, repack, device, n_gpu_layers, n_cpu_moe, progress } = self;
         f.debug_struct("ModelOptions")
             .field("mmap", mmap)
             .field("mlock", mlock)
             .field("repack", repack)
             .field("device", device)
             .field("n_gpu_layers", n_gpu_layers)
+            .field("n_cpu_moe", n_cpu_moe)
             .field("progress", &progress.is_some())
             .finish()
     }
@@ -61,7 +64,7 @@ impl fmt::Debug for ModelOptions {
 
 impl Default for ModelOptions {
     fn default() -> Self {
-        Self { mmap: true, mlock: false, repack: true, device: None, n_gpu_layers: None, progress: None }
+        Self { mmap: true, mlock: false, repack: true, device: None, n_gpu_layers: None, n_cpu_moe: 0, progress: None }
     }
 }
 
@@ -100,9 +103,18 @@ impl Model {
     ///
     /// # Errors
     /// No such device, or too little memory there.
-    pub fn place(file: ModelFile, mut options: ModelOptions) -> Result<Arc<Model>> {
-        let n_layer = file.shape().n_layer;
-        let placement = Placement::choose(n_layer, options.device.as_deref(), options.n_gpu_layers)?;
+    pub fn place(file: ModelFile, options: ModelOptions) -> Result<Arc<Model>> {
+        let n_cpu_moe = if file.shape().experts.is_some() { options.n_cpu_moe } else { 0 };
+        let (device, n_layer) = (options.device.as_deref(), file.shape().n_layer);
+        let placement = Placement::choose(n_layer, device, options.n_gpu_layers, n_cpu_moe)?;
+        Self::place_as(file, placement, options)
+    }
+
+    /// As [`Model::place`], on devices that have been chosen.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn place_as(file: ModelFile, placement: Placement, mut options: ModelOptions) -> Result<Arc<Model>> {
         runtime::opens_model(file.hparams().rope.layout);
         let mut model = Model {
             file,
@@ -199,7 +211,9 @@ impl Model {
     fn is_needed_on(&self, device: usize, w: WeightId) -> bool {
         let weight = self.weight(w);
         match weight.layer {
-            Some(l) => self.placement.layer[l] == device,
+            Some(l) if weight.role == Role::Experts => self.placement.experts[l] == device,
+            Some(l) if self.placement.layer[l] == device => true,
+            Some(l) => weight.role == Role::BesideExperts && self.placement.experts[l] == device,
             None if weight.role == Role::Embedding => {
                 device == self.placement.input || (self.is_tied() && device == self.placement.output)
             }

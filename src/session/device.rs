@@ -8,6 +8,7 @@ use crate::ggml::ops::Ops;
 use crate::ggml::profile::OpTimes;
 use crate::graph::ir::{Node, Op, WeightId};
 
+use super::fetched::Fetched;
 use super::masks::Masks;
 use super::run::Run;
 
@@ -17,6 +18,8 @@ pub struct Device {
     pub backend: Backend,
     /// Attention masks.
     pub masks: Masks,
+    /// Experts' weights that lie elsewhere.
+    pub fetched: Fetched,
     /// The graph under construction.
     pub(super) ops: Ops,
     /// Bytes of 16-bit copies that there was room for.
@@ -28,7 +31,12 @@ pub struct Device {
 impl Device {
     /// A device around its backend.
     pub fn new(backend: Backend) -> Self {
-        Self { backend, masks: Masks::default(), ops: Ops::default(), copies: 0, op_times: None }
+        Self { backend, masks: Masks::default(), fetched: Fetched::default(), ops: Ops::default(), copies: 0, op_times: None }
+    }
+
+    /// Bytes held by masks, scratch, and weights that were brought here.
+    pub fn n_bytes(&self) -> usize {
+        self.masks.n_bytes() + self.backend.scratch_bytes() + self.fetched.n_bytes()
     }
 
     /// A GPU's products make 16-bit copies of weights and rows, and what scores candidates has values in between, in memory that
@@ -58,7 +66,7 @@ impl Device {
             }
             _ => 0,
         };
-        let mine = |node: &&Node| run.model.placement().of(node.layer, false) == device;
+        let mine = |node: &&Node| run.model.placement().of(node) == device;
         let most = graph.nodes.iter().filter(mine).map(needs).max().unwrap_or(0);
         // Those made ahead, the largest at worst, and one of a captured graph.
         let bytes = most + 2 * (WIDE_WEIGHTS + 1) * shape.n_embd * shape.n_ff;

@@ -6,16 +6,17 @@ use std::ops::Range;
 use crate::Result;
 use crate::compile::lower::{self, InputKind};
 use crate::compile::mask_buffer::MaskBuffer;
-use crate::compile::memory::{Memory, ProxyTensors};
+use crate::compile::memory::{CacheMode, Memory, ProxyTensors};
 use crate::compile::phases::{Phase, PhaseKind};
 use crate::ggml::arena::{read_f32, read_i32};
 use crate::ggml::backend::Backend;
 use crate::ggml::kernels::Kernels;
 use crate::ggml::ops::{Kept, Ops};
 use crate::ggml::{GgmlError, Tensor};
-use crate::graph::ir::{NodeId, Op, Tap, WeightId};
+use crate::graph::ir::{Node, NodeId, Op, Tap, WeightId};
 
 use super::device::Device;
+use super::fetched::Fetched;
 use super::masks::Masks;
 use super::repeated::{Memories, REPEATED_TILES, RepeatedGraph, RepeatedGraphs};
 use super::run::Run;
@@ -52,17 +53,18 @@ struct DeviceMemory<'r> {
     device: usize,
     kernels: Kernels,
     masks: &'r Masks,
+    fetched: &'r Fetched,
 }
 
 impl<'r> DeviceMemory<'r> {
-    fn new(run: &'r Run<'r>, device: usize, backend: &Backend, masks: &'r Masks) -> Self {
-        Self { run, device, kernels: backend.kernels(), masks }
+    fn new(run: &'r Run<'r>, device: usize, backend: &Backend, masks: &'r Masks, fetched: &'r Fetched) -> Self {
+        Self { run, device, kernels: backend.kernels(), masks, fetched }
     }
 }
 
 impl Memory for DeviceMemory<'_> {
     fn weight(&self, id: WeightId) -> Tensor<'_> {
-        self.run.model.weight_tensor(self.device, id)
+        self.fetched.get(id).unwrap_or_else(|| self.run.model.weight_tensor(self.device, id))
     }
 
     fn matrix(&self, id: WeightId, rows: usize) -> Tensor<'_> {
@@ -108,11 +110,19 @@ impl Memory for DeviceMemory<'_> {
 /// Out of memory, a failed computation, a missing kernel, or the watcher's.
 pub fn run(run: &Run, devices: &mut [Device], kept: &mut RepeatedGraphs, watcher: &mut dyn Watcher) -> Result<()> {
     let mut homes = Homes::new(run, devices.len());
-    let keeps = run.compiled.program.phases.iter().map(|p| tiles(run, p).len()).sum::<usize>() <= REPEATED_TILES;
+    // A token's, of however many phases, are computed again with the next one.
+    let n_tiles = || run.compiled.program.phases.iter().map(|p| tiles(run, p).len()).sum::<usize>();
+    let keeps = run.mode == CacheMode::Indexed || n_tiles() <= REPEATED_TILES;
     for (number, phase) in run.compiled.program.phases.iter().enumerate() {
         watcher.phase(phase)?;
         let device = device_of(run, phase);
         homes.fetch(run, devices, phase, device);
+        for node in phase.nodes.iter().map(|id| run.compiled.graph.node(*id)) {
+            if let Some(layer) = node.layer.filter(|_| run.model.placement().fetches(node)) {
+                let d = &mut devices[device];
+                d.fetched.fetch(run.model, layer, &mut d.backend);
+            }
+        }
         for rows in tiles(run, phase) {
             let kept = keeps.then_some((&mut *kept, (number, rows.start)));
             match phase.kind {
@@ -147,7 +157,11 @@ pub fn reserve(run: &Run, devices: &mut [Device]) -> Result<()> {
             let of_device = if device_of(run, phase) == device { tiles(run, phase) } else { Vec::new() };
             of_device.iter().map(|rows| rows.len()).collect()
         };
-        let memory = DeviceMemory::new(run, device, &d.backend, &d.masks);
+        let fetches = |node: &Node| run.model.placement().fetches(node) && run.model.placement().of(node) == device;
+        if run.compiled.graph.nodes.iter().any(fetches) {
+            d.fetched.reserve(run.model, device, d.backend.buffer_type())?;
+        }
+        let memory = DeviceMemory::new(run, device, &d.backend, &d.masks, &d.fetched);
         let needs = lower::masks_needed(&memory, &run.compiled.graph, &run.compiled.program, &sizes);
         d.masks.prepare(&needs, d.backend.buffer_type())?;
     }
@@ -162,7 +176,7 @@ pub fn reserve(run: &Run, devices: &mut [Device]) -> Result<()> {
         let tile = if phase.kind == PhaseKind::Tiled { tile_rows(phase.rows, run.compiled.tile) } else { phase.rows };
         let last = (phase.rows - tile)..phase.rows;
         d.ops.start(lower::max_ggml_nodes(&run.compiled.graph, phase, tile));
-        let memory = DeviceMemory::new(run, device, &d.backend, &d.masks);
+        let memory = DeviceMemory::new(run, device, &d.backend, &d.masks, &d.fetched);
         lower::lower(&d.ops, &memory, &run.compiled.graph, &run.compiled.program, phase, last, run.mode);
         d.backend.check_support(&d.ops)?;
         d.backend.reserve(&d.ops)?;
@@ -190,9 +204,7 @@ fn tile_rows(rows: usize, largest: usize) -> usize {
 }
 
 fn device_of(run: &Run, phase: &Phase) -> usize {
-    let first = run.compiled.graph.node(phase.nodes[0]);
-    let is_input = matches!(first.op, Op::Embed { .. });
-    run.model.placement().of(first.layer, is_input)
+    run.model.placement().of(run.compiled.graph.node(phase.nodes[0]))
 }
 
 /// Where a tile's graph is kept, if it is.
@@ -245,7 +257,7 @@ fn compute_tile(
     rows: Range<usize>,
     watcher: &mut dyn Watcher,
 ) -> Result<Option<Vec<(Kept, InputKind)>>> {
-    let memory = DeviceMemory::new(run, device, &d.backend, &d.masks);
+    let memory = DeviceMemory::new(run, device, &d.backend, &d.masks, &d.fetched);
     let lowered = lower::lower(ops, &memory, &run.compiled.graph, &run.compiled.program, phase, rows.clone(), run.mode);
     d.backend.allocate(ops)?;
     for input in &lowered.inputs {
@@ -367,7 +379,7 @@ impl Homes {
         let nodes = run.compiled.graph.nodes.iter().enumerate();
         let at = nodes.filter_map(|(i, node)| match node.op {
             Op::Tokens | Op::Positions => Some((NodeId(i as u32), (0..devices).collect())),
-            Op::Residual => Some((NodeId(i as u32), vec![run.model.placement().of(node.layer, false)])),
+            Op::Residual => Some((NodeId(i as u32), vec![run.model.placement().of(node)])),
             _ => None,
         });
         let at = at.collect();

@@ -3,7 +3,7 @@
 //! [`sequence`] is what was read; [`prefill`] and the decode loop extend it by running compiled programs. [`executor`] runs one,
 //! with what [`run`] lists on each [`device`]; [`repeated`] keeps graphs that run again, [`slots`] is what lives between phases,
 //! [`document`] is what stays of a document for the questions about it, with its [`residual`] stream and its [`document_file`];
-//! [`masks`] the attention masks, [`proxy_memory`] the FFN proxies, [`select`] selects on the host. [`search`] scores a prompt's
+//! [`masks`] the attention masks, [`fetched`] experts' weights that lie elsewhere, [`proxy_memory`] the FFN proxies, [`select`] selects on the host. [`search`] scores a prompt's
 //! tokens where a part of them enters; [`watch`] is what a run tells while it goes on. [`generate`] streams tokens,
 //! [`sampler`] picks them.
 
@@ -12,6 +12,7 @@ pub mod document;
 pub mod document_error;
 pub mod document_file;
 pub mod executor;
+pub mod fetched;
 pub mod generate;
 pub mod masks;
 pub mod prefill;
@@ -31,6 +32,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::compile::memory::CacheMode;
+use crate::compile::phases::Phase;
 use crate::compile::{self, Compiled};
 use crate::ggml::backend::Backend;
 use crate::ggml::host::HostF32;
@@ -196,7 +198,7 @@ impl Session {
     /// Bytes held by caches, masks and scratch.
     pub fn n_bytes(&self) -> usize {
         let caches = self.sequence.n_bytes() + self.prefix.as_ref().map_or(0, Prefix::residual_bytes);
-        let devices: usize = self.devices.iter().map(|d| d.masks.n_bytes() + d.backend.scratch_bytes()).sum();
+        let devices: usize = self.devices.iter().map(Device::n_bytes).sum();
         caches + devices
     }
 
@@ -338,10 +340,11 @@ impl Session {
 
     fn slot_memory(&self, compiled: &Compiled) -> Result<Vec<SlotMemory>> {
         let key = self.options.cache_type_k.probe();
-        let each = self
-            .devices
-            .iter()
-            .map(|d| SlotMemory::new(&compiled.graph, &compiled.program, key, d.backend.buffer_type()));
+        let placement = self.model.placement();
+        let each = self.devices.iter().enumerate().map(|(i, d)| {
+            let runs = |phase: &Phase| placement.of(compiled.graph.node(phase.nodes[0])) == i;
+            SlotMemory::new(&compiled.graph, &compiled.program, &runs, key, d.backend.buffer_type())
+        });
         Ok(each.collect::<std::result::Result<_, _>>()?)
     }
 }

@@ -13,7 +13,7 @@ use super::device::Device;
 use super::run::Run;
 use super::sequence::LayerCache;
 
-/// Programs of more tiles keep no graphs: computing them takes much longer than building them.
+/// Prompts' programs of more tiles keep no graphs: computing them takes much longer than building them.
 pub(super) const REPEATED_TILES: usize = 16;
 
 /// Allocated graphs of a program's tiles, for the next time that it runs: as long as they read and write the same rows of the

@@ -2,13 +2,13 @@
 
 use std::collections::HashMap;
 
-use crate::compile::phases::{Contents, Program, Storage};
+use crate::compile::phases::{Contents, Phase, Program, Storage};
 use crate::ggml::GgmlError;
 use crate::ggml::Tensor;
 use crate::ggml::arena::{Arena, TensorId};
 use crate::ggml::backend::BufferType;
 use crate::gguf::GgmlType;
-use crate::graph::ir::{DType, Graph, NodeId};
+use crate::graph::ir::{DType, Graph, NodeId, Op};
 
 /// All stored values of a program.
 pub struct SlotMemory {
@@ -16,13 +16,13 @@ pub struct SlotMemory {
     tensors: HashMap<NodeId, TensorId>,
 }
 
-/// Bytes of the slots of a program, each at its offset, with keys of `key` type.
-pub fn layout(program: &Program, key: GgmlType, align: usize) -> (Vec<usize>, usize) {
+/// Offsets of a program's slots, and the bytes of all, with keys of `key` type. `elements`: how many each of them has to hold.
+fn layout(program: &Program, elements: &[usize], key: GgmlType, align: usize) -> (Vec<usize>, usize) {
     let mut offsets = Vec::with_capacity(program.slots.len());
     let mut size = 0;
-    for slot in &program.slots {
+    for (slot, elements) in program.slots.iter().zip(elements) {
         offsets.push(size);
-        let bytes = slot.elements
+        let bytes = elements
             * match slot.contents {
                 Contents::Words => 4,
                 Contents::Keys => key.type_size(),
@@ -34,21 +34,38 @@ pub fn layout(program: &Program, key: GgmlType, align: usize) -> (Vec<usize>, us
 }
 
 impl SlotMemory {
-    /// Allocates the slots and a tensor for every value in them.
+    /// Allocates the slots and a tensor for every value in them that one of the phases `runs` makes or reads, and for token ids and
+    /// positions.
     ///
     /// # Errors
     /// Out of memory.
-    pub fn new(graph: &Graph, program: &Program, key: GgmlType, buft: BufferType) -> Result<Self, GgmlError> {
+    pub fn new(
+        graph: &Graph,
+        program: &Program,
+        runs: &dyn Fn(&Phase) -> bool,
+        key: GgmlType,
+        buft: BufferType,
+    ) -> Result<Self, GgmlError> {
+        let mut is_here: Vec<bool> =
+            graph.nodes.iter().map(|node| matches!(node.op, Op::Tokens | Op::Positions)).collect();
+        for id in program.phases.iter().filter(|phase| runs(phase)).flat_map(|phase| &phase.nodes) {
+            graph.node(*id).src.iter().chain([id]).for_each(|s| is_here[s.index()] = true);
+        }
+        let mut elements = vec![0; program.slots.len()];
         let stored: Vec<(NodeId, usize)> = program
             .storage
             .iter()
             .enumerate()
             .filter_map(|(i, s)| match s {
-                Storage::Slot(slot) => Some((NodeId(i as u32), *slot)),
+                Storage::Slot(slot) if is_here[i] => Some((NodeId(i as u32), *slot)),
                 _ => None,
             })
             .collect();
-        let (offsets, size) = layout(program, key, buft.alignment().max(64));
+        for (id, slot) in &stored {
+            let node = graph.node(*id);
+            elements[*slot] = (node.n_feat * node.n_rows).max(elements[*slot]);
+        }
+        let (offsets, size) = layout(program, &elements, key, buft.alignment().max(64));
         let mut arena = Arena::new(stored.len() + 1);
         let buffer = arena.allocate_raw(buft, size, "hidden states")?;
         let mut tensors = HashMap::new();

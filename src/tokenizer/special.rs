@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 use std::ops::Range;
 
-use super::vocab::{Attr, HIDDEN, SPECIAL, Vocab};
+use super::vocab::{Attr, ON_REQUEST, SPECIAL, Vocab};
 
 /// A part of the text.
 #[derive(Clone, Debug, PartialEq)]
@@ -43,7 +43,7 @@ impl Plain {
 
 /// The special tokens of a vocabulary.
 pub(super) struct Specials {
-    /// Longest first: (id, text, hidden, swallows white space after it).
+    /// Longest first.
     tokens: Vec<Special>,
     /// Which bytes begin a special token.
     first: [bool; 256],
@@ -56,8 +56,8 @@ pub(super) struct Specials {
 struct Special {
     id: u32,
     text: String,
-    /// A control or unknown token: matched only on request.
-    hidden: bool,
+    /// A control or unknown token, or one of a format's: matched only on request.
+    on_request: bool,
     rstrip: bool,
 }
 
@@ -69,7 +69,7 @@ impl Specials {
                 Some(Special {
                     id,
                     text: std::str::from_utf8(vocab.text(id)).ok()?.to_owned(),
-                    hidden: vocab.attr(id).any(HIDDEN),
+                    on_request: vocab.attr(id).any(ON_REQUEST),
                     rstrip: vocab.attr(id).any(Attr::RSTRIP),
                 })
             })
@@ -94,13 +94,13 @@ impl Specials {
         s
     }
 
-    /// Cuts `text`. Hidden tokens are looked for only if `parse_special`.
+    /// Cuts `text`. Those on request are looked for only if `parse_special`.
     pub(super) fn partition(&self, text: &str, parse_special: bool) -> Vec<Fragment> {
         let plain = if parse_special { Plain::default() } else { Plain::all(text.len()) };
         self.partition_around(text, &plain)
     }
 
-    /// Cuts `text`. Hidden tokens are looked for where it is not `plain`.
+    /// Cuts `text`. Tokens that are matched only on request are looked for where it is not `plain`.
     pub(super) fn partition_around(&self, text: &str, plain: &Plain) -> Vec<Fragment> {
         let mut fragments = Vec::new();
         if text.is_empty() {
@@ -120,18 +120,18 @@ impl Specials {
         fragments
     }
 
-    /// The first characters of hidden tokens.
-    pub(super) fn hidden_beginnings(&self) -> Vec<char> {
+    /// The first characters of tokens that are matched only on request.
+    pub(super) fn requested_beginnings(&self) -> Vec<char> {
         let mut chars: Vec<char> =
-            self.tokens.iter().filter(|t| t.hidden).filter_map(|t| t.text.chars().next()).collect();
+            self.tokens.iter().filter(|t| t.on_request).filter_map(|t| t.text.chars().next()).collect();
         chars.sort_unstable();
         chars.dedup();
         chars
     }
 
-    /// Where hidden tokens begin in `text`, in order.
-    pub(super) fn hidden_starts(&self, text: &str) -> Vec<usize> {
-        (0..text.len()).filter(|&at| self.ending(&text.as_bytes()[at..]).any(|i| self.tokens[i].hidden)).collect()
+    /// Where tokens that are matched only on request begin in `text`, in order.
+    pub(super) fn requested_starts(&self, text: &str) -> Vec<usize> {
+        (0..text.len()).filter(|&at| self.ending(&text.as_bytes()[at..]).any(|i| self.tokens[i].on_request)).collect()
     }
 
     /// Indices of the tokens that occur in `text`, in order.
@@ -166,7 +166,7 @@ fn cut(text: &str, range: Range<usize>, token: &Special, plain: &Plain, out: &mu
     let (mut from, mut at) = (range.start, range.start);
     while let Some(found) = text[at..range.end].find(&token.text) {
         let spelled = at + found..at + found + token.text.len();
-        if token.hidden && plain.touches(&spelled) {
+        if token.on_request && plain.touches(&spelled) {
             at = spelled.start + text[spelled.start..].chars().next().map_or(1, char::len_utf8);
             continue;
         }

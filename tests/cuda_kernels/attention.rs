@@ -30,7 +30,7 @@ fn causal_attention() {
     let (mut gpu, mut random) = (Gpu::start(), Prng::named(1, "causal_attention"));
     let (n_q, first, n_head, n_head_kv, unused) = (301, 77, 32, 8, 11);
     for head_dim in [128, 64] {
-        let heads = Heads { n_head, n_head_kv, head_dim, scale: (head_dim as f32).sqrt().recip() };
+        let heads = Heads { n_head, n_head_kv, head_dim, scale: (head_dim as f32).sqrt().recip(), sinks: None };
         if !gpu.backend.kernels().causal_attention(n_q, &heads, [GgmlType::F16; 2]) {
             eprintln!("skipped: this device leaves attention over heads of {head_dim} to ggml");
             continue;

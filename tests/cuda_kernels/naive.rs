@@ -60,6 +60,7 @@ pub fn softmax(logits: &[f64]) -> Vec<f64> {
 pub fn gated(act: Activation, gate: &[f32], up: &[f32]) -> Vec<f32> {
     let activated = |x: f64| match act {
         Activation::Silu => x / (1.0 + (-x).exp()),
+        Activation::ClampedSwiglu => unreachable!("no kernel of ours has it"),
         Activation::Gelu => {
             let inner = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044_715 * x.powi(3));
             0.5 * x * (1.0 + inner.tanh())

@@ -131,7 +131,7 @@ fn probe_scores() {
     let cases = cases.into_iter().flat_map(|case| [Join::Mean, Join::Max].map(|join| (case, join)));
     for ((n_head, n_head_kv, head_dim, (n, n_probe)), join) in cases {
         let what = format!("{join} over {n_head}/{n_head_kv} heads of {head_dim}, {n_probe} of {n} candidates");
-        let heads = Heads { n_head, n_head_kv, head_dim, scale: (head_dim as f32).sqrt().recip() };
+        let heads = Heads { n_head, n_head_kv, head_dim, scale: (head_dim as f32).sqrt().recip(), sinks: None };
         let q = halves(&mut random, head_dim * n_head * n_probe, 8.0);
         let mut k = halves(&mut random, head_dim * n_head_kv * n, 1.0);
         let expected = joined_attention(&q, &k, &heads, join);

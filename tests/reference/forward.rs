@@ -86,14 +86,14 @@ impl Model {
         let position = state.n_past;
         let mut h = self.embed(token);
         for (layer, cache) in self.layers.iter().zip(&mut state.cache) {
-            let x = self.rms_norm(&h, &layer.attn_norm);
+            let x = self.normed(&h, &layer.attn_norm);
             cache.positions.push(position);
             cache.k.push(self.key(layer, &x, position));
             cache.v.push(layer.v.times(&x));
             let q = self.query(layer, &x, position);
             let y = self.attn_output(layer, &self.attend(layer, &q, position, cache));
             add(&mut h, &y);
-            let y = self.ffn(layer, &self.rms_norm(&h, &layer.ffn_norm));
+            let y = self.ffn(layer, &self.normed(&h, &layer.ffn_norm));
             add(&mut h, &y);
         }
         state.n_past += 1;
@@ -117,7 +117,7 @@ impl Model {
     fn dense_layer(&self, il: usize, positions: &[usize], h: &mut [Vec<f32>]) -> (LayerTrace, LayerCache) {
         let layer = &self.layers[il];
         let everyone: Vec<usize> = (0..h.len()).collect();
-        let x: Vec<Vec<f32>> = h.iter().map(|h| self.rms_norm(h, &layer.attn_norm)).collect();
+        let x: Vec<Vec<f32>> = h.iter().map(|h| self.normed(h, &layer.attn_norm)).collect();
         let keys = self.keys(layer, &x, positions);
         let cache = self.attention(layer, h, &x, &keys, positions, &everyone);
         self.feed_forward(layer, h, &everyone);
@@ -153,7 +153,7 @@ impl Model {
         let prunes = budget.prune_to.is_some_and(|m| m < n);
 
         // PAP
-        let x: Vec<Vec<f32>> = h.iter().map(|h| self.rms_norm(h, &layer.attn_norm)).collect();
+        let x: Vec<Vec<f32>> = h.iter().map(|h| self.normed(h, &layer.attn_norm)).collect();
         let keys = self.keys(layer, &x, positions);
         let carries = plan.carry > 0.0 && il >= plan.carry_from && layer.window.is_none();
         if carries {
@@ -190,7 +190,7 @@ impl Model {
         // LTP
         let proxy = plan.proxies.as_ref().and_then(|p| p[il].as_ref()).filter(|_| skips_ffn);
         let proxy_norms: Option<Vec<f32>> =
-            proxy.map(|p| h.iter().map(|h| p.norm(self, &self.rms_norm(h, &layer.ffn_norm))).collect());
+            proxy.map(|p| h.iter().map(|h| p.norm(self, &self.normed(h, &layer.ffn_norm))).collect());
         let ffn_scores = scores.as_ref().filter(|_| skips_ffn).map(|s| match &proxy_norms {
             Some(c) => c.iter().zip(s).map(|(c, s)| c * s).collect(),
             None => s.clone(),
@@ -236,7 +236,7 @@ impl Model {
             let mut mean = vec![0f64; n];
             for head in 0..self.n_head {
                 let visible = keys[..=row].iter().map(|k| Some(self.score(&q, k, head)));
-                for (mean, p) in mean.iter_mut().zip(softmax(visible)) {
+                for (mean, p) in mean.iter_mut().zip(softmax(visible, layer.sink(head))) {
                     *mean += p / self.n_head as f64;
                 }
             }
@@ -272,7 +272,7 @@ impl Model {
 
     fn feed_forward(&self, layer: &Layer, h: &mut [Vec<f32>], active: &[usize]) {
         for row in active.iter().copied() {
-            let y = self.ffn(layer, &self.rms_norm(&h[row], &layer.ffn_norm));
+            let y = self.ffn(layer, &self.normed(&h[row], &layer.ffn_norm));
             add(&mut h[row], &y);
         }
     }
@@ -285,7 +285,7 @@ impl Model {
                 let in_window = layer.window.is_none_or(|w| position - p < w);
                 in_window.then(|| self.score(q, k, head))
             });
-            let weights = softmax(visible);
+            let weights = softmax(visible, layer.sink(head));
             let first = self.kv_head(head) * self.head_dim;
             for i in first..first + self.head_dim {
                 let sum: f64 = weights.iter().zip(&cache.v).map(|(w, v)| w * f64::from(v[i])).sum();
@@ -326,10 +326,11 @@ impl Model {
     }
 
     fn normed_and_rotated(&self, layer: &Layer, mut y: Vec<f32>, norm: Option<&[f32]>, position: usize) -> Vec<f32> {
+        // Of each head, or of all of them together.
+        if let Some(norm) = norm {
+            y.chunks_mut(norm.len()).for_each(|part| part.copy_from_slice(&self.rms_norm(part, norm)));
+        }
         for head in y.chunks_mut(self.head_dim) {
-            if let Some(norm) = norm {
-                head.copy_from_slice(&self.rms_norm(head, norm));
-            }
             layer.rope.rotate(head, position);
         }
         y
@@ -342,11 +343,10 @@ impl Model {
             None => y.iter().map(|y| y * self.residual_scale).collect(),
         }
     }
-
     fn ffn(&self, layer: &Layer, x: &[f32]) -> Vec<f32> {
         let one = |(gate, up, down): &(Linear, Linear, Linear)| {
             let (gate, up) = (gate.times(x), up.times(x));
-            let z: Vec<f32> = gate.iter().zip(&up).map(|(g, u)| self.activate(*g) * u).collect();
+            let z: Vec<f32> = gate.iter().zip(&up).map(|(g, u)| self.gated(*g, *u)).collect();
             down.times(&z)
         };
         let y = match &layer.router {
@@ -373,10 +373,21 @@ impl Model {
         }
     }
 
+    /// What a sublayer reads of the residual stream.
+    fn normed(&self, x: &[f32], norm: &Option<Vec<f32>>) -> Vec<f32> {
+        norm.as_ref().map_or_else(|| x.to_vec(), |norm| self.rms_norm(x, norm))
+    }
+
     fn rms_norm(&self, x: &[f32], weight: &[f32]) -> Vec<f32> {
         let mean_square = dot(x, x) / x.len() as f64;
         let scale = 1.0 / (mean_square + f64::from(self.norm_eps)).sqrt();
         x.iter().zip(weight).map(|(x, w)| (f64::from(*x) * scale) as f32 * w).collect()
+    }
+}
+
+impl Layer {
+    fn sink(&self, head: usize) -> Option<f64> {
+        self.sinks.as_ref().map(|sinks| f64::from(sinks[head]))
     }
 }
 
@@ -398,12 +409,12 @@ impl Theirs {
     }
 }
 
-/// Softmax over the visible entries; the others get 0.
-fn softmax(scores: impl Iterator<Item = Option<f64>>) -> Vec<f64> {
+/// Softmax over the visible entries and a sink, if there is one; the others get 0.
+fn softmax(scores: impl Iterator<Item = Option<f64>>, sink: Option<f64>) -> Vec<f64> {
     let scores: Vec<Option<f64>> = scores.collect();
-    let max = scores.iter().flatten().copied().fold(f64::NEG_INFINITY, f64::max);
+    let max = scores.iter().flatten().copied().chain(sink).fold(f64::NEG_INFINITY, f64::max);
     let exp: Vec<f64> = scores.iter().map(|s| s.map_or(0.0, |s| (s - max).exp())).collect();
-    let sum: f64 = exp.iter().sum();
+    let sum: f64 = exp.iter().sum::<f64>() + sink.map_or(0.0, |s| (s - max).exp());
     exp.iter().map(|e| e / sum).collect()
 }
 

@@ -65,7 +65,7 @@ pub enum Gelu {
 /// One layer. Optional parts are those that only some architectures have.
 #[derive(Clone, Debug)]
 pub struct Layer {
-    pub attn_norm: Vec<f32>,
+    pub attn_norm: Option<Vec<f32>>,
     pub q: Linear,
     pub k: Linear,
     pub v: Linear,
@@ -73,7 +73,9 @@ pub struct Layer {
     pub k_norm: Option<Vec<f32>>,
     pub attn_output: Linear,
     pub attn_post_norm: Option<Vec<f32>>,
-    pub ffn_norm: Vec<f32>,
+    /// Of each head, the logit of a key that everyone sees and that has no value.
+    pub sinks: Option<Vec<f32>>,
+    pub ffn_norm: Option<Vec<f32>>,
     /// Those of one FFN, or of each expert.
     pub ffns: Vec<(Linear, Linear, Linear)>,
     /// Chooses among the experts, and how many.
@@ -104,6 +106,8 @@ pub struct Model {
     pub temperature: Option<(usize, f32)>,
     /// The FFN's gate is GELU, not SiLU.
     pub gelu_gate: bool,
+    /// The gated FFNs are gpt-oss's.
+    pub clamped_gate: bool,
     /// Change this before `forward` to follow ggml's CPU table.
     pub gelu: Gelu,
     pub final_softcap: Option<f32>,
@@ -140,7 +144,9 @@ struct Reader<'a> {
 impl<'a> Reader<'a> {
     fn new(file: &'a File, n_ctx: Option<usize>) -> Self {
         let arch = file.text("general.architecture").expect("general.architecture");
-        let known = ["llama", "qwen2", "qwen3", "gemma3", "phi3", "granite", "mistral3", "qwen3moe"];
+        let known = [
+            "llama", "qwen2", "qwen3", "gemma3", "phi3", "granite", "mistral3", "qwen3moe", "gpt-oss", "olmo2", "glm4",
+        ];
         assert!(known.contains(&arch), "the reference knows {known:?}, not {arch}");
         let uint = |key: &str| file.uint(&format!("{arch}.{key}"));
         let n_embd = uint("embedding_length").expect("embedding_length");
@@ -202,6 +208,7 @@ impl<'a> Reader<'a> {
                 (self.uint("rope.scaling.original_context_length").expect("original_context_length"), scale)
             }),
             gelu_gate: gemma,
+            clamped_gate: self.arch == "gpt-oss",
             gelu: Gelu::Exact,
             final_softcap: if gemma { self.float("final_logit_softcapping").filter(|c| *c != 0.0) } else { None },
             layers: (0..self.n_layer).map(|il| self.layer(il)).collect(),
@@ -216,16 +223,19 @@ impl<'a> Reader<'a> {
         let (q, k, v) = self.qkv(&name);
         let (ffns, router) = self.ffns(&name);
         let window = self.window(il);
+        let oss = self.arch == "gpt-oss";
+        let norm = |part: &str| (self.arch != "olmo2").then(|| self.need(&name(part)));
         Layer {
-            attn_norm: self.need(&name("attn_norm.weight")),
+            attn_norm: norm("attn_norm.weight"),
             q,
             k,
             v,
             q_norm: self.vector(&name("attn_q_norm.weight")),
             k_norm: self.vector(&name("attn_k_norm.weight")),
             attn_output: self.linear(&name("attn_output")),
-            attn_post_norm: self.vector(&name("post_attention_norm.weight")),
-            ffn_norm: self.need(&name("ffn_norm.weight")),
+            attn_post_norm: self.vector(&name("post_attention_norm.weight")).filter(|_| !oss),
+            sinks: self.vector(&name("attn_sinks.weight")),
+            ffn_norm: norm(if oss { "post_attention_norm.weight" } else { "ffn_norm.weight" }),
             ffns,
             router,
             ffn_post_norm: self.vector(&name("post_ffw_norm.weight")),
@@ -259,17 +269,19 @@ impl<'a> Reader<'a> {
             let t = self.file.tensor(&name(&format!("{base}.weight"))).expect("a tensor of all experts");
             let size = t.shape[0] * t.shape[1];
             let data = t.data[i * size..(i + 1) * size].to_vec();
-            Linear { weight: Matrix { n_in: t.shape[0], n_out: t.shape[1], data }, bias: None }
+            let biases = self.vector(&name(&format!("{base}.bias")));
+            let bias = biases.map(|b| b[i * t.shape[1]..(i + 1) * t.shape[1]].to_vec());
+            Linear { weight: Matrix { n_in: t.shape[0], n_out: t.shape[1], data }, bias }
         };
         let all =
             (0..n_expert).map(|i| (expert("ffn_gate_exps", i), expert("ffn_up_exps", i), expert("ffn_down_exps", i)));
         (all.collect(), Some((self.linear(&name("ffn_gate_inp")), n_used)))
     }
 
-    /// Phi-3 has both in `ffn_up`, the gate first.
+    /// Phi-3 and GLM 4 have both in `ffn_up`, the gate first.
     fn gate_up(&self, name: &dyn Fn(&str) -> String) -> (Linear, Linear) {
         let up = self.linear(&name("ffn_up"));
-        if self.arch != "phi3" {
+        if !matches!(self.arch, "phi3" | "glm4") {
             return (self.linear(&name("ffn_gate")), up);
         }
         let n_ff = up.weight.n_out / 2;
@@ -277,12 +289,15 @@ impl<'a> Reader<'a> {
         (part(0), part(n_ff))
     }
 
-    /// Gemma 3: five layers with a window, then one without, unless the file says otherwise. Phi-3's window is ignored, as
-    /// llama.cpp does.
+    /// Gemma 3: five layers with a window, then one without, unless the file says otherwise. gpt-oss: in turns. OLMo 3: three, then one. Phi-3's window is
+    /// ignored, as llama.cpp does.
     fn window(&self, il: usize) -> Option<usize> {
-        if self.arch != "gemma3" {
-            return None;
-        }
+        let period = match self.arch {
+            "gemma3" => 6,
+            "gpt-oss" => 2,
+            "olmo2" => 4,
+            _ => return None,
+        };
         let window = self.uint("attention.sliding_window").filter(|w| *w > 0)?;
         let key = format!("{}.attention.sliding_window_pattern", self.arch);
         let local = match self.file.get(&key) {
@@ -293,7 +308,7 @@ impl<'a> Reader<'a> {
                 ref other => panic!("{key}: {other:?}"),
             },
             Some(_) => is_local(il, self.file.uint(&key).expect("found above")),
-            None => is_local(il, 6),
+            None => is_local(il, period),
         };
         local.then_some(window)
     }
@@ -307,23 +322,30 @@ impl<'a> Reader<'a> {
         let freq_scale = if kind == "none" { 1.0 } else { 1.0 / factor.unwrap_or(1.0) };
         let attn_factor = self.float("rope.scaling.attn_factor").unwrap_or(1.0);
         let yarn = kind == "yarn";
+        let unscaled = local && self.arch == "olmo2";
         let long = if self.n_ctx > n_ctx_orig { "rope_factors_long.weight" } else { "rope_factors_short.weight" };
         let uses_factors = matches!(self.arch, "llama" | "phi3" | "granite" | "mistral3");
         // Mistral 3: YaRN's logarithm times this, where others have 0.
         let log_multiplier = self.float("rope.scaling.yarn_log_multiplier").unwrap_or(0.0);
         let log_size = 1.0 + 0.1 * log_multiplier * (1.0 / freq_scale).ln();
         Rope {
-            interleaved: matches!(self.arch, "llama" | "granite" | "mistral3"),
+            interleaved: matches!(self.arch, "llama" | "granite" | "mistral3" | "glm4"),
             n_rot,
-            base: if local {
+            base: if local && self.arch == "gemma3" {
                 self.float("rope.freq_base_swa").unwrap_or(10000.0)
             } else {
                 self.float("rope.freq_base").unwrap_or(10000.0)
             },
-            // Local layers are never stretched.
-            freq_scale: if local { 1.0 } else { freq_scale },
-            ext_factor: if yarn { 1.0 } else { 0.0 },
-            attn_factor: if yarn { yarn_attn_factor(freq_scale, attn_factor) / log_size } else { attn_factor },
+            // Local layers of Gemma and OLMo are never stretched.
+            freq_scale: if local && self.arch != "gpt-oss" { 1.0 } else { freq_scale },
+            ext_factor: if yarn && !unscaled { 1.0 } else { 0.0 },
+            attn_factor: if unscaled {
+                1.0
+            } else if yarn {
+                yarn_attn_factor(freq_scale, attn_factor) / log_size
+            } else {
+                attn_factor
+            },
             n_ctx_orig,
             factors: self.vector("rope_freqs.weight").or_else(|| self.vector(long)).filter(|_| uses_factors),
         }

@@ -52,7 +52,7 @@ impl Proxy {
         let (low_gate, low_up) = low.split_at(self.v_gate.n_in);
         let gate = self.times(&self.v_gate, low_gate);
         let up = self.times(&self.v_up, low_up);
-        let z: Vec<f32> = gate.iter().zip(&up).map(|(g, u)| model.activate(*g) * u).collect();
+        let z: Vec<f32> = gate.iter().zip(&up).map(|(g, u)| model.gated(*g, *u)).collect();
         let y = self.times(&self.v_down, &z);
         dot(&y, &y).sqrt() as f32
     }
@@ -213,6 +213,15 @@ pub fn settle(what: &str, scores: &[f32], m: usize, forced: usize, theirs: &[usi
 }
 
 impl Model {
+    /// The product that `down` takes: of the gate's activation and the other factor.
+    pub fn gated(&self, gate: f32, up: f32) -> f32 {
+        if !self.clamped_gate {
+            return self.activate(gate) * up;
+        }
+        let (gate, up) = (gate.min(7.0), up.clamp(-7.0, 7.0));
+        (f64::from(gate) / (1.0 + (-1.702 * f64::from(gate)).exp()) * (f64::from(up) + 1.0)) as f32
+    }
+
     /// The gate's activation.
     pub fn activate(&self, x: f32) -> f32 {
         if !self.gelu_gate {

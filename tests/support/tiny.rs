@@ -15,6 +15,9 @@ pub enum Arch {
     Granite,
     Mistral3,
     Qwen3Moe,
+    GptOss,
+    Olmo2,
+    Glm4,
 }
 
 impl Arch {
@@ -29,6 +32,9 @@ impl Arch {
             Arch::Granite => "granite",
             Arch::Mistral3 => "mistral3",
             Arch::Qwen3Moe => "qwen3moe",
+            Arch::GptOss => "gpt-oss",
+            Arch::Olmo2 => "olmo2",
+            Arch::Glm4 => "glm4",
         }
     }
 }
@@ -76,7 +82,7 @@ pub struct Tiny {
 }
 
 /// Names of the committed models.
-pub const NAMES: [&str; 12] = [
+pub const NAMES: [&str; 16] = [
     "llama",
     "llama-rope-freqs",
     "llama-linear",
@@ -89,6 +95,10 @@ pub const NAMES: [&str; 12] = [
     "granite",
     "mistral3",
     "qwen3moe",
+    "gpt-oss",
+    "olmo2",
+    "olmo3",
+    "glm4",
 ];
 
 impl Tiny {
@@ -229,6 +239,60 @@ impl Tiny {
                 vocab: Vocab::Bpe("qwen2", false),
                 ..llama
             },
+            // Three layers of each kind.
+            "gpt-oss" => Tiny {
+                name: "gpt-oss",
+                arch: Arch::GptOss,
+                n_layer: 6,
+                n_embd: 16,
+                n_head: 4,
+                n_head_kv: 2,
+                n_ff: 8,
+                window: Some(16),
+                scaling: Scaling::Yarn(4.0, 32),
+                rope_base: 150_000.0,
+                experts: Some((5, 3)),
+                vocab: Vocab::Bpe("gpt-4o", false),
+                ..llama
+            },
+            "olmo2" => Tiny {
+                name: "olmo2",
+                arch: Arch::Olmo2,
+                n_layer: 4,
+                n_head: 4,
+                n_head_kv: 2,
+                head_dim: 6,
+                n_rot: 6,
+                n_ff: 28,
+                rope_base: 500_000.0,
+                vocab: Vocab::Bpe("dbrx", false),
+                ..llama
+            },
+            // Three layers with a window, one without, and so on.
+            "olmo3" => Tiny {
+                name: "olmo3",
+                arch: Arch::Olmo2,
+                n_layer: 8,
+                n_ff: 12,
+                window: Some(16),
+                scaling: Scaling::Yarn(4.0, 32),
+                rope_base: 500_000.0,
+                vocab: Vocab::Bpe("dbrx", false),
+                ..llama
+            },
+            "glm4" => Tiny {
+                name: "glm4",
+                arch: Arch::Glm4,
+                n_layer: 4,
+                n_head: 4,
+                n_head_kv: 2,
+                head_dim: 12,
+                n_rot: 6,
+                n_ff: 36,
+                tied: true,
+                vocab: Vocab::Bpe("glm4", false),
+                ..llama
+            },
             other => panic!("no tiny model is called {other}"),
         }
     }
@@ -331,7 +395,9 @@ impl Tiny {
         }
         for il in 0..self.n_layer {
             let name = |part: &str| format!("blk.{il}.{part}");
-            self.norm(file, &name("attn_norm.weight"), d, 1.0);
+            if self.arch != Arch::Olmo2 {
+                self.norm(file, &name("attn_norm.weight"), d, 1.0);
+            }
             // Queries and keys above unit size: attention that prefers some tokens, hence scores that differ.
             if self.arch == Arch::Phi3 {
                 self.matrix(file, &name("attn_qkv.weight"), d, q + 2 * kv, 1.25);
@@ -340,7 +406,7 @@ impl Tiny {
                 self.matrix(file, &name("attn_k.weight"), d, kv, 1.5);
                 self.matrix(file, &name("attn_v.weight"), d, kv, 1.0);
             }
-            if self.arch == Arch::Qwen2 {
+            if matches!(self.arch, Arch::Qwen2 | Arch::GptOss | Arch::Glm4) {
                 self.uniform(file, &name("attn_q.bias"), &[q], 0.5);
                 self.uniform(file, &name("attn_k.bias"), &[kv], 0.5);
                 self.uniform(file, &name("attn_v.bias"), &[kv], 0.5);
@@ -350,24 +416,43 @@ impl Tiny {
                 self.norm(file, &name("attn_k_norm.weight"), self.head_dim, 1.5);
             }
             self.matrix(file, &name("attn_output.weight"), q, d, 0.75);
-            self.norm(file, &name("ffn_norm.weight"), d, 1.0);
+            if self.arch == Arch::Olmo2 {
+                self.norm(file, &name("attn_q_norm.weight"), q, 1.5);
+                self.norm(file, &name("attn_k_norm.weight"), kv, 1.5);
+            }
+            let oss = self.arch == Arch::GptOss;
+            if oss {
+                self.uniform(file, &name("attn_output.bias"), &[d], 0.25);
+                self.uniform(file, &name("attn_sinks.weight"), &[self.n_head], 1.5);
+            }
+            if self.arch != Arch::Olmo2 {
+                self.norm(file, &name(if oss { "post_attention_norm.weight" } else { "ffn_norm.weight" }), d, 1.0);
+            }
             if let Some((n_expert, _)) = self.experts {
                 // Experts that differ much, and are chosen clearly.
                 self.matrix(file, &name("ffn_gate_inp.weight"), d, n_expert, 2.0);
-                for (part, n_in, n_out, gain) in [("gate", d, f, 1.25), ("up", d, f, 1.25), ("down", f, d, 1.0)] {
+                // Those of gpt-oss clamp some of what they multiply.
+                let [gain, gain_down] = if oss { [3.5, 0.25] } else { [1.25, 1.0] };
+                for (part, n_in, n_out, gain) in [("gate", d, f, gain), ("up", d, f, gain), ("down", f, d, gain_down)] {
                     let std = gain / (n_in as f64).sqrt();
                     self.uniform(file, &name(&format!("ffn_{part}_exps.weight")), &[n_in, n_out, n_expert], std);
+                    if oss {
+                        self.uniform(file, &name(&format!("ffn_{part}_exps.bias")), &[n_out, n_expert], 0.5);
+                    }
+                }
+                if oss {
+                    self.uniform(file, &name("ffn_gate_inp.bias"), &[n_expert], 0.5);
                 }
                 continue;
             }
-            if self.arch == Arch::Phi3 {
+            if matches!(self.arch, Arch::Phi3 | Arch::Glm4) {
                 self.matrix(file, &name("ffn_up.weight"), d, 2 * f, 1.25);
             } else {
                 self.matrix(file, &name("ffn_gate.weight"), d, f, 1.25);
                 self.matrix(file, &name("ffn_up.weight"), d, f, 1.25);
             }
             self.matrix(file, &name("ffn_down.weight"), f, d, 1.0);
-            if self.arch == Arch::Gemma3 {
+            if matches!(self.arch, Arch::Gemma3 | Arch::Olmo2 | Arch::Glm4) {
                 self.norm(file, &name("post_attention_norm.weight"), d, 1.0);
                 self.norm(file, &name("post_ffw_norm.weight"), d, 1.0);
             }

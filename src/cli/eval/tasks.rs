@@ -22,7 +22,7 @@ use spts::{Model, ModelFile, Session, SessionOptions};
 use super::configuration::{Configuration, configuration, or_default};
 use super::tables::{self, Format};
 use crate::cli::failure::Failure;
-use crate::cli::options::{DeviceArgs, MemoryArgs};
+use crate::cli::options::{DeviceArgs, MemoryArgs, OverrideArgs};
 use crate::cli::pace::Pace;
 use crate::cli::proxies::{self as sidecars, Waiting};
 use crate::cli::{note, prompt, schedule};
@@ -98,6 +98,8 @@ pub(super) struct TasksArgs {
     memory: MemoryArgs,
     #[command(flatten)]
     device: DeviceArgs,
+    #[command(flatten)]
+    overrides: OverrideArgs,
 }
 
 /// The text to print.
@@ -170,7 +172,8 @@ fn measure(args: &TasksArgs) -> Result<(Results, Vec<String>), Failure> {
             return Err(Failure::Failed(format!("--part {number}/{of}: there are fewer prompts than parts")));
         }
     }
-    let file = ModelFile::open(args.model.as_deref().unwrap_or("".as_ref()), args.device.open_options())?;
+    let path = args.model.as_deref().unwrap_or("".as_ref());
+    let file = ModelFile::open_with(path, args.device.open_options(), &args.overrides.library())?;
     let n_ctx = args.ctx_size.filter(|&n| n > 0).map(|n| n as usize);
     let prompts = encode(&file, &chosen, n_ctx.unwrap_or(file.hparams().n_ctx_train))?;
     let longest = prompts.iter().map(|(_, text)| text.tokens.len()).max().unwrap_or(0);
@@ -342,5 +345,5 @@ fn settings(args: &TasksArgs, config: &Configuration, schedule: Option<&Schedule
         (None, None) => "dense".into(),
     };
     let sidecar = config.spts.sidecar.as_ref().map_or(String::new(), |path| format!("; sidecar {}", path.display()));
-    format!("{schedule}{sidecar}; {}", args.memory.settings(&args.device))
+    format!("{schedule}{sidecar}; {}{}", args.memory.settings(&args.device), args.overrides.settings())
 }

@@ -69,7 +69,8 @@ impl<'a> Lowerer<'a, '_> {
             // Positions matter to windows alone, and only behind a prune: there the cache was empty, and its rows are the node's.
             let pruned = window.is_some() && !are_all_positions(self.graph, node);
             let positions = pruned.then(|| self.memory.stored(node.src[4]));
-            self.ops.cpu_attention([q, k, v], Visible { first, window, positions }, heads.scale, None)
+            let sinks = heads.sinks.map(|sinks| self.memory.weight(sinks));
+            self.ops.cpu_attention([q, k, v], Visible { first, window, positions }, heads.scale, sinks)
         } else {
             self.ops.causal_attention([q, k, v], first, heads.scale, bf16)
         };
@@ -96,7 +97,8 @@ impl<'a> Lowerer<'a, '_> {
         let (k, v) = (per_head(k), per_head(v));
         let mask = self.attention_mask(node, layer, window, first, from, n_kv, n);
         let q = self.ops.permute(self.ops.reshape(q, [d, heads.n_head, n]), [0, 2, 1, 3]);
-        let out = self.ops.flash_attn(q, k, v, mask, heads.scale);
+        let sinks = heads.sinks.map(|sinks| self.memory.weight(sinks));
+        let out = self.ops.flash_attn([q, k, v], mask, heads.scale, sinks);
         self.ops.accumulate_in(out, Precision::F32);
         self.flat(out, d * heads.n_head)
     }

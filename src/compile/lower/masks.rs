@@ -88,7 +88,7 @@ fn mask_needed(
         }
         Op::ProbeScores { heads, .. } => {
             let (n, n_probe) = (node.n_rows, graph.node(node.src[0]).n_rows);
-            let ours = memory.kernels().probe_scores(probed_keys(memory, program, node).ty());
+            let ours = memory.kernels().probe_scores(probed_keys(memory, program, node).ty(), &heads);
             let size = MaskSize {
                 corner: n.next_multiple_of(KV_PAD),
                 height: probe_chunk(n, n_probe, heads.n_head),

@@ -30,7 +30,8 @@ impl<'a> Lowerer<'a, '_> {
             self.ops.accumulate_in(logits, Precision::F32);
             let mask =
                 (n_probe > 1).then(|| self.ops.cont(self.mask_of(self.memory.mask(None), n - n_probe + start, n, len)));
-            let weights = self.ops.soft_max(logits, mask, heads.scale);
+            let sinks = heads.sinks.map(|sinks| self.memory.weight(sinks));
+            let weights = self.ops.soft_max(logits, mask, heads.scale, sinks);
             let scores = match join {
                 Join::Mean => {
                     let flat = self.ops.reshape(weights, [n, len * heads.n_head, 1]);

@@ -61,7 +61,8 @@ fn prune_before_ffn(rw: &mut Rewrite, a: &LayerAnchors, scores: NodeId, top: Op)
     rw.map.insert(rw.old.positions, positions);
 
     // What the FFN read: the layer's rows, or those of them that were gathered for it.
-    let input = rw.old.node(a.ffn_norm).src[0];
+    let ffn_norm = rw.old.node(a.ffn_norm);
+    let input = if matches!(ffn_norm.op, Op::RmsNorm { .. }) { ffn_norm.src[0] } else { a.ffn_norm };
     let mut subst = HashMap::from([(input, hidden)]);
     let mut ffn_out = rw.recompute_with(&mut subst, a.ffn_out);
     if let Some(factors) = factors {

@@ -276,7 +276,7 @@ impl ChatTemplate {
         let n_parts = parts.iter().map(Vec::len).sum();
 
         let plain = self.render(messages, setting, |_, m| m.content.clone())?;
-        let beginnings = tokenizer.specials.hidden_beginnings();
+        let beginnings = tokenizer.specials.requested_beginnings();
         let marked = self.render(messages, setting, |i, m| marks.mark(&m.content, &parts[i], firsts[i], &beginnings));
         // A template that fails on marked messages only looks into them.
         let marked = marked.map_or_else(|_| Unmarked::default(), |text| marks.unmark(&text));
@@ -297,7 +297,7 @@ impl ChatTemplate {
             return Ok(Outcome::Written(exact(marked)));
         }
         let cut = self
-            .render(messages, setting, |_, m| marks.cut(&m.content, &tokenizer.specials.hidden_starts(&m.content)))?;
+            .render(messages, setting, |_, m| marks.cut(&m.content, &tokenizer.specials.requested_starts(&m.content)))?;
         let cut = marks.unmark(&cut);
         let found = search(messages, &parts, &cut.text);
         let ranges = joined(found.iter().flatten().cloned().collect());
