@@ -173,7 +173,7 @@ impl Plan {
         n_tokens: usize,
         options: &PlanOptions,
     ) -> Result<Plan, ScheduleError> {
-        let budgets = schedule.resolve(shape.n_layer, n_tokens, &|l| shape.is_swa(l), options.reach)?;
+        let budgets = schedule.resolve(shape.n_layer, n_tokens, &|l| shape.layer_kind(l), options.reach)?;
         let spts = spts_flops(shape, Some(schedule), &budgets);
         Ok(Plan { cliff: cliff(shape, schedule)?, ..Plan::counted(shape, &schedule.name, budgets, spts, options) })
     }
@@ -241,7 +241,7 @@ fn cliff(shape: &Shape, schedule: &Schedule) -> Result<Option<Cliff>, ScheduleEr
     let Some(above) = first_budget.checked_add(1) else {
         return Ok(None);
     };
-    let budgets = schedule.resolve(shape.n_layer, above, &|l| shape.is_swa(l), Reach::AboveFirstBudget)?;
+    let budgets = schedule.resolve(shape.n_layer, above, &|l| shape.layer_kind(l), Reach::AboveFirstBudget)?;
     let speedup_above = dense_flops(shape, above).total() / spts_flops(shape, Some(schedule), &budgets).total();
     let cache_kept_above = budgets.cache_kept();
     Ok(Some(Cliff { first_budget, cache_kept_above, speedup_above, in_full_from: schedule.in_full_from() }))

@@ -138,9 +138,9 @@ fn check(pair: &Pair, graph: &Graph, tile: usize, n_past: usize) -> f64 {
 fn skipping(pair: &Pair, n: usize, first: usize, stages: &[(usize, usize, usize)], queries: usize) -> Graph {
     let probe = Probe { queries, pool: Pool::Max(13), ..Probe::PAPER };
     let schedule = Schedule { use_proxy: false, skip_from: first, ..runtime::schedule(stages, probe) };
-    let windows: Vec<bool> = pair.reference.layers.iter().map(|l| l.window.is_some()).collect();
-    let budgets =
-        schedule.resolve(pair.tiny.n_layer, n, &|l| windows[l], Reach::AboveFirstBudget).expect("a schedule that fits");
+    let shape = pair.model.shape();
+    let kind = |l: usize| shape.layer_kind(l);
+    let budgets = schedule.resolve(pair.tiny.n_layer, n, &kind, Reach::AboveFirstBudget).expect("a schedule that fits");
     skip_and_prune(&pair.model.graph(n, n), &budgets, &ProbeSettings::of(&schedule, &budgets)).expect("an intact graph")
 }
 

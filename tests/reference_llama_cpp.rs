@@ -57,6 +57,11 @@ fn qwen3moe() {
 }
 
 #[test]
+fn qwen35() {
+    check("qwen35", "qwen35", Gelu::Exact, 5e-5);
+}
+
+#[test]
 fn mistral3() {
     check("mistral3", "mistral3", Gelu::Exact, 5e-5);
 }

@@ -101,8 +101,7 @@ impl Run {
 
     /// The reference's plan for n tokens.
     fn plan(&self, pair: &Pair, n: usize, proxies: Option<&Proxies>) -> SptsPlan {
-        let is_local = |l: usize| pair.reference.layers[l].window.is_some();
-        let layers = self.layout.budgets(pair.tiny.n_layer, n, is_local);
+        let layers = self.layout.budgets(pair.tiny.n_layer, n, |l| pair.reference.layers[l].kind());
         let given = |seed| layers.iter().enumerate().map(|(l, b)| random_scores(seed, l, b.candidates)).collect();
         SptsPlan {
             probe_queries: self.layout.queries,
@@ -171,12 +170,15 @@ impl Run {
                 (wanted.candidates, wanted.active_attn, wanted.active_ffn, wanted.prune_to),
                 "budget of layer {il} of {what}"
             );
-            kept += want.active_attn.len();
+            if pair.reference.layers[il].delta.is_none() {
+                kept += want.active_attn.len();
+            }
         }
         assert_eq!(chosen.len(), pair.tiny.n_layer);
+        let attending = pair.reference.layers.iter().filter(|l| l.delta.is_none()).count();
         assert_eq!(session.kv_lengths(), expected.kv_lengths(), "{what}");
         assert_eq!(session.n_past(), tokens.len());
-        assert_eq!(report.cache_kept, kept as f64 / (tokens.len() * pair.tiny.n_layer) as f64, "{what}");
+        assert_eq!(report.cache_kept, kept as f64 / (tokens.len() * attending) as f64, "{what}");
         assert_close(session.logits(), &expected.logits, self.tolerance(pair), &what);
         Compared { session, expected }
     }

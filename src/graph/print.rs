@@ -49,6 +49,11 @@ fn line(out: &mut String, i: usize, node: &Node, weight_name: &impl Fn(WeightId)
             args.push(format!("heads={}:{}", heads.n_head, heads.n_head_kv));
             args.extend(window.map(|w| format!("window={w}")));
         }
+        Op::Features { group, start, len } => args.push(format!("{start}..{} of {group}", start + len)),
+        Op::DeltaNet { heads, conv, dt, a, .. } => {
+            args.extend([*conv, *dt, *a].map(&weight_name));
+            args.push(format!("heads={}:{}", heads.n_head_v, heads.n_head_k));
+        }
         Op::GatedFfn { gate, up, down, act, norm } => {
             args.extend([*gate, *up, *down].map(&weight_name));
             args.push(format!("{act:?}").to_lowercase());

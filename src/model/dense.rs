@@ -169,10 +169,13 @@ enum Body {
 }
 
 impl Ffn {
-    /// Looks up `ffn_norm`, `ffn_gate`, `ffn_up` and `ffn_down`; in Llama and its like they may have biases, in Gemma 3 there is
-    /// `post_ffw_norm`. In a mixture of experts `ffn_gate_inp`, which chooses, and `ffn_gate_exps`, `ffn_up_exps`, `ffn_down_exps`.
+    /// Looks up `ffn_norm` (`post_attention_norm` in Qwen 3.5), `ffn_gate`, `ffn_up` and `ffn_down`; in Llama and its like they may
+    /// have biases, in Gemma 3 there is `post_ffw_norm`. In a mixture of experts `ffn_gate_inp`, which chooses, and `ffn_gate_exps`, `ffn_up_exps`, `ffn_down_exps`.
     pub fn load(hp: &HParams, table: &mut WeightTable, act: Activation) -> Result<Self, ModelError> {
-        let norm = table.vector("ffn_norm.weight", hp.shape.n_embd)?;
+        let norm = match hp.arch {
+            arch if arch.is_hybrid() => table.vector("post_attention_norm.weight", hp.shape.n_embd)?,
+            _ => table.vector("ffn_norm.weight", hp.shape.n_embd)?,
+        };
         let body = match hp.shape.experts {
             Some(experts) => Body::Experts(Self::experts(hp, table, experts, act)?),
             None => Self::gated(hp, table)?,
@@ -253,6 +256,25 @@ pub struct Attended {
 impl Attended {
     /// Adds attention to the residual stream, then the FFN: the layer is complete.
     pub fn then_ffn(self, b: &mut Builder, hp: &HParams, ffn: &Ffn) -> LayerAnchors {
+        let Attended { inp, q, k, v, attn, attn_out, window } = self;
+        let mixer = Mixer::Attention(AttentionAnchors { q, k, v, attn, window });
+        Mixed { inp, mixer, attn_out }.then_ffn(b, hp, ffn)
+    }
+}
+
+/// A layer whose attention, or what is in its place, has been built.
+pub struct Mixed {
+    /// Residual stream that entered the layer.
+    pub inp: NodeId,
+    /// Attention or recurrence.
+    pub mixer: Mixer,
+    /// What it adds to the residual stream.
+    pub attn_out: NodeId,
+}
+
+impl Mixed {
+    /// As [`Attended::then_ffn`].
+    pub fn then_ffn(self, b: &mut Builder, hp: &HParams, ffn: &Ffn) -> LayerAnchors {
         let attn_out = scaled(b, hp.scales.residual, self.attn_out, "attn_out_scaled");
         let ffn_inp = b.push(Op::Add, &[self.inp, attn_out], "ffn_inp");
         let ffn_norm = b.rms_norm(ffn.norm, hp.rms_eps, ffn_inp, "ffn_norm");
@@ -272,10 +294,7 @@ impl Attended {
         let out = b.push(Op::Add, &[ffn_out, ffn_inp], "l_out");
         LayerAnchors {
             inp: self.inp,
-            q: self.q,
-            k: self.k,
-            v: self.v,
-            attn: self.attn,
+            mixer: self.mixer,
             attn_out,
             ffn_inp,
             ffn_norm,
@@ -283,7 +302,6 @@ impl Attended {
             ffn_out,
             out,
             act: ffn.act,
-            window: self.window,
             scores: None,
             active_attn: None,
             active_ffn: None,

@@ -11,6 +11,7 @@ mod phi3;
 pub mod placement;
 mod qwen2;
 mod qwen3;
+mod qwen35;
 pub mod shape;
 pub mod table;
 pub mod weights;
@@ -38,11 +39,15 @@ pub enum Arch {
     Mistral3,
     /// `qwen3moe`
     Qwen3Moe,
+    /// `qwen35`
+    Qwen35,
+    /// `qwen35moe`
+    Qwen35Moe,
 }
 
 impl Arch {
     /// All architectures that can be run.
-    pub const ALL: [Arch; 8] = [
+    pub const ALL: [Arch; 10] = [
         Arch::Llama,
         Arch::Qwen2,
         Arch::Qwen3,
@@ -51,6 +56,8 @@ impl Arch {
         Arch::Granite,
         Arch::Mistral3,
         Arch::Qwen3Moe,
+        Arch::Qwen35,
+        Arch::Qwen35Moe,
     ];
 
     /// The architecture's name in GGUF files.
@@ -64,12 +71,19 @@ impl Arch {
             Arch::Granite => "granite",
             Arch::Mistral3 => "mistral3",
             Arch::Qwen3Moe => "qwen3moe",
+            Arch::Qwen35 => "qwen35",
+            Arch::Qwen35Moe => "qwen35moe",
         }
     }
 
     /// Whether it is Llama's graph with numbers of its own: factors on the residual stream, say.
     fn is_like_llama(self) -> bool {
         matches!(self, Arch::Llama | Arch::Granite | Arch::Mistral3)
+    }
+
+    /// Whether some of its layers are recurrent.
+    fn is_hybrid(self) -> bool {
+        matches!(self, Arch::Qwen35 | Arch::Qwen35Moe)
     }
 
     /// The architecture of this GGUF name.
@@ -85,6 +99,7 @@ impl Arch {
             Arch::Qwen3 | Arch::Qwen3Moe => Box::new(qwen3::Qwen3::load(hp, table)?),
             Arch::Gemma3 => Box::new(gemma3::Gemma3::load(hp, table)?),
             Arch::Phi3 => Box::new(phi3::Phi3::load(hp, table)?),
+            Arch::Qwen35 | Arch::Qwen35Moe => Box::new(qwen35::Qwen35::load(hp, table)?),
         })
     }
 }
@@ -97,7 +112,7 @@ pub enum ModelError {
     #[error(transparent)]
     Gguf(#[from] crate::gguf::GgufError),
     /// An architecture that is not supported.
-    #[error("{file}: architecture '{arch}' is not supported; supported are llama, qwen2, qwen3, gemma3, phi3, granite, mistral3, qwen3moe")]
+    #[error("{file}: architecture '{arch}' is not supported; supported are llama, qwen2, qwen3, gemma3, phi3, granite, mistral3, qwen3moe, qwen35, qwen35moe")]
     UnsupportedArch {
         /// File.
         file: String,

@@ -2,6 +2,8 @@
 
 use spts_quant::ProxySize;
 
+use crate::attributes::DeltaHeads;
+
 /// A dense decoder's shape.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Shape {
@@ -29,6 +31,8 @@ pub struct Shape {
     pub weight_bytes: Option<u64>,
     /// Layers that attend through a sliding window.
     pub swa: Option<SlidingWindow>,
+    /// Layers that are recurrent instead of attending.
+    pub recurrent: Option<Recurrent>,
     /// The FFNs of each layer, where a token goes through a few of many; `n_ff` is then the width of one.
     pub experts: Option<Experts>,
 }
@@ -42,6 +46,15 @@ pub struct Experts {
     pub n_used: usize,
 }
 
+/// Which layers are gated delta nets: they remember a state of fixed size in place of every token's key and value.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Recurrent {
+    /// One entry per layer.
+    pub layers: Vec<bool>,
+    /// Their geometry.
+    pub heads: DeltaHeads,
+}
+
 /// Which layers see only the last tokens.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SlidingWindow {
@@ -49,6 +62,17 @@ pub struct SlidingWindow {
     pub window: usize,
     /// One entry per layer; layers past its end attend to everything.
     pub layers: Vec<bool>,
+}
+
+/// How the tokens of a layer see each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LayerKind {
+    /// Attention to every token before.
+    Full,
+    /// Attention to the last tokens.
+    Windowed,
+    /// A recurrence over all tokens in order.
+    Recurrent,
 }
 
 /// Names that [`Shape::named`] knows.
@@ -80,6 +104,7 @@ impl Shape {
                 tied,
                 weight_bytes: None,
                 swa: None,
+                recurrent: None,
                 experts: None,
             };
         Some(match name {
@@ -115,6 +140,25 @@ impl Shape {
     /// Whether a layer attends through a sliding window.
     pub fn is_swa(&self, layer: usize) -> bool {
         self.window(layer).is_some()
+    }
+
+    /// Geometry of a recurrent layer; `None` where a layer attends.
+    pub fn recurrence(&self, layer: usize) -> Option<DeltaHeads> {
+        self.recurrent.as_ref().filter(|r| r.layers.get(layer) == Some(&true)).map(|r| r.heads)
+    }
+
+    /// How a layer's tokens see each other.
+    pub fn layer_kind(&self, layer: usize) -> LayerKind {
+        match (self.is_swa(layer), self.recurrence(layer)) {
+            (_, Some(_)) => LayerKind::Recurrent,
+            (true, None) => LayerKind::Windowed,
+            (false, None) => LayerKind::Full,
+        }
+    }
+
+    /// Layers that attend to everything before them: those that can score tokens.
+    pub fn n_attending(&self) -> usize {
+        (0..self.n_layer).filter(|&l| self.recurrence(l).is_none()).count()
     }
 
     /// Width of the keys (and of the values) of all KV heads.

@@ -163,14 +163,7 @@ impl<'g> WeightTable<'g> {
         name: &str,
     ) -> Result<WeightId, ModelError> {
         let info = self.find(base, &[n_total])?;
-        if info.ty != GgmlType::F32 {
-            return Err(ModelError::WrongType {
-                file: self.file.clone(),
-                tensor: info.name.clone(),
-                found: info.ty.name().into(),
-                expected: "F32".into(),
-            });
-        }
+        self.check_f32(info)?;
         let weight = Weight {
             tensor: info.name.clone(),
             name: self.name(name),
@@ -183,9 +176,30 @@ impl<'g> WeightTable<'g> {
         Ok(self.push(weight))
     }
 
+    /// An F32 matrix `[n_in, n_out]` that no product is made with, such as the kernels of a convolution.
+    pub fn kernels(&mut self, base: &str, n_in: usize, n_out: usize) -> Result<WeightId, ModelError> {
+        let info = self.find(base, &[n_in, n_out])?;
+        self.check_f32(info)?;
+        let (name, layer, ne) = (info.name.clone(), self.layer, vec![n_in, n_out]);
+        let bytes = 0..info.nbytes as usize;
+        Ok(self.push(Weight { tensor: name.clone(), name, ty: info.ty, ne, bytes, role: Role::Vector, layer }))
+    }
+
     /// A vector that a file may lack.
     pub fn optional_vector(&mut self, base: &str, n: usize) -> Result<Option<WeightId>, ModelError> {
         if self.has(base) { self.vector(base, n).map(Some) } else { Ok(None) }
+    }
+
+    fn check_f32(&self, info: &TensorInfo) -> Result<(), ModelError> {
+        if info.ty == GgmlType::F32 {
+            return Ok(());
+        }
+        Err(ModelError::WrongType {
+            file: self.file.clone(),
+            tensor: info.name.clone(),
+            found: info.ty.name().into(),
+            expected: "F32".into(),
+        })
     }
 
     fn check_matrix_type(&self, info: &TensorInfo) -> Result<(), ModelError> {
@@ -206,6 +220,12 @@ impl<'g> WeightTable<'g> {
         if self.gguf.tensor(&name).is_some() {
             self.unused.push(name);
         }
+    }
+
+    /// Notes that nothing is computed with a whole layer.
+    pub fn tolerate_layer(&mut self, layer: usize) {
+        let prefix = format!("blk.{layer}.");
+        self.unused.extend(self.gguf.tensors().filter(|t| t.name.starts_with(&prefix)).map(|t| t.name.clone()));
     }
 
     /// The finished list, and the tensors of the file that are known and not used.

@@ -2,7 +2,9 @@
 
 use std::path::Path;
 
+use super::delta::DeltaNet;
 use super::rope::{Rope, yarn_attn_factor};
+use super::spts::Kind;
 use crate::support::gguf::{File, Value};
 
 /// A weight matrix, ggml's `[n_in, n_out]`: `n_out` rows of `n_in` values.
@@ -22,6 +24,11 @@ impl Matrix {
     pub fn times(&self, x: &[f32]) -> Vec<f32> {
         assert_eq!(x.len(), self.n_in);
         (0..self.n_out).map(|i| dot(self.row(i), x) as f32).collect()
+    }
+
+    /// No rows, where a layer has no such matrix.
+    fn none() -> Matrix {
+        Matrix { n_in: 0, n_out: 0, data: Vec::new() }
     }
 
     /// The rows `first .. first + n`.
@@ -69,6 +76,10 @@ pub struct Layer {
     pub q: Linear,
     pub k: Linear,
     pub v: Linear,
+    /// By whose sigmoid what each head found is multiplied.
+    pub gate: Option<Linear>,
+    /// In place of attention.
+    pub delta: Option<DeltaNet>,
     pub q_norm: Option<Vec<f32>>,
     pub k_norm: Option<Vec<f32>>,
     pub attn_output: Linear,
@@ -82,6 +93,17 @@ pub struct Layer {
     pub rope: Rope,
     /// Sliding window, in positions.
     pub window: Option<usize>,
+}
+
+impl Layer {
+    /// How its tokens see each other.
+    pub fn kind(&self) -> Kind {
+        match (&self.delta, self.window) {
+            (Some(_), _) => Kind::Recurrent,
+            (None, Some(_)) => Kind::Local,
+            (None, None) => Kind::Full,
+        }
+    }
 }
 
 /// A model: everything the forward pass needs.
@@ -140,7 +162,8 @@ struct Reader<'a> {
 impl<'a> Reader<'a> {
     fn new(file: &'a File, n_ctx: Option<usize>) -> Self {
         let arch = file.text("general.architecture").expect("general.architecture");
-        let known = ["llama", "qwen2", "qwen3", "gemma3", "phi3", "granite", "mistral3", "qwen3moe"];
+        let known =
+            ["llama", "qwen2", "qwen3", "gemma3", "phi3", "granite", "mistral3", "qwen3moe", "qwen35", "qwen35moe"];
         assert!(known.contains(&arch), "the reference knows {known:?}, not {arch}");
         let uint = |key: &str| file.uint(&format!("{arch}.{key}"));
         let n_embd = uint("embedding_length").expect("embedding_length");
@@ -149,7 +172,7 @@ impl<'a> Reader<'a> {
             file,
             arch,
             n_ctx: n_ctx.or(uint("context_length")).expect("context_length"),
-            n_layer: uint("block_count").expect("block_count"),
+            n_layer: uint("block_count").expect("block_count") - uint("nextn_predict_layers").unwrap_or(0),
             n_embd,
             n_head,
             n_head_kv: uint("attention.head_count_kv").unwrap_or(n_head),
@@ -213,7 +236,24 @@ impl<'a> Reader<'a> {
 
     fn layer(&self, il: usize) -> Layer {
         let name = |part: &str| format!("blk.{il}.{part}");
-        let (q, k, v) = self.qkv(&name);
+        let delta = self.file.tensor(&name("ssm_a")).map(|_| self.delta(&name));
+        let none = || Linear { weight: Matrix::none(), bias: None };
+        let (mut q, k, v) = if delta.is_some() { (none(), none(), none()) } else { self.qkv(&name) };
+        // Query and gate take turns, head by head.
+        let gate = (self.is_hybrid() && delta.is_none()).then(|| {
+            let half = |q: &Linear, second: usize| {
+                let size = q.weight.n_in * self.head_dim;
+                let rows = q.weight.data.chunks(size).skip(second).step_by(2).flatten().copied().collect();
+                Linear { weight: Matrix { n_in: q.weight.n_in, n_out: q.weight.n_out / 2, data: rows }, bias: None }
+            };
+            let gate = half(&q, 1);
+            q = half(&q, 0);
+            gate
+        });
+        let (ffn_norm, attn_post_norm) = match self.is_hybrid() {
+            true => ("post_attention_norm.weight", None),
+            false => ("ffn_norm.weight", self.vector(&name("post_attention_norm.weight"))),
+        };
         let (ffns, router) = self.ffns(&name);
         let window = self.window(il);
         Layer {
@@ -221,16 +261,39 @@ impl<'a> Reader<'a> {
             q,
             k,
             v,
+            gate,
             q_norm: self.vector(&name("attn_q_norm.weight")),
             k_norm: self.vector(&name("attn_k_norm.weight")),
-            attn_output: self.linear(&name("attn_output")),
-            attn_post_norm: self.vector(&name("post_attention_norm.weight")),
-            ffn_norm: self.need(&name("ffn_norm.weight")),
+            attn_output: if delta.is_some() { none() } else { self.linear(&name("attn_output")) },
+            attn_post_norm,
+            ffn_norm: self.need(&name(ffn_norm)),
+            delta,
             ffns,
             router,
             ffn_post_norm: self.vector(&name("post_ffw_norm.weight")),
             rope: self.rope(window.is_some()),
             window,
+        }
+    }
+
+    fn is_hybrid(&self) -> bool {
+        self.arch.starts_with("qwen35")
+    }
+
+    fn delta(&self, name: &dyn Fn(&str) -> String) -> DeltaNet {
+        DeltaNet {
+            qkv: self.linear(&name("attn_qkv")),
+            z: self.linear(&name("attn_gate")),
+            beta: self.linear(&name("ssm_beta")),
+            alpha: self.linear(&name("ssm_alpha")),
+            conv: self.matrix(&name("ssm_conv1d.weight")).expect("ssm_conv1d.weight"),
+            dt: self.need(&name("ssm_dt.bias")),
+            a: self.need(&name("ssm_a")),
+            norm: self.need(&name("ssm_norm.weight")),
+            out: self.linear(&name("ssm_out")),
+            n_head_k: self.uint("ssm.group_count").expect("ssm.group_count"),
+            n_head_v: self.uint("ssm.time_step_rank").expect("ssm.time_step_rank"),
+            head_dim: self.uint("ssm.state_size").expect("ssm.state_size"),
         }
     }
 
