@@ -62,6 +62,11 @@ fn qwen35() {
 }
 
 #[test]
+fn qwen35moe() {
+    check("qwen35moe", "qwen35moe", Gelu::Exact, 5e-5);
+}
+
+#[test]
 fn mistral3() {
     check("mistral3", "mistral3", Gelu::Exact, 5e-5);
 }

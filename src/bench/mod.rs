@@ -8,3 +8,4 @@ pub mod measure;
 pub mod protocol;
 pub mod questions;
 pub mod synthetic;
+mod tensors;

@@ -158,9 +158,9 @@ pub enum Op {
     Experts {
         /// `[n_embd, n_expert]`
         router: WeightId,
-        /// `[n_embd, n_ff, n_expert]`
+        /// `[n_embd, n_ff, n_expert]`; `[n_embd, 2 n_ff, n_expert]`, the gate's rows first, where it is the same weight as `up`.
         gate: WeightId,
-        /// `[n_embd, n_ff, n_expert]`
+        /// As `gate`.
         up: WeightId,
         /// `[n_ff, n_embd, n_expert]`
         down: WeightId,

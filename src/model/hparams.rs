@@ -299,8 +299,9 @@ impl Keys<'_> {
 
     fn experts(&self, arch: Arch) -> Result<Option<Experts>, ModelError> {
         let n_expert = self.size_or("expert_count", 0, 0, 1 << 16)?;
-        if arch != Arch::Qwen3Moe {
-            let expected = || format!("0: mixtures of experts are supported in {}", Arch::Qwen3Moe.name());
+        if !arch.has_experts() {
+            let names: Vec<&str> = Arch::ALL.into_iter().filter(|a| a.has_experts()).map(Arch::name).collect();
+            let expected = || format!("0: mixtures of experts are supported in {}", names.join(", "));
             return if n_expert == 0 { Ok(None) } else { Err(self.invalid("expert_count", n_expert, expected())) };
         }
         self.in_range("expert_count", n_expert, 1, 1 << 16)?;
@@ -309,7 +310,7 @@ impl Keys<'_> {
         if self.float_or("expert_weights_scale", 0.0)? != 0.0 {
             return Err(self.invalid("expert_weights_scale", "set", "no such scale: it is not supported".into()));
         }
-        Ok(Some(Experts { n_expert, n_used }))
+        Ok(Some(Experts { n_expert, n_used, n_ff_shared: self.shared_width(arch)? }))
     }
 
     /// Width of one expert, which older files leave to be divided out.

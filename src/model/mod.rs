@@ -81,6 +81,11 @@ impl Arch {
         matches!(self, Arch::Llama | Arch::Granite | Arch::Mistral3)
     }
 
+    /// Whether its FFNs are mixtures of experts.
+    fn has_experts(self) -> bool {
+        matches!(self, Arch::Qwen3Moe | Arch::Qwen35Moe)
+    }
+
     /// Whether some of its layers are recurrent.
     fn is_hybrid(self) -> bool {
         matches!(self, Arch::Qwen35 | Arch::Qwen35Moe)

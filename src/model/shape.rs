@@ -44,6 +44,8 @@ pub struct Experts {
     pub n_expert: usize,
     /// How many compute a token.
     pub n_used: usize,
+    /// Width of the FFN that computes every token beside them; 0 if there is none.
+    pub n_ff_shared: usize,
 }
 
 /// Which layers are gated delta nets: they remember a state of fixed size in place of every token's key and value.
@@ -76,7 +78,7 @@ pub enum LayerKind {
 }
 
 /// Names that [`Shape::named`] knows.
-pub const SHAPE_NAMES: [&str; 8] = [
+pub const SHAPE_NAMES: [&str; 10] = [
     "llama-3.1-8b",
     "llama-3.2-1b",
     "qwen2.5-7b",
@@ -85,11 +87,19 @@ pub const SHAPE_NAMES: [&str; 8] = [
     "smollm2-135m",
     "gemma-3-270m",
     "qwen3-30b-a3b",
+    "qwen3.6-27b",
+    "qwen3.6-35b-a3b",
 ];
 
 impl Shape {
-    /// The published shape of a well-known model, for planning without its file.
+    /// The published shape of a well-known model, for planning without its file. Of the two hybrids (Qwen 3.6) the sizes of layers and
+    /// heads are known; that their output has a matrix of its own is taken from Qwen 3.5 of these sizes.
     pub fn named(name: &str) -> Option<Shape> {
+        // Every fourth layer attends.
+        let recurrent = |n_layer: usize, n_head_v| Recurrent {
+            layers: (1..=n_layer).map(|l| l % 4 != 0).collect(),
+            heads: DeltaHeads { n_head_k: 16, n_head_v, head_dim: 128, d_conv: 4 },
+        };
         let shape =
             |arch: &str, [n_layer, n_embd, n_ff, n_head, n_head_kv, head_dim, n_vocab]: [usize; 7], tied| Shape {
                 name: name.to_owned(),
@@ -120,8 +130,17 @@ impl Shape {
                 ..shape("gemma3", [18, 640, 2048, 4, 1, 256, 262_144], true)
             },
             "qwen3-30b-a3b" => Shape {
-                experts: Some(Experts { n_expert: 128, n_used: 8 }),
+                experts: Some(Experts { n_expert: 128, n_used: 8, n_ff_shared: 0 }),
                 ..shape("qwen3moe", [48, 2048, 768, 32, 4, 128, 151_936], false)
+            },
+            "qwen3.6-27b" => Shape {
+                recurrent: Some(recurrent(64, 48)),
+                ..shape("qwen35", [64, 5120, 17408, 24, 4, 256, 248_320], false)
+            },
+            "qwen3.6-35b-a3b" => Shape {
+                recurrent: Some(recurrent(40, 32)),
+                experts: Some(Experts { n_expert: 256, n_used: 8, n_ff_shared: 512 }),
+                ..shape("qwen35moe", [40, 2048, 512, 16, 2, 256, 248_320], false)
             },
             _ => return None,
         })
@@ -170,14 +189,19 @@ impl Shape {
     pub fn n_params(&self) -> f64 {
         let embeddings = if self.tied { 1. } else { 2. } * self.n_vocab as f64 * self.n_embd as f64;
         let ffn = match self.experts {
-            Some(experts) => self.w_router() + experts.n_expert as f64 * self.w_expert(),
+            Some(experts) => self.w_router() + experts.n_expert as f64 * self.w_expert() + self.w_shared(),
             None => self.w_ffn(),
         };
-        embeddings + self.n_layer as f64 * (self.w_q() + self.w_k() + self.w_v() + self.w_o() + ffn)
+        let mixing = |l: usize| match self.recurrence(l) {
+            Some(heads) => self.w_delta(&heads),
+            None => self.w_q() + self.w_k() + self.w_v() + self.w_o(),
+        };
+        embeddings + (0..self.n_layer).map(|l| mixing(l) + ffn).sum::<f64>()
     }
 
+    /// Queries of models with recurrent layers come with as many gates.
     pub(crate) fn w_q(&self) -> f64 {
-        self.n_embd as f64 * (self.n_head as f64 * self.head_dim as f64)
+        self.w_o() * if self.recurrent.is_some() { 2. } else { 1. }
     }
 
     pub(crate) fn w_k(&self) -> f64 {
@@ -189,13 +213,18 @@ impl Shape {
     }
 
     pub(crate) fn w_o(&self) -> f64 {
-        self.w_q()
+        self.n_embd as f64 * (self.n_head as f64 * self.head_dim as f64)
+    }
+
+    /// The projections of a gated delta net: to its channels, the gate of its norm and those of its state, and back.
+    pub(crate) fn w_delta(&self, heads: &DeltaHeads) -> f64 {
+        self.n_embd as f64 * (heads.n_channels() + 2 * heads.n_values() + 2 * heads.n_head_v) as f64
     }
 
     /// Weights that a token is multiplied by in an FFN.
     pub(crate) fn w_ffn(&self) -> f64 {
         match self.experts {
-            Some(experts) => self.w_router() + experts.n_used as f64 * self.w_expert(),
+            Some(experts) => self.w_router() + experts.n_used as f64 * self.w_expert() + self.w_shared(),
             None => self.w_expert(),
         }
     }
@@ -206,5 +235,9 @@ impl Shape {
 
     fn w_expert(&self) -> f64 {
         3. * self.n_embd as f64 * self.n_ff as f64
+    }
+
+    fn w_shared(&self) -> f64 {
+        self.experts.map_or(0., |experts| 3. * self.n_embd as f64 * experts.n_ff_shared as f64)
     }
 }

@@ -1,9 +1,9 @@
 //! A session: a sequence over a model, prefill, decode.
 //!
-//! [`sequence`] is what was read; [`prefill`] and the decode loop extend it by running compiled programs. [`executor`] runs one,
+//! [`sequence`] is what was read, with a [`layer_cache`] or a [`recurrent`] state for each layer; [`prefill`] and the decode loop extend it by running compiled programs. [`executor`] runs one,
 //! with what [`run`] lists on each [`device`]; [`repeated`] keeps graphs that run again, [`slots`] is what lives between phases,
 //! [`document`] is what stays of a document for the questions about it, with its [`residual`] stream and its [`document_file`];
-//! [`recurrent`] is what recurrent layers remember, [`masks`] the attention masks, [`proxy_memory`] the FFN proxies, [`select`] selects on the host. [`search`] scores a prompt's
+//! [`masks`] the attention masks, [`proxy_memory`] the FFN proxies, [`select`] selects on the host. [`search`] scores a prompt's
 //! tokens where a part of them enters; [`watch`] is what a run tells while it goes on. [`generate`] streams tokens,
 //! [`sampler`] picks them.
 
@@ -12,6 +12,7 @@ pub mod document;
 pub mod document_file;
 pub mod executor;
 pub mod generate;
+pub mod layer_cache;
 pub mod masks;
 pub mod prefill;
 pub mod proxy_memory;

@@ -3,47 +3,11 @@
 //! Each layer's KV cache has its own length, since skipping and pruning keep fewer entries in later layers. A recurrent layer has a
 //! state of fixed size instead.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-
-use crate::compile::lower::KV_PAD;
 use crate::ggml::GgmlError;
-use crate::ggml::Tensor;
-use crate::ggml::arena::{Arena, TensorId};
-use crate::ggml::backend::BufferType;
-use crate::gguf::GgmlType;
 use crate::{Error, Result};
 
+pub use super::layer_cache::{CacheType, Kept, LayerCache};
 use super::recurrent::RecurrentState;
-
-/// Element type of cached keys or values.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-#[non_exhaustive]
-pub enum CacheType {
-    /// Exact; for tests.
-    F32,
-    /// The default.
-    #[default]
-    F16,
-    /// Half the memory of F16; needs a head dimension divisible by 32.
-    Q8_0,
-}
-
-impl CacheType {
-    /// ggml's type.
-    pub fn ggml(self) -> GgmlType {
-        match self {
-            CacheType::F32 => GgmlType::F32,
-            CacheType::F16 => GgmlType::F16,
-            CacheType::Q8_0 => GgmlType::Q8_0,
-        }
-    }
-
-    /// Type of candidates' keys between their scoring and the choice among them: never quantized. A probing layer whose
-    /// attention stays whole keeps no such copy: its scores come from the cached keys, in the cache's type.
-    pub fn probe(self) -> GgmlType {
-        if self == CacheType::F32 { GgmlType::F32 } else { GgmlType::F16 }
-    }
-}
 
 /// What a layer remembers.
 pub enum LayerMemory {
@@ -336,166 +300,11 @@ impl Sequence {
 /// Entries that a cache grows by while decoding.
 const GROWTH: usize = 512;
 
-/// Which of a call's tokens a layer has kept.
-pub enum Kept {
-    /// So many; which ones does not matter.
-    Count(usize),
-    /// Those at these positions, ascending, where a sliding window masks by them.
-    At(Vec<i32>),
-}
-
-/// Cache of one layer.
-pub struct LayerCache {
-    arena: Option<(Arena, TensorId, TensorId)>,
-    buft: BufferType,
-    width: usize,
-    types: (CacheType, CacheType),
-    capacity: usize,
-    /// Of the memory: another number for every allocation of the process.
-    generation: u64,
-    len: usize,
-    /// Tokens up to which entries are no run of tokens.
-    least: usize,
-    /// Original positions of the entries where they have gaps that matter; `None`: 0, 1, 2 ...
-    positions: Option<Vec<i32>>,
-}
-
-static GENERATION: AtomicU64 = AtomicU64::new(1);
-
-impl LayerCache {
-    /// An empty cache of `width` = n_head_kv * head_dim elements an entry.
-    pub fn new(buft: BufferType, width: usize, types: (CacheType, CacheType)) -> Self {
-        Self { arena: None, buft, width, types, capacity: 0, generation: 0, len: 0, least: 0, positions: None }
-    }
-
-    /// Makes room for `rows` entries in all, keeping what is there.
-    ///
-    /// # Errors
-    /// Out of memory.
-    pub fn reserve(&mut self, rows: usize) -> std::result::Result<(), GgmlError> {
-        let rows = rows.next_multiple_of(KV_PAD);
-        if rows <= self.capacity {
-            return Ok(());
-        }
-        if self.len == 0 {
-            // Nothing to keep: let go first.
-            self.arena = None;
-            self.capacity = 0;
-        }
-        let mut arena = Arena::new(2);
-        let k = arena.declare("cache_k", self.types.0.ggml(), &[self.width, rows]);
-        let v = arena.declare("cache_v", self.types.1.ggml(), &[self.width, rows]);
-        // Cleared: attention reads padding rows (masked), which must not hold NaN.
-        arena.allocate(&[k, v], self.buft, "the KV cache")?;
-        if let Some((old, old_k, old_v)) = &self.arena {
-            arena.copy_rows(k, 0, old.get(*old_k), self.len);
-            arena.copy_rows(v, 0, old.get(*old_v), self.len);
-        }
-        self.arena = Some((arena, k, v));
-        self.capacity = rows;
-        self.generation = GENERATION.fetch_add(1, Ordering::Relaxed);
-        Ok(())
-    }
-
-    fn zero_padding(&self) {
-        if let Some((arena, k, v)) = &self.arena {
-            for id in [*k, *v] {
-                let row = arena.get(id).nb(1);
-                arena.zero(id, self.len * row, (self.capacity - self.len) * row);
-            }
-        }
-    }
-
-    fn clear(&mut self) {
-        self.len = 0;
-        self.least = 0;
-        self.positions = None;
-    }
-
-    fn append(&mut self, kept: Kept, first: usize, n: usize) {
-        let positions_of_all = || (first..first + n).map(|x| x as i32);
-        match kept {
-            Kept::Count(count) => {
-                if let Some(p) = &mut self.positions {
-                    p.extend(positions_of_all());
-                }
-                self.len += count;
-                if count < n {
-                    self.least = first + n;
-                }
-            }
-            Kept::At(positions) => {
-                if positions.len() < n {
-                    self.least = first + n;
-                }
-                self.len += positions.len();
-                self.positions.get_or_insert_with(|| (0..first).map(|x| x as i32).collect()).extend(positions);
-            }
-        }
-    }
-
-    /// Entries.
-    pub fn len(&self) -> usize {
-        self.len
-    }
-
-    /// True without entries.
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-
-    /// Entries that there is room for.
-    pub fn capacity(&self) -> usize {
-        self.capacity
-    }
-
-    /// Number of the memory: the same as before only if it is the same memory.
-    pub fn generation(&self) -> u64 {
-        self.generation
-    }
-
-    /// Original positions of the entries, where they have gaps that matter; `None`: 0, 1, 2 ...
-    pub fn positions(&self) -> Option<&[i32]> {
-        self.positions.as_deref()
-    }
-
-    /// Keys `[width, capacity]`.
-    ///
-    /// # Panics
-    /// Before the first [`LayerCache::reserve`].
-    pub fn k(&self) -> Tensor<'_> {
-        let (arena, k, _) = self.arena.as_ref().expect("a reserved cache");
-        arena.get(*k)
-    }
-
-    /// Values `[width, capacity]`.
-    ///
-    /// # Panics
-    /// Before the first [`LayerCache::reserve`].
-    pub fn v(&self) -> Tensor<'_> {
-        let (arena, _, v) = self.arena.as_ref().expect("a reserved cache");
-        arena.get(*v)
-    }
-
-    /// Writes entries from the first on: whole rows of keys and of values, as they lie in memory.
-    ///
-    /// # Panics
-    /// Without room for them.
-    pub fn write(&self, k: &[u8], v: &[u8]) {
-        let (arena, k_id, v_id) = self.arena.as_ref().expect("a reserved cache");
-        arena.set(*k_id, 0, k);
-        arena.set(*v_id, 0, v);
-    }
-
-    /// Bytes held.
-    pub fn n_bytes(&self) -> usize {
-        self.arena.as_ref().map_or(0, |(a, _, _)| a.n_bytes())
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::compile::lower::KV_PAD;
+    use crate::ggml::arena::read_bytes;
     use crate::ggml::backend;
 
     fn sequence(n_layer: usize) -> Sequence {
@@ -556,18 +365,13 @@ mod tests {
         s.reserve(0, &[3], 0).expect("memory");
         let before = s.cache(0).generation();
         let row: Vec<u8> = (0..64).collect();
-        s.cache(0).arena.as_ref().expect("reserved").0.set(
-            s.cache(0).arena.as_ref().expect("reserved").1,
-            0,
-            &row,
-        );
+        s.cache(0).write(&row, &[]);
         s.advance(KV_PAD, None);
         s.reserve_token(10_000).expect("memory");
         let cache = &s.cache(0);
         assert_eq!(cache.capacity(), (KV_PAD + GROWTH).next_multiple_of(KV_PAD));
         assert_ne!(cache.generation(), before);
-        let (arena, k, _) = cache.arena.as_ref().expect("reserved");
-        assert_eq!(arena.read(*k, 0, 64), row);
+        assert_eq!(read_bytes(cache.k(), 0, 64), row);
         // The context bounds how far it grows.
         let mut s = sequence(1);
         s.reserve(0, &[1], 0).expect("memory");

@@ -397,7 +397,7 @@ impl Model {
             let z: Vec<f32> = gate.iter().zip(&up).map(|(g, u)| self.activate(*g) * u).collect();
             down.times(&z)
         };
-        let y = match &layer.router {
+        let mut y = match &layer.router {
             None => one(&layer.ffns[0]),
             Some((router, n_used)) => {
                 let logits = router.times(x);
@@ -415,6 +415,10 @@ impl Model {
                 y
             }
         };
+        if let Some((ffn, share)) = &layer.shared {
+            let share = 1.0 / (1.0 + (-f64::from(share.times(x)[0])).exp());
+            y.iter_mut().zip(one(ffn)).for_each(|(y, z)| *y += z * share as f32);
+        }
         match &layer.ffn_post_norm {
             Some(norm) => self.rms_norm(&y, norm),
             None => y.iter().map(|y| y * self.residual_scale).collect(),

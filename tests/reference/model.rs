@@ -89,6 +89,8 @@ pub struct Layer {
     pub ffns: Vec<(Linear, Linear, Linear)>,
     /// Chooses among the experts, and how many.
     pub router: Option<(Linear, usize)>,
+    /// An FFN beside the experts, and by whose sigmoid it is multiplied.
+    pub shared: Option<((Linear, Linear, Linear), Linear)>,
     pub ffn_post_norm: Option<Vec<f32>>,
     pub rope: Rope,
     /// Sliding window, in positions.
@@ -270,6 +272,7 @@ impl<'a> Reader<'a> {
             delta,
             ffns,
             router,
+            shared: self.shared(&name),
             ffn_post_norm: self.vector(&name("post_ffw_norm.weight")),
             rope: self.rope(window.is_some()),
             window,
@@ -318,15 +321,32 @@ impl<'a> Reader<'a> {
             return (vec![(gate, up, self.linear(&name("ffn_down")))], None);
         };
         let n_expert = self.uint("expert_count").expect("expert_count");
-        let expert = |base: &str, i: usize| {
+        // Rows of one expert: a part of them, of so many.
+        let expert = |base: &str, i: usize, part: usize, parts: usize| {
             let t = self.file.tensor(&name(&format!("{base}.weight"))).expect("a tensor of all experts");
             let size = t.shape[0] * t.shape[1];
-            let data = t.data[i * size..(i + 1) * size].to_vec();
-            Linear { weight: Matrix { n_in: t.shape[0], n_out: t.shape[1], data }, bias: None }
+            let weight =
+                Matrix { n_in: t.shape[0], n_out: t.shape[1], data: t.data[i * size..(i + 1) * size].to_vec() };
+            let n = weight.n_out / parts;
+            Linear { weight: weight.rows(part * n, n), bias: None }
         };
-        let all =
-            (0..n_expert).map(|i| (expert("ffn_gate_exps", i), expert("ffn_up_exps", i), expert("ffn_down_exps", i)));
+        let fused = self.file.tensor(&name("ffn_gate_up_exps.weight")).is_some();
+        let of = |i: usize| {
+            let (gate, up) = match fused {
+                true => (expert("ffn_gate_up_exps", i, 0, 2), expert("ffn_gate_up_exps", i, 1, 2)),
+                false => (expert("ffn_gate_exps", i, 0, 1), expert("ffn_up_exps", i, 0, 1)),
+            };
+            (gate, up, expert("ffn_down_exps", i, 0, 1))
+        };
+        let all = (0..n_expert).map(of);
         (all.collect(), Some((self.linear(&name("ffn_gate_inp")), n_used)))
+    }
+
+    fn shared(&self, name: &dyn Fn(&str) -> String) -> Option<((Linear, Linear, Linear), Linear)> {
+        let share = self.vector(&name("ffn_gate_inp_shexp.weight"))?;
+        let share = Linear { weight: Matrix { n_in: share.len(), n_out: 1, data: share }, bias: None };
+        let part = |part: &str| self.linear(&name(&format!("ffn_{part}_shexp")));
+        Some(((part("gate"), part("up"), part("down")), share))
     }
 
     /// Phi-3 has both in `ffn_up`, the gate first.

@@ -76,7 +76,7 @@ impl Delta {
     /// Whether a layer is recurrent.
     pub fn is_in(&self, il: usize) -> bool {
         match &self.layers {
-            DeltaLayers::ButEvery(n) => (il + 1) % n != 0,
+            DeltaLayers::ButEvery(n) => !(il + 1).is_multiple_of(*n),
             DeltaLayers::List(layers) => layers[il],
         }
     }
@@ -116,7 +116,7 @@ pub struct Tiny {
 }
 
 /// Names of the committed models.
-pub const NAMES: [&str; 13] = [
+pub const NAMES: [&str; 14] = [
     "llama",
     "llama-rope-freqs",
     "llama-linear",
@@ -130,6 +130,7 @@ pub const NAMES: [&str; 13] = [
     "mistral3",
     "qwen3moe",
     "qwen35",
+    "qwen35moe",
 ];
 
 impl Tiny {
@@ -293,6 +294,28 @@ impl Tiny {
                 vocab: Vocab::Bpe("qwen35", false),
                 ..llama
             },
+            // Attention in the layers 1 and 2; of three key heads each has one value head; gate and up in one tensor.
+            "qwen35moe" => Tiny {
+                name: "qwen35moe",
+                arch: Arch::Qwen35Moe,
+                n_layer: 5,
+                n_embd: 20,
+                n_head: 4,
+                n_head_kv: 2,
+                n_rot: 4,
+                n_ff: 7,
+                tied: true,
+                experts: Some((5, 2)),
+                delta: Some(Delta {
+                    layers: DeltaLayers::List(vec![true, false, false, true, true]),
+                    n_head_k: 3,
+                    n_head_v: 3,
+                    head_dim: 5,
+                    d_conv: 3,
+                }),
+                vocab: Vocab::Bpe("qwen35", false),
+                ..llama
+            },
             other => panic!("no tiny model is called {other}"),
         }
     }
@@ -342,6 +365,9 @@ impl Tiny {
             file.set(key("expert_count"), n_expert as u32);
             file.set(key("expert_used_count"), n_used as u32);
             file.set(key("expert_feed_forward_length"), self.n_ff as u32);
+            if self.arch == Arch::Qwen35Moe {
+                file.set(key("expert_shared_feed_forward_length"), self.n_ff_shared() as u32);
+            }
         }
         if let Some(delta) = &self.delta {
             file.set(key("rope.dimension_sections"), self.sections());
@@ -387,6 +413,23 @@ impl Tiny {
         }
     }
 
+    /// Experts with gate and up in one tensor, and a shared one.
+    fn write_shared(&self, file: &mut File, name: &dyn Fn(&str) -> String, n_expert: usize) {
+        let (d, f, shared) = (self.n_embd, self.n_ff, self.n_ff_shared());
+        let std = |gain: f64, n_in: usize| gain / (n_in as f64).sqrt();
+        self.uniform(file, &name("ffn_gate_up_exps.weight"), &[d, 2 * f, n_expert], std(1.25, d));
+        self.uniform(file, &name("ffn_down_exps.weight"), &[f, d, n_expert], std(1.0, f));
+        self.uniform(file, &name("ffn_gate_inp_shexp.weight"), &[d], std(1.5, d));
+        self.matrix(file, &name("ffn_gate_shexp.weight"), d, shared, 1.25);
+        self.matrix(file, &name("ffn_up_shexp.weight"), d, shared, 1.25);
+        self.matrix(file, &name("ffn_down_shexp.weight"), shared, d, 1.0);
+    }
+
+    /// Width of a shared expert.
+    fn n_ff_shared(&self) -> usize {
+        self.n_ff + 2
+    }
+
     /// The rotated pairs in three parts that take turns.
     fn sections(&self) -> Vec<i32> {
         let n = self.n_rot as i32 / 2;
@@ -402,7 +445,7 @@ impl Tiny {
         self.matrix(file, &name("ssm_conv1d.weight"), delta.d_conv, delta.n_channels(), 1.5);
         self.uniform(file, &name("ssm_dt.bias"), &[delta.n_head_v], 0.5);
         // From slow decays to fast ones.
-        file.add(&name("ssm_a"), &[delta.n_head_v], (0..delta.n_head_v).map(|i| -0.02 * 4f32.powi(i as i32)).collect());
+        file.add(name("ssm_a"), &[delta.n_head_v], (0..delta.n_head_v).map(|i| -0.02 * 4f32.powi(i as i32)).collect());
         self.norm(file, &name("ssm_norm.weight"), delta.head_dim, 1.0);
         self.matrix(file, &name("ssm_out.weight"), values, d, 0.75);
     }
@@ -460,6 +503,10 @@ impl Tiny {
             if let Some((n_expert, _)) = self.experts {
                 // Experts that differ much, and are chosen clearly.
                 self.matrix(file, &name("ffn_gate_inp.weight"), d, n_expert, 2.0);
+                if self.arch == Arch::Qwen35Moe {
+                    self.write_shared(file, &name, n_expert);
+                    continue;
+                }
                 for (part, n_in, n_out, gain) in [("gate", d, f, 1.25), ("up", d, f, 1.25), ("down", f, d, 1.0)] {
                     let std = gain / (n_in as f64).sqrt();
                     self.uniform(file, &name(&format!("ffn_{part}_exps.weight")), &[n_in, n_out, n_expert], std);

@@ -24,7 +24,17 @@ impl<'a> Lowerer<'a, '_> {
 
         let x = self.ops.reshape(x, [n_embd, 1, n]);
         let product = |w: WeightId, x: Tensor<'a>| self.ops.mul_mat_id(self.memory.weight(w), x, chosen);
-        let hidden = self.ops.glu(act, product(gate, x), product(up, x));
+        let hidden = if gate == up {
+            let both = product(gate, x); // [2 n_ff, n_used, n]
+            let n_ff = both.ne(0) / 2;
+            let half = |i: usize| {
+                let ne = [n_ff, n_used, n];
+                self.ops.view_3d(both, ne, [both.nb(1), both.nb(2)], i * n_ff * both.nb(0))
+            };
+            self.ops.glu(act, half(0), half(1))
+        } else {
+            self.ops.glu(act, product(gate, x), product(up, x))
+        };
         let each = self.ops.mul(product(down, hidden), factors);
         let of = |i: usize| self.ops.view_2d(each, [n_embd, n], each.nb(2), i * each.nb(1));
         let all = (1..n_used).fold(of(0), |sum, i| self.ops.add(sum, of(i)));

@@ -85,4 +85,15 @@ impl Keys<'_> {
         }
         Ok(layers.to_vec())
     }
+
+    /// Width of the FFN that computes every token beside the experts, which some files leave to be that of a dense one.
+    pub(super) fn shared_width(&self, arch: Arch) -> Result<usize, ModelError> {
+        if !arch.is_hybrid() {
+            return Ok(0);
+        }
+        match self.optional("expert_shared_feed_forward_length")?.filter(|&n| n > 0) {
+            Some(n) => self.in_range("expert_shared_feed_forward_length", n, 1, 1 << 22),
+            None => self.size("feed_forward_length", 1, 1 << 22),
+        }
+    }
 }
