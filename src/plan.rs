@@ -394,6 +394,10 @@ impl fmt::Display for Plan {
             writeln!(f, "{range:>9} {n:>12} {a:>12} {b:>12} {kv:>12}{then}")?;
             first = last + 1;
         }
+        if self.memory.states > 0. {
+            let attend = (0..layers.len()).filter(|&l| self.has_cache(l)).count();
+            writeln!(f, "{attend} of {} layers attend; the others are recurrent: a state in place of entries", layers.len())?;
+        }
         writeln!(f)?;
         writeln!(f, "{:>9} {:>12} {:>12} {:>12} {:>12}", "TFLOP", "linear", "attention", "probes", "total")?;
         for (name, x) in [("dense", &self.dense), ("SPTS", &self.spts)] {

@@ -203,6 +203,7 @@ fn recurrent_layers_begin_where_a_state_is_there() {
             let mut ask = |session: &mut Session, prompt: &[u32]| ask(session, &mut fresh, prompt, pair.tolerance());
             let text = pair.tiny.prompt(300);
             read(&mut session, &text[..100]);
+            assert_eq!(read(&mut session, &text[..100]), 100, "{name}: the same again");
             assert_eq!(ask(&mut session, &text[..120]), 100, "{name}: behind the document");
             // A dense answer was read as it was made; another one's residual stream is not there.
             let turn = [&text[..120], &[3, 1, 4], &text[120..130]].concat();

@@ -239,6 +239,7 @@ impl Ffn {
 
     fn experts(hp: &HParams, table: &mut WeightTable, experts: Experts, act: Activation) -> Result<Op, ModelError> {
         let (d, f, Experts { n_expert, n_used, .. }) = (hp.shape.n_embd, hp.shape.n_ff, experts);
+        let router = table.matrix("ffn_gate_inp.weight", d, n_expert, Role::Matrix)?;
         // Some files have gate and up of each expert in one matrix.
         let (gate, up) = if table.has("ffn_gate_up_exps.weight") {
             let both = table.experts("ffn_gate_up_exps.weight", [d, 2 * f, n_expert])?;
@@ -248,7 +249,7 @@ impl Ffn {
             (gate, table.experts("ffn_up_exps.weight", [d, f, n_expert])?)
         };
         Ok(Op::Experts {
-            router: table.matrix("ffn_gate_inp.weight", d, n_expert, Role::Matrix)?,
+            router,
             gate,
             up,
             down: table.experts("ffn_down_exps.weight", [f, d, n_expert])?,

@@ -200,7 +200,9 @@ impl Session {
         }
         let room = self.answer_room;
         self.answer_room = room.saturating_add(QUESTION_ROOM);
-        let read = if dense == budgets.layers.len() {
+        let read = if self.is_there(document, dense) {
+            Ok(document.len())
+        } else if dense == budgets.layers.len() {
             let report = self.prefill_behind_prefix(start, document, &Dense, budgets, progress);
             report.map(|r| r.n_reused)
         } else {
@@ -217,6 +219,20 @@ impl Session {
             prefix.n_document = document.len();
         }
         Ok(ReadReport { n_tokens: document.len(), n_reused, seconds: start.elapsed().as_secs_f64() })
+    }
+
+    /// Goes back to where the layers before `dense` have read a document and no more, if their states there are known: nothing of it
+    /// is read anew then, as its last rows are where no layer is recurrent.
+    fn is_there(&mut self, document: &[u32], dense: usize) -> bool {
+        let Some(prefix) = &mut self.prefix else { return false };
+        let n = document.len();
+        let is_read = prefix.cut == dense && prefix.tokens.starts_with(document) && self.sequence.has_states(dense);
+        if !is_read || self.sequence.known(dense, n) != n {
+            return false;
+        }
+        prefix.truncate(n);
+        self.sequence.rewind(dense, n);
+        true
     }
 
     /// The document, as far as the prompts since have begun with it.

@@ -33,6 +33,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::compile::memory::CacheMode;
 use crate::compile::{self, Compiled};
+use crate::attributes::DeltaHeads;
+use crate::ggml::GgmlError;
 use crate::ggml::backend::Backend;
 use crate::ggml::host::HostF32;
 use crate::ggml::profile::OpTimes;
@@ -153,6 +155,17 @@ impl Session {
         let types = (options.cache_type_k, options.cache_type_v);
         if (types.0 == CacheType::Q8_0 || types.1 == CacheType::Q8_0) && !shape.head_dim.is_multiple_of(32) {
             return Err(Error::CacheType { head_dim: shape.head_dim });
+        }
+        for (l, heads) in (0..shape.n_layer).filter_map(|l| Some((l, shape.recurrence(l)?))) {
+            let device = model.placement().layer[l];
+            if !devices[device].backend.kernels().delta_net(&heads) {
+                let DeltaHeads { head_dim, d_conv, .. } = heads;
+                return Err(Error::Ggml(GgmlError::Unsupported {
+                    device: model.placement().devices[device].clone(),
+                    op: "gated delta nets".into(),
+                    detail: format!("heads of {head_dim}, {} channels convolved over {d_conv} tokens", heads.n_channels()),
+                }));
+            }
         }
         let memory = |l: usize| {
             let buft = devices[model.placement().layer[l]].backend.buffer_type();

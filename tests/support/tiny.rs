@@ -288,7 +288,7 @@ impl Tiny {
                     layers: DeltaLayers::ButEvery(2),
                     n_head_k: 2,
                     n_head_v: 4,
-                    head_dim: 6,
+                    head_dim: 9,
                     d_conv: 4,
                 }),
                 vocab: Vocab::Bpe("qwen35", false),
@@ -442,12 +442,12 @@ impl Tiny {
         self.matrix(file, &name("attn_gate.weight"), d, values, 1.0);
         self.matrix(file, &name("ssm_beta.weight"), d, delta.n_head_v, 1.0);
         self.matrix(file, &name("ssm_alpha.weight"), d, delta.n_head_v, 1.0);
-        self.matrix(file, &name("ssm_conv1d.weight"), delta.d_conv, delta.n_channels(), 1.5);
+        self.matrix(file, &name("ssm_conv1d.weight"), delta.d_conv, delta.n_channels(), 1.25);
         self.uniform(file, &name("ssm_dt.bias"), &[delta.n_head_v], 0.5);
         // From slow decays to fast ones.
-        file.add(name("ssm_a"), &[delta.n_head_v], (0..delta.n_head_v).map(|i| -0.02 * 4f32.powi(i as i32)).collect());
+        file.add(name("ssm_a"), &[delta.n_head_v], (0..delta.n_head_v).map(|i| -0.05 * 3f32.powi(i as i32)).collect());
         self.norm(file, &name("ssm_norm.weight"), delta.head_dim, 1.0);
-        self.matrix(file, &name("ssm_out.weight"), values, d, 0.75);
+        self.matrix(file, &name("ssm_out.weight"), values, d, 0.5);
     }
 
     fn write_tensors(&self, file: &mut File) {
@@ -492,8 +492,10 @@ impl Tiny {
             let norms_heads =
                 matches!(self.arch, Arch::Qwen3 | Arch::Qwen3Moe | Arch::Gemma3 | Arch::Qwen35 | Arch::Qwen35Moe);
             if norms_heads && delta.is_none() {
-                self.norm(file, &name("attn_q_norm.weight"), self.head_dim, 1.5);
-                self.norm(file, &name("attn_k_norm.weight"), self.head_dim, 1.5);
+                // Recurrent layers make rounding larger by themselves.
+                let size = if self.delta.is_some() { 1.2 } else { 1.5 };
+                self.norm(file, &name("attn_q_norm.weight"), self.head_dim, size);
+                self.norm(file, &name("attn_k_norm.weight"), self.head_dim, size);
             }
             if delta.is_none() {
                 self.matrix(file, &name("attn_output.weight"), q, d, 0.75);

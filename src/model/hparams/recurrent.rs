@@ -69,7 +69,7 @@ impl Keys<'_> {
                 let wrong = || self.invalid(LIST, layers.element_type(), "booleans, or integers".into());
                 (LIST, integers.ok_or_else(wrong)?.iter().map(|&x| x != 0).collect())
             }
-            Some(_) => return Err(self.invalid(LIST, "no list", format!("a list of {n_layer}, one entry a layer"))),
+            Some(_) => return Err(self.invalid(LIST, "no list", format!("a list of {n_layer}, one a layer"))),
             None => {
                 let nth = self.size_or(INTERVAL, 4, 1, MAX_LAYERS)?;
                 (INTERVAL, (1..=n_layer).map(|l| l % nth != 0).collect())
@@ -77,7 +77,7 @@ impl Keys<'_> {
         };
         let Some(layers) = layers.get(..n_layer) else {
             let found = format!("a list of {}", layers.len());
-            return Err(self.invalid(suffix, found, format!("{n_layer}, one entry a layer")));
+            return Err(self.invalid(suffix, found, format!("{n_layer}, one a layer")));
         };
         if layers.iter().all(|&recurrent| recurrent) {
             let found = format!("a model of {n_layer} recurrent layers");
