@@ -111,10 +111,13 @@ pub struct Heads {
 /// Geometry of a gated delta net: keys of fewer heads than values, as with grouped queries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DeltaHeads {
-    /// Heads of queries and keys; value head i goes with key head `i % n_head_k`.
+    /// Heads of queries and keys; value head i goes with key head `i % n_head_k`, if they are not `grouped`.
     pub n_head_k: usize,
     /// Heads of values, each with a state `[head_dim, head_dim]` (a multiple of `n_head_k`).
     pub n_head_v: usize,
+    /// Neighbouring value heads share a key head, as with grouped queries: value head i goes with key head
+    /// `i / (n_head_v / n_head_k)`.
+    pub grouped: bool,
     /// Elements of one head: of its query, its key and its value.
     pub head_dim: usize,
     /// Tokens that the convolution before the recurrence sees, the token itself included.

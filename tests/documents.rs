@@ -195,7 +195,7 @@ fn a_changed_document_is_read_from_where_it_changed() {
 /// from the start, and what goes on behind them is not.
 #[test]
 fn recurrent_layers_begin_where_a_state_is_there() {
-    for name in ["qwen35", "qwen35moe"] {
+    for name in ["qwen35", "qwen35moe", "qwen3next"] {
         let pair = Pair::new(Tiny::named(name));
         for is_dense in [false, true] {
             let change: &dyn Fn(&mut SessionOptions) = if is_dense { &dense } else { &skipping(&pair) };

@@ -128,6 +128,22 @@ fn gemma3() {
     snapshots("gemma3", &one_stage);
 }
 
+/// Attention in every second layer; the recurrent ones between take what is left of the tokens, and their FFNs the last scores.
+#[test]
+fn qwen35() {
+    let pair = Pair::new(Tiny::named("qwen35"));
+    let dense = pair.model.graph(N, pair.n_ctx);
+    check(&pair, &keep_last_row(&dense, 1), "qwen35-prefill");
+    let schedule = runtime::schedule(&[(1, 24, 0), (4, 20, 8)], PROBE);
+    let shape = pair.model.shape();
+    let budgets = schedule.resolve(6, N, &|l| shape.layer_kind(l), Reach::AboveFirstBudget).expect("one that fits");
+    let skipping = skip_and_prune(&dense, &budgets, &ProbeSettings::of(&schedule, &budgets))
+        .expect("passes that keep the invariants");
+    check(&pair, &keep_last_row(&skipping, 1), "qwen35-spts");
+    let gpu = keep_normalized(&fuse_gated_ffn(&keep_last_row(&skipping, 1)), &|_, _| true);
+    verify(&gpu).expect("a graph that keeps the invariants");
+}
+
 /// The last layer's attention keeps a tile of queries there.
 #[test]
 fn qwen2_prefill_on_the_cpu() {

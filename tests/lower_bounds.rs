@@ -162,6 +162,7 @@ fn no_phase_takes_more_operations_than_are_counted() {
         (Tiny::named("phi3"), 1, [2, 3]),
         (Tiny::named("qwen35"), 1, [3, 4]),
         (Tiny::named("qwen35moe"), 1, [1, 2]),
+        (Tiny::named("qwen3next"), 1, [1, 2]),
     ] {
         let pair = Pair::new(tiny);
         for (n, tile) in [(10_240, 10_240), (20_000, 10_240), (9_100, 512), (9_100, 100), (40_000, 40_000)] {

@@ -67,6 +67,11 @@ fn qwen35moe() {
 }
 
 #[test]
+fn qwen3next() {
+    check("qwen3next", "qwen3next", Gelu::Exact, 5e-5);
+}
+
+#[test]
 fn mistral3() {
     check("mistral3", "mistral3", Gelu::Exact, 5e-5);
 }

@@ -285,6 +285,8 @@ fn every_feature_of_the_tiny_models_matters() {
         &delta(|d| d.conv.data.iter_mut().enumerate().filter(|(i, _)| i % 4 < 3).for_each(|(_, w)| *w = 0.0)),
     );
     changed("qwen35", &each(|l| l.rope.n_rot = 4));
+    changed("qwen35moe", &each(|l| l.shared = None));
+    changed("qwen3next", &delta(|d| d.grouped = false));
     changed("phi3-longrope", &each(|l| l.rope.factors = None));
     changed("phi3-longrope", &each(|l| l.rope.n_rot = 4));
 }

@@ -170,7 +170,7 @@ impl Synthetic {
             }
         }
         if let Some(recurrent) = &s.recurrent {
-            let DeltaHeads { n_head_k, n_head_v, head_dim, d_conv } = recurrent.heads;
+            let DeltaHeads { n_head_k, n_head_v, head_dim, d_conv, .. } = recurrent.heads;
             let n_pairs = self.n_rot() as u32 / 2;
             let sections = vec![n_pairs.div_ceil(3), (n_pairs + 1) / 3, n_pairs / 3, 0];
             w.set_array(&key("rope.dimension_sections"), Array::U32(sections))?;

@@ -428,12 +428,12 @@ mod tests {
 
     #[test]
     fn gpus_have_delta_nets_of_some_sizes() {
-        let heads = |head_dim, d_conv| DeltaHeads { n_head_k: 16, n_head_v: 48, head_dim, d_conv };
+        let heads = |head_dim, d_conv| DeltaHeads { n_head_k: 16, n_head_v: 48, grouped: false, head_dim, d_conv };
         let (cpu, gpu) = (Kernels::of("CPU"), Kernels::of("CUDA0"));
         for (head_dim, d_conv, expected) in [(128, 4, true), (64, 3, true), (96, 4, false), (128, 6, false)] {
             assert!(cpu.delta_net(&heads(head_dim, d_conv)));
             assert_eq!(gpu.delta_net(&heads(head_dim, d_conv)), expected, "{head_dim}, {d_conv}");
         }
-        assert!(!gpu.delta_net(&DeltaHeads { n_head_k: 1, n_head_v: 1, head_dim: 32, d_conv: 4 }));
+        assert!(!gpu.delta_net(&DeltaHeads { n_head_k: 1, n_head_v: 1, grouped: false, head_dim: 32, d_conv: 4 }));
     }
 }

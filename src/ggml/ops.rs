@@ -481,9 +481,9 @@ impl Ops {
     }
 
     /// Copies of `a` side by side until the shape is `ne`.
-    pub fn repeat<'a>(&'a self, a: Tensor<'a>, ne: [usize; 2]) -> Tensor<'a> {
+    pub fn repeat<'a>(&'a self, a: Tensor<'a>, ne: [usize; 3]) -> Tensor<'a> {
         // SAFETY: as above.
-        self.wrap(unsafe { sys::ggml_repeat_4d(self.c(), a.raw(), ne[0] as i64, ne[1] as i64, 1, 1) })
+        self.wrap(unsafe { sys::ggml_repeat_4d(self.c(), a.raw(), ne[0] as i64, ne[1] as i64, ne[2] as i64, 1) })
     }
 
     /// `a` with `n` zeros appended along dimension 0.

@@ -39,6 +39,8 @@ pub enum Arch {
     Mistral3,
     /// `qwen3moe`
     Qwen3Moe,
+    /// `qwen3next`
+    Qwen3Next,
     /// `qwen35`
     Qwen35,
     /// `qwen35moe`
@@ -47,7 +49,7 @@ pub enum Arch {
 
 impl Arch {
     /// All architectures that can be run.
-    pub const ALL: [Arch; 10] = [
+    pub const ALL: [Arch; 11] = [
         Arch::Llama,
         Arch::Qwen2,
         Arch::Qwen3,
@@ -56,6 +58,7 @@ impl Arch {
         Arch::Granite,
         Arch::Mistral3,
         Arch::Qwen3Moe,
+        Arch::Qwen3Next,
         Arch::Qwen35,
         Arch::Qwen35Moe,
     ];
@@ -71,6 +74,7 @@ impl Arch {
             Arch::Granite => "granite",
             Arch::Mistral3 => "mistral3",
             Arch::Qwen3Moe => "qwen3moe",
+            Arch::Qwen3Next => "qwen3next",
             Arch::Qwen35 => "qwen35",
             Arch::Qwen35Moe => "qwen35moe",
         }
@@ -83,12 +87,12 @@ impl Arch {
 
     /// Whether its FFNs are mixtures of experts.
     fn has_experts(self) -> bool {
-        matches!(self, Arch::Qwen3Moe | Arch::Qwen35Moe)
+        matches!(self, Arch::Qwen3Moe | Arch::Qwen3Next | Arch::Qwen35Moe)
     }
 
     /// Whether some of its layers are recurrent.
     fn is_hybrid(self) -> bool {
-        matches!(self, Arch::Qwen35 | Arch::Qwen35Moe)
+        matches!(self, Arch::Qwen3Next | Arch::Qwen35 | Arch::Qwen35Moe)
     }
 
     /// The architecture of this GGUF name.
@@ -104,7 +108,7 @@ impl Arch {
             Arch::Qwen3 | Arch::Qwen3Moe => Box::new(qwen3::Qwen3::load(hp, table)?),
             Arch::Gemma3 => Box::new(gemma3::Gemma3::load(hp, table)?),
             Arch::Phi3 => Box::new(phi3::Phi3::load(hp, table)?),
-            Arch::Qwen35 | Arch::Qwen35Moe => Box::new(qwen35::Qwen35::load(hp, table)?),
+            Arch::Qwen3Next | Arch::Qwen35 | Arch::Qwen35Moe => Box::new(qwen35::Qwen35::load(hp, table)?),
         })
     }
 }
@@ -117,7 +121,7 @@ pub enum ModelError {
     #[error(transparent)]
     Gguf(#[from] crate::gguf::GgufError),
     /// An architecture that is not supported.
-    #[error("{file}: architecture '{arch}' is not supported; supported are llama, qwen2, qwen3, gemma3, phi3, granite, mistral3, qwen3moe, qwen35, qwen35moe")]
+    #[error("{file}: architecture '{arch}' is not supported; supported are llama, qwen2, qwen3, gemma3, phi3, granite, mistral3, qwen3moe, qwen3next, qwen35, qwen35moe")]
     UnsupportedArch {
         /// File.
         file: String,

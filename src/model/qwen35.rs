@@ -1,14 +1,17 @@
-//! Qwen 3.5 and 3.6, dense and as a mixture of experts: most layers are gated delta nets, every fourth one attends.
+//! Qwen3-Next, Qwen 3.5 and 3.6, dense and as mixtures of experts: most layers are gated delta nets, every fourth one attends.
 //!
 //! In an attention layer each head's query comes with a gate, by whose sigmoid what the head found is multiplied. Positions of text,
 //! rows and columns (IMROPE) are one and the same in a text, so that rotation is the usual one. Layers appended to predict further
 //! tokens are left out.
+//!
+//! Qwen3-Next has the two gates of the delta net in one matrix, those of each key head's value heads together, and the value heads of a
+//! key head are neighbours.
 
 use crate::graph::Graph;
 use crate::graph::build::{Builder, Projection};
 use crate::graph::ir::*;
 
-use super::ModelError;
+use super::{Arch, ModelError};
 use super::dense::{Architecture, Embedding, Ffn, Mixed};
 use super::hparams::HParams;
 use super::table::WeightTable;
@@ -38,13 +41,44 @@ struct DeltaNet {
     heads: DeltaHeads,
     qkv: Projection,
     z: Projection,
-    beta: Projection,
-    alpha: Projection,
+    gates: Gates,
     conv: WeightId,
     dt: WeightId,
     a: WeightId,
     norm: WeightId,
     out: Projection,
+}
+
+/// To two numbers for each value head: how much of a value is taken up, and how much of the state stays.
+enum Gates {
+    Apart { beta: Projection, alpha: Projection },
+    Together(Projection),
+}
+
+impl Gates {
+    fn load(hp: &HParams, heads: DeltaHeads, table: &mut WeightTable) -> Result<Self, ModelError> {
+        let (n_embd, n) = (hp.shape.n_embd, heads.n_head_v);
+        Ok(match hp.arch {
+            Arch::Qwen3Next => Gates::Together(table.projection("ssm_ba", n_embd, 2 * n)?),
+            _ => Gates::Apart {
+                beta: table.projection("ssm_beta", n_embd, n)?,
+                alpha: table.projection("ssm_alpha", n_embd, n)?,
+            },
+        })
+    }
+
+    /// Beta and alpha of the normalised stream x.
+    fn build(&self, b: &mut Builder, heads: &DeltaHeads, x: NodeId) -> [NodeId; 2] {
+        match self {
+            Gates::Apart { beta, alpha } => [b.linear(*beta, x, "beta"), b.linear(*alpha, x, "alpha")],
+            Gates::Together(both) => {
+                let both = b.linear(*both, x, "beta_alpha");
+                let len = heads.n_head_v / heads.n_head_k;
+                let half = |start: usize| Op::Features { group: 2 * len, start, len };
+                [b.push(half(0), &[both], "beta"), b.push(half(len), &[both], "alpha")]
+            }
+        }
+    }
 }
 
 /// A loaded model of this architecture.
@@ -121,8 +155,7 @@ impl DeltaNet {
             heads,
             qkv: table.projection("attn_qkv", n_embd, heads.n_channels())?,
             z: table.projection("attn_gate", n_embd, heads.n_values())?,
-            beta: table.projection("ssm_beta", n_embd, heads.n_head_v)?,
-            alpha: table.projection("ssm_alpha", n_embd, heads.n_head_v)?,
+            gates: Gates::load(hp, heads, table)?,
             conv: table.kernels("ssm_conv1d.weight", heads.d_conv, heads.n_channels())?,
             dt: table.vector("ssm_dt.bias", heads.n_head_v)?,
             a: table.vector("ssm_a", heads.n_head_v)?,
@@ -135,8 +168,7 @@ impl DeltaNet {
     fn build(&self, b: &mut Builder, hp: &HParams, il: usize, x: NodeId) -> (Mixer, NodeId) {
         let DeltaNet { heads, conv, dt, a, .. } = *self;
         let qkv = b.linear(self.qkv, x, "qkv_mixed");
-        let beta = b.linear(self.beta, x, "beta");
-        let alpha = b.linear(self.alpha, x, "alpha");
+        let [beta, alpha] = self.gates.build(b, &heads, x);
         let op = Op::DeltaNet { layer: il, heads, conv, dt, a, eps: hp.rms_eps };
         let delta = b.push(op, &[qkv, beta, alpha], "delta_net");
         let normed = b.head_norm(self.norm, hp.rms_eps, heads.head_dim, delta, "delta_normed");

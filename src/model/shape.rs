@@ -98,7 +98,7 @@ impl Shape {
         // Every fourth layer attends.
         let recurrent = |n_layer: usize, n_head_v| Recurrent {
             layers: (1..=n_layer).map(|l| l % 4 != 0).collect(),
-            heads: DeltaHeads { n_head_k: 16, n_head_v, head_dim: 128, d_conv: 4 },
+            heads: DeltaHeads { n_head_k: 16, n_head_v, grouped: false, head_dim: 128, d_conv: 4 },
         };
         let shape =
             |arch: &str, [n_layer, n_embd, n_ff, n_head, n_head_kv, head_dim, n_vocab]: [usize; 7], tied| Shape {

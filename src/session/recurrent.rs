@@ -218,7 +218,7 @@ mod tests {
     use crate::ggml::arena::read_bytes;
     use crate::ggml::backend;
 
-    const HEADS: DeltaHeads = DeltaHeads { n_head_k: 1, n_head_v: 2, head_dim: 4, d_conv: 3 };
+    const HEADS: DeltaHeads = DeltaHeads { n_head_k: 1, n_head_v: 2, grouped: false, head_dim: 4, d_conv: 3 };
 
     fn state() -> RecurrentState {
         let mut state = RecurrentState::new(backend::buffer_type("CPU").expect("a CPU"), HEADS);

@@ -19,6 +19,8 @@ pub struct DeltaNet {
     pub out: Linear,
     pub n_head_k: usize,
     pub n_head_v: usize,
+    /// Value heads of a key head are neighbours, and else go round.
+    pub grouped: bool,
     pub head_dim: usize,
 }
 
@@ -70,8 +72,8 @@ impl DeltaNet {
         let head = |first: usize, i: usize| &mixed[(first + i) * d..(first + i + 1) * d];
         let mut result = Vec::with_capacity(self.n_head_v * d);
         for h in 0..self.n_head_v {
-            let q = unit(head(0, h % self.n_head_k), eps);
-            let k = unit(head(self.n_head_k, h % self.n_head_k), eps);
+            let key_head = if self.grouped { h / (self.n_head_v / self.n_head_k) } else { h % self.n_head_k };
+            let (q, k) = (unit(head(0, key_head), eps), unit(head(self.n_head_k, key_head), eps));
             let v = head(2 * self.n_head_k, h);
             let decay = f64::from(self.a[h] * softplus(alpha[h] + self.dt[h])).exp();
             let mut out = Vec::with_capacity(d);

@@ -164,8 +164,19 @@ struct Reader<'a> {
 impl<'a> Reader<'a> {
     fn new(file: &'a File, n_ctx: Option<usize>) -> Self {
         let arch = file.text("general.architecture").expect("general.architecture");
-        let known =
-            ["llama", "qwen2", "qwen3", "gemma3", "phi3", "granite", "mistral3", "qwen3moe", "qwen35", "qwen35moe"];
+        let known = [
+            "llama",
+            "qwen2",
+            "qwen3",
+            "gemma3",
+            "phi3",
+            "granite",
+            "mistral3",
+            "qwen3moe",
+            "qwen3next",
+            "qwen35",
+            "qwen35moe",
+        ];
         assert!(known.contains(&arch), "the reference knows {known:?}, not {arch}");
         let uint = |key: &str| file.uint(&format!("{arch}.{key}"));
         let n_embd = uint("embedding_length").expect("embedding_length");
@@ -280,22 +291,39 @@ impl<'a> Reader<'a> {
     }
 
     fn is_hybrid(&self) -> bool {
-        self.arch.starts_with("qwen35")
+        self.arch.starts_with("qwen35") || self.arch == "qwen3next"
     }
 
     fn delta(&self, name: &dyn Fn(&str) -> String) -> DeltaNet {
+        let (n_head_k, n_head_v) = (
+            self.uint("ssm.group_count").expect("ssm.group_count"),
+            self.uint("ssm.time_step_rank").expect("ssm.time_step_rank"),
+        );
+        // Qwen3-Next has both gates in one matrix, those of each key head together: its betas, then its alphas.
+        let group = n_head_v / n_head_k;
+        let both = self.matrix(&name("ssm_ba.weight"));
+        let gate = |base: &str, first: usize| match &both {
+            None => self.linear(&name(base)),
+            Some(both) => {
+                let rows: Vec<f32> = (0..n_head_v)
+                    .flat_map(|h| both.row(h / group * 2 * group + first * group + h % group).to_vec())
+                    .collect();
+                Linear { weight: Matrix { n_in: both.n_in, n_out: n_head_v, data: rows }, bias: None }
+            }
+        };
         DeltaNet {
             qkv: self.linear(&name("attn_qkv")),
             z: self.linear(&name("attn_gate")),
-            beta: self.linear(&name("ssm_beta")),
-            alpha: self.linear(&name("ssm_alpha")),
+            beta: gate("ssm_beta", 0),
+            alpha: gate("ssm_alpha", 1),
             conv: self.matrix(&name("ssm_conv1d.weight")).expect("ssm_conv1d.weight"),
             dt: self.need(&name("ssm_dt.bias")),
             a: self.need(&name("ssm_a")),
             norm: self.need(&name("ssm_norm.weight")),
             out: self.linear(&name("ssm_out")),
-            n_head_k: self.uint("ssm.group_count").expect("ssm.group_count"),
-            n_head_v: self.uint("ssm.time_step_rank").expect("ssm.time_step_rank"),
+            n_head_k,
+            n_head_v,
+            grouped: self.arch == "qwen3next",
             head_dim: self.uint("ssm.state_size").expect("ssm.state_size"),
         }
     }

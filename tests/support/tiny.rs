@@ -15,6 +15,7 @@ pub enum Arch {
     Granite,
     Mistral3,
     Qwen3Moe,
+    Qwen3Next,
     Qwen35,
     Qwen35Moe,
 }
@@ -31,6 +32,7 @@ impl Arch {
             Arch::Granite => "granite",
             Arch::Mistral3 => "mistral3",
             Arch::Qwen3Moe => "qwen3moe",
+            Arch::Qwen3Next => "qwen3next",
             Arch::Qwen35 => "qwen35",
             Arch::Qwen35Moe => "qwen35moe",
         }
@@ -116,7 +118,7 @@ pub struct Tiny {
 }
 
 /// Names of the committed models.
-pub const NAMES: [&str; 14] = [
+pub const NAMES: [&str; 15] = [
     "llama",
     "llama-rope-freqs",
     "llama-linear",
@@ -131,6 +133,7 @@ pub const NAMES: [&str; 14] = [
     "qwen3moe",
     "qwen35",
     "qwen35moe",
+    "qwen3next",
 ];
 
 impl Tiny {
@@ -316,6 +319,28 @@ impl Tiny {
                 vocab: Vocab::Bpe("qwen35", false),
                 ..llama
             },
+            // Two value heads to a key head, neighbours.
+            "qwen3next" => Tiny {
+                name: "qwen3next",
+                arch: Arch::Qwen3Next,
+                n_layer: 4,
+                n_embd: 20,
+                n_head: 4,
+                n_head_kv: 2,
+                n_rot: 4,
+                n_ff: 8,
+                tied: true,
+                experts: Some((5, 2)),
+                delta: Some(Delta {
+                    layers: DeltaLayers::ButEvery(2),
+                    n_head_k: 2,
+                    n_head_v: 4,
+                    head_dim: 7,
+                    d_conv: 4,
+                }),
+                vocab: Vocab::Bpe("qwen2", false),
+                ..llama
+            },
             other => panic!("no tiny model is called {other}"),
         }
     }
@@ -365,12 +390,14 @@ impl Tiny {
             file.set(key("expert_count"), n_expert as u32);
             file.set(key("expert_used_count"), n_used as u32);
             file.set(key("expert_feed_forward_length"), self.n_ff as u32);
-            if self.arch == Arch::Qwen35Moe {
+            if self.has_shared_expert() {
                 file.set(key("expert_shared_feed_forward_length"), self.n_ff_shared() as u32);
             }
         }
         if let Some(delta) = &self.delta {
-            file.set(key("rope.dimension_sections"), self.sections());
+            if self.arch != Arch::Qwen3Next {
+                file.set(key("rope.dimension_sections"), self.sections());
+            }
             file.set(key("ssm.conv_kernel"), delta.d_conv as u32);
             file.set(key("ssm.state_size"), delta.head_dim as u32);
             file.set(key("ssm.group_count"), delta.n_head_k as u32);
@@ -425,6 +452,10 @@ impl Tiny {
         self.matrix(file, &name("ffn_down_shexp.weight"), shared, d, 1.0);
     }
 
+    fn has_shared_expert(&self) -> bool {
+        matches!(self.arch, Arch::Qwen35Moe | Arch::Qwen3Next)
+    }
+
     /// Width of a shared expert.
     fn n_ff_shared(&self) -> usize {
         self.n_ff + 2
@@ -440,8 +471,12 @@ impl Tiny {
         let (d, values) = (self.n_embd, delta.n_head_v * delta.head_dim);
         self.matrix(file, &name("attn_qkv.weight"), d, delta.n_channels(), 1.0);
         self.matrix(file, &name("attn_gate.weight"), d, values, 1.0);
-        self.matrix(file, &name("ssm_beta.weight"), d, delta.n_head_v, 1.0);
-        self.matrix(file, &name("ssm_alpha.weight"), d, delta.n_head_v, 1.0);
+        if self.arch == Arch::Qwen3Next {
+            self.matrix(file, &name("ssm_ba.weight"), d, 2 * delta.n_head_v, 1.0);
+        } else {
+            self.matrix(file, &name("ssm_beta.weight"), d, delta.n_head_v, 1.0);
+            self.matrix(file, &name("ssm_alpha.weight"), d, delta.n_head_v, 1.0);
+        }
         self.matrix(file, &name("ssm_conv1d.weight"), delta.d_conv, delta.n_channels(), 1.25);
         self.uniform(file, &name("ssm_dt.bias"), &[delta.n_head_v], 0.5);
         // From slow decays to fast ones.
@@ -489,8 +524,7 @@ impl Tiny {
                 self.uniform(file, &name("attn_k.bias"), &[kv], 0.5);
                 self.uniform(file, &name("attn_v.bias"), &[kv], 0.5);
             }
-            let norms_heads =
-                matches!(self.arch, Arch::Qwen3 | Arch::Qwen3Moe | Arch::Gemma3 | Arch::Qwen35 | Arch::Qwen35Moe);
+            let norms_heads = matches!(self.arch, Arch::Qwen3 | Arch::Qwen3Moe | Arch::Gemma3) || self.delta.is_some();
             if norms_heads && delta.is_none() {
                 // Recurrent layers make rounding larger by themselves.
                 let size = if self.delta.is_some() { 1.2 } else { 1.5 };
@@ -505,7 +539,7 @@ impl Tiny {
             if let Some((n_expert, _)) = self.experts {
                 // Experts that differ much, and are chosen clearly.
                 self.matrix(file, &name("ffn_gate_inp.weight"), d, n_expert, 2.0);
-                if self.arch == Arch::Qwen35Moe {
+                if self.has_shared_expert() {
                     self.write_shared(file, &name, n_expert);
                     continue;
                 }

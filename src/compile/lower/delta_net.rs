@@ -10,7 +10,7 @@ impl<'a> Lowerer<'a, '_> {
         let Op::DeltaNet { layer, heads, conv, dt, a, eps } = node.op else {
             unreachable!("the caller has seen the node")
         };
-        let DeltaHeads { n_head_k, n_head_v, head_dim: d, d_conv } = heads;
+        let DeltaHeads { n_head_k, n_head_v, grouped, head_dim: d, d_conv } = heads;
         let (qkv, n) = (self.rows(node.src[0]), self.tile.len());
         let beta = self.ops.reshape(self.ops.sigmoid(self.rows(node.src[1])), [1, n_head_v, n]);
         let alpha = self.ops.add(self.rows(node.src[2]), self.memory.weight(dt));
@@ -31,7 +31,16 @@ impl<'a> Lowerer<'a, '_> {
         let of_length_1 = |x: Tensor<'a>| {
             self.ops.scale(self.ops.rms_norm(x, eps / d as f32), 1.0 / (d as f32).sqrt())
         };
-        let (q, k) = (of_length_1(part(0, n_head_k)), of_length_1(part(n_head_k, n_head_k)));
+        let (mut q, mut k) = (of_length_1(part(0, n_head_k)), of_length_1(part(n_head_k, n_head_k)));
+        if grouped && n_head_k < n_head_v {
+            // ggml's operation takes heads in turn: each is there for all of its group.
+            let for_group = |x: Tensor<'a>| {
+                let heads = self.ops.reshape(x, [d, 1, n_head_k * n]);
+                let repeated = self.ops.repeat(heads, [d, n_head_v / n_head_k, n_head_k * n]);
+                self.ops.reshape(repeated, [d, n_head_v, n])
+            };
+            (q, k) = (for_group(q), for_group(k));
+        }
         let v = part(2 * n_head_k, n_head_v);
         let result = self.ops.gated_delta_net([q, k, v, decay, beta, state.matrices_before]);
         let left = self.ops.rows(result, n, d);

@@ -22,7 +22,7 @@ impl Keys<'_> {
     /// rotation is the usual one, if no pair goes by the fourth position, which texts do not have.
     pub(super) fn check_sections(&self, arch: Arch, n_rot: usize) -> Result<(), ModelError> {
         const SUFFIX: &str = "rope.dimension_sections";
-        if !arch.is_hybrid() {
+        if !matches!(arch, Arch::Qwen35 | Arch::Qwen35Moe) {
             return Ok(());
         }
         let sections = self.gguf.u32_array_or_scalar(&self.key(SUFFIX))?.ok_or_else(|| self.missing(&self.key(SUFFIX)))?;
@@ -55,7 +55,8 @@ impl Keys<'_> {
             return Err(self.invalid("ssm.inner_size", inner, expected));
         }
         let d_conv = self.size("ssm.conv_kernel", 2, 64)?;
-        Ok(Some(Recurrent { layers, heads: DeltaHeads { n_head_k, n_head_v, head_dim, d_conv } }))
+        let grouped = arch == Arch::Qwen3Next;
+        Ok(Some(Recurrent { layers, heads: DeltaHeads { n_head_k, n_head_v, grouped, head_dim, d_conv } }))
     }
 
     /// As a list says, one entry a layer, or all but every n-th.
