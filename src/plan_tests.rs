@@ -207,9 +207,9 @@ fn hybrids_count_recurrent_layers_by_their_own_rules() {
         assert!(!recurrent || (layer.active_attn == layer.candidates && !p.budgets.layers[l].probe));
     }
     // 16 layers of 4 heads of 256, keys and values of 2 bytes each.
-    assert_eq!(p.memory.kv_dense, f64::from(32 * 1024 * 16 * 2 * 4 * 256 * 2));
+    assert_eq!(p.memory.kv_dense, 2. * f64::from(32 * 1024 * 16 * 2 * 4 * 256));
     // 48 layers: 48 matrices of 128 x 128 and three rows of 10,240 channels, F32, twice.
-    assert_eq!(p.memory.states, f64::from(2 * 48 * 4 * (48 * 128 * 128 + 3 * 10_240)));
+    assert_eq!(p.memory.states, 2. * f64::from(48 * 4 * (48 * 128 * 128 + 3 * 10_240)));
     // What docs and papers say of such models: attention is little of the work at 32K, and a third at 128K.
     let share = |n: usize| {
         let p = plan("qwen3.6-27b", n, |_| (), false);

@@ -222,7 +222,7 @@ fn recurrent_layers_begin_where_a_state_is_there() {
             // Nothing but everything can be forgotten.
             let n = session.n_past();
             let e = session.truncate(n - 1).expect_err("no such state");
-            assert!(matches!(e, Error::Truncate { least, .. } if least == n), "{e}");
+            assert!(matches!(e, Error::TruncateState { read, .. } if read == n), "{e}");
             session.truncate(n).expect("nothing to forget");
             session.truncate(0).expect("everything");
             assert_eq!(ask(&mut session, &text[..150]), 0, "{name}: after all");

@@ -108,7 +108,8 @@ fn gemfilter_reads_the_tokens_of_its_layer_as_a_prompt_of_their_own() {
             session.decode(5).expect("a token");
             assert_close(session.logits(), &expected, pair.tolerance(), &what);
             // What was read is no prefix of the prompt.
-            assert!(matches!(session.truncate(rows.len() - 1), Err(Error::Truncate { .. })), "{what}");
+            let cut = session.truncate(rows.len() - 1);
+            assert!(matches!(cut, Err(Error::Truncate { .. } | Error::TruncateState { .. })), "{what}");
             // The same again, in the memory of the first time.
             session.clear();
             assert_eq!(read(&prefill(&mut session, &tokens).expect("a prefill")), rows, "{what}");

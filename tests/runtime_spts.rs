@@ -447,7 +447,7 @@ fn proxies_change_the_choice() {
 /// Longer than a mask's height and the padding of the keys; stages end in the first and in the last layer.
 #[test]
 fn long_prompts_and_every_place_of_a_stage() {
-    for tiny in [Tiny::named("llama"), two_globals()] {
+    for tiny in [Tiny::named("llama"), Tiny::named("qwen35"), two_globals()] {
         let pair = Pair::new(tiny);
         let n_layer = pair.tiny.n_layer;
         let tokens = pair.tiny.prompt(700);
@@ -476,7 +476,7 @@ fn skipping_from_the_first_layer_on() {
 
 #[test]
 fn every_part_can_be_switched_off() {
-    for tiny in [Tiny::named("qwen2"), Tiny::named("llama"), two_globals()] {
+    for tiny in [Tiny::named("qwen2"), Tiny::named("llama"), Tiny::named("qwen35"), two_globals()] {
         let pair = Pair::new(tiny);
         let tokens = pair.tiny.prompt(47);
         let proxies = SidecarFile::for_model(&pair, 10, 4).open();
@@ -611,7 +611,7 @@ fn a_session_can_be_cleared_and_used_again() {
 #[test]
 #[allow(clippy::single_range_in_vec_init)] // one call of that range
 fn nothing_is_left_of_what_was_read_before() {
-    for tiny in [Tiny::named("llama"), two_globals()] {
+    for tiny in [Tiny::named("llama"), Tiny::named("qwen35"), two_globals()] {
         let pair = Pair::new(tiny);
         let tokens = pair.tiny.prompt(140);
         let run = stages(&pair.tiny).queries(4);

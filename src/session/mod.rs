@@ -278,8 +278,8 @@ impl Session {
     /// Forgets all tokens but the first `n`; [`Session::logits`] are empty until the next token is read.
     ///
     /// # Errors
-    /// [`Error::Truncate`] inside a prompt of which tokens were left out, and in a model with recurrent layers, of whose states only
-    /// the last is there: what was read has to be cleared and read anew.
+    /// [`Error::Truncate`] inside a prompt of which tokens were left out; [`Error::TruncateState`] in a model with recurrent layers: what
+    /// was read has to be cleared and read anew.
     pub fn truncate(&mut self, n: usize) -> Result<()> {
         self.sequence.truncate(n)?;
         if let Some(prefix) = &mut self.prefix {

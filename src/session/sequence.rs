@@ -240,11 +240,8 @@ impl Sequence {
     }
 
     /// The fewest tokens that [`Sequence::truncate`] can leave: which entry a token has in a layer that left some out is known
-    /// only behind the prompt whose tokens were left out, and the state of a recurrent layer only behind all tokens.
+    /// only behind the prompt whose tokens were left out.
     pub fn least(&self) -> usize {
-        if self.has_states(self.layers.len()) {
-            return self.n_past;
-        }
         self.caches().map(|c| c.least).max().unwrap_or(0)
     }
 
@@ -261,7 +258,7 @@ impl Sequence {
     /// Forgets all tokens but the first `n`.
     ///
     /// # Errors
-    /// [`Error::Truncate`] below [`Sequence::least`], except for 0.
+    /// [`Error::Truncate`] below [`Sequence::least`], except for 0; [`Error::TruncateState`] with recurrent layers.
     pub fn truncate(&mut self, n: usize) -> Result<()> {
         if n == 0 {
             self.clear();
@@ -269,6 +266,9 @@ impl Sequence {
         }
         if n >= self.n_past {
             return Ok(());
+        }
+        if self.has_states(self.layers.len()) {
+            return Err(Error::TruncateState { n, read: self.n_past });
         }
         if n < self.least() {
             return Err(Error::Truncate { n, least: self.least() });
