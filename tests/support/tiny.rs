@@ -323,7 +323,7 @@ impl Tiny {
             "qwen3next" => Tiny {
                 name: "qwen3next",
                 arch: Arch::Qwen3Next,
-                n_layer: 4,
+                n_layer: 5,
                 n_embd: 20,
                 n_head: 4,
                 n_head_kv: 2,

@@ -44,7 +44,10 @@ impl<'a> Lowerer<'a, '_> {
         let v = part(2 * n_head_k, n_head_v);
         let result = self.ops.gated_delta_net([q, k, v, decay, beta, state.matrices_before]);
         let left = self.ops.rows(result, n, d);
-        self.ops.expand(self.ops.copy(left, state.matrices_after));
+        // In one row, behind the operation at once: so ggml's CUDA kernel writes the state there by itself.
+        let size = state.matrices_after.n_elements();
+        let after = self.ops.view_2d(state.matrices_after, [size, 1], size * result.nb(0), 0);
+        self.ops.expand(self.ops.copy(left, after));
         self.ops.rows(result, 0, n)
     }
 
