@@ -53,7 +53,6 @@ impl Synthetic {
         match self.shape.name.as_str() {
             "llama-3.1-8b" => Traits { n_ctx: 131_072, freq_base: 5e5, rms_eps: 1e-5, rope_factor: Some(8.0) },
             "llama-3.2-1b" => Traits { n_ctx: 131_072, freq_base: 5e5, rms_eps: 1e-5, rope_factor: Some(32.0) },
-            // Of every head of 256 the first 64 are rotated.
             name if name.starts_with("qwen3.6-") => {
                 Traits { n_ctx: 262_144, freq_base: 1e7, rms_eps: 1e-6, rope_factor: None }
             }
@@ -191,7 +190,7 @@ impl Synthetic {
         self.vocabulary(w)
     }
 
-    /// Rotated dimensions of a head.
+    /// Rotated dimensions of a head: in Qwen 3.6 the first 64 of 256.
     fn n_rot(&self) -> usize {
         if self.shape.recurrent.is_some() { self.shape.head_dim / 4 } else { self.shape.head_dim }
     }
