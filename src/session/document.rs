@@ -285,7 +285,10 @@ impl Session {
             prefix.residual.write(0, rows);
         }
         self.sequence.extend(cut, tokens.len());
-        self.sequence.keep_states(cut)?;
+        if let Err(e) = self.sequence.keep_states(cut) {
+            self.sequence.clear();
+            return Err(e.into());
+        }
         prefix.n_document = tokens.len();
         prefix.tokens = tokens;
         self.prefix = Some(prefix);
