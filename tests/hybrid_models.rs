@@ -180,6 +180,20 @@ fn layers_that_predict_further_tokens_are_left_out() {
     assert!(refusal(&file).contains("no tensor 'blk.7.attn_norm.weight'"));
 }
 
+/// Heads of the sizes that real models have: 256 of which 64 elements are rotated, and 128 in the delta nets, three to a key head.
+#[test]
+fn heads_as_large_as_real_ones_give_the_reference() {
+    let base = Tiny::named("qwen35");
+    let delta = base.delta.clone().map(|delta| Delta { n_head_k: 1, n_head_v: 3, head_dim: 128, ..delta });
+    let large = Tiny { n_layer: 4, n_embd: 64, n_head: 6, n_head_kv: 1, head_dim: 256, n_rot: 64, delta, ..base };
+    let pair = runtime::Pair::new(large);
+    let tokens = pair.tiny.prompt(90);
+    let expected = pair.reference.forward(&tokens, None);
+    let mut session = pair.session(|o| o.n_ubatch = Some(33));
+    runtime::prefill(&mut session, &tokens).expect("a prefill");
+    runtime::assert_close(session.logits(), &expected.logits, pair.tolerance(), "large heads");
+}
+
 /// Shapes that no fixture has: one key head for all, kernels of other lengths, a recurrent last layer, one layer with attention.
 #[test]
 fn odd_shapes_give_the_reference() {
