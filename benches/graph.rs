@@ -19,7 +19,7 @@ use spts::model::shape::Shape;
 use spts::session::device::Device;
 use spts::session::executor;
 use spts::session::run::Run;
-use spts::session::sequence::{CacheType, LayerCache, Sequence};
+use spts::session::sequence::{CacheType, LayerCache, LayerMemory, Sequence};
 use spts::session::slots::SlotMemory;
 use spts::{Model, ModelOptions};
 use spts_quant::Preset;
@@ -60,7 +60,8 @@ fn graph(c: &mut Criterion) {
     let device = Device::new(Backend::start("CPU", 1).expect("a CPU"));
     let buft = device.backend.buffer_type();
     let types = (CacheType::F16, CacheType::F16);
-    let caches = (0..shape.n_layer).map(|_| LayerCache::new(buft, model.shape().n_embd_kv(), types)).collect();
+    let cache = |_| LayerMemory::Cache(LayerCache::new(buft, model.shape().n_embd_kv(), types));
+    let caches = (0..shape.n_layer).map(cache).collect();
     let mut sequence = Sequence::new(caches);
     sequence.reserve(0, &vec![N_TOKENS; shape.n_layer], 0).expect("memory");
     let slots = [SlotMemory::new(&compiled.graph, &compiled.program, &|_| true, GgmlType::F16, buft).expect("memory")];

@@ -111,3 +111,36 @@ pub struct Heads {
     /// `[n_head]`, attention sinks: the logit of one more key of each head, which takes its share of the softmax and has no value.
     pub sinks: Option<WeightId>,
 }
+
+/// Geometry of a gated delta net: keys of fewer heads than values, as with grouped queries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeltaHeads {
+    /// Heads of queries and keys; value head i goes with key head `i % n_head_k`, if they are not `grouped`.
+    pub n_head_k: usize,
+    /// Heads of values, each with a state `[head_dim, head_dim]` (a multiple of `n_head_k`).
+    pub n_head_v: usize,
+    /// Neighbouring value heads share a key head, as with grouped queries: value head i goes with key head
+    /// `i / (n_head_v / n_head_k)`.
+    pub grouped: bool,
+    /// Elements of one head: of its query, its key and its value.
+    pub head_dim: usize,
+    /// Tokens that the convolution before the recurrence sees, the token itself included.
+    pub d_conv: usize,
+}
+
+impl DeltaHeads {
+    /// Channels of the convolution: queries, keys and values of all heads.
+    pub fn n_channels(&self) -> usize {
+        (2 * self.n_head_k + self.n_head_v) * self.head_dim
+    }
+
+    /// Width of the result: the values of all heads.
+    pub fn n_values(&self) -> usize {
+        self.n_head_v * self.head_dim
+    }
+
+    /// Numbers that stay of the tokens before: channels of the last `d_conv - 1` of them, and a matrix for each value head.
+    pub fn n_state(&self) -> usize {
+        (self.d_conv - 1) * self.n_channels() + self.head_dim * self.n_values()
+    }
+}

@@ -262,7 +262,7 @@ pub struct PlanArgs {
     /// Model, a GGUF file
     #[arg(short, long, value_name = "FILE", required_unless_present = "shape", conflicts_with = "shape")]
     pub model: Option<PathBuf>,
-    /// A well-known model's shape instead, without metadata to change: llama-3.1-8b, llama-3.2-1b, qwen2.5-7b, qwen2.5-1.5b, qwen2.5-0.5b, smollm2-135m, gemma-3-270m, qwen3-30b-a3b, gpt-oss-20b, gpt-oss-120b
+    /// A well-known model's shape instead, without metadata to change: llama-3.1-8b, llama-3.2-1b, qwen2.5-7b, qwen2.5-1.5b, qwen2.5-0.5b, smollm2-135m, gemma-3-270m, qwen3-30b-a3b, gpt-oss-20b, gpt-oss-120b, qwen3.6-27b, qwen3.6-35b-a3b
     #[arg(long, value_name = "NAME", value_parser = clap::builder::PossibleValuesParser::new(spts::model::shape::SHAPE_NAMES), hide_possible_values = true, conflicts_with_all = OVERRIDES)]
     pub shape: Option<String>,
     /// Tokens of the prompt

@@ -118,6 +118,16 @@ pub enum Error {
         /// The fewest that can stay, besides none.
         least: usize,
     },
+    /// Tokens that can't be forgotten: of recurrent layers only the last state is there.
+    #[error(
+        "{n} of {read} tokens can't be kept: recurrent layers know the state behind all of them alone; clear, and read those again"
+    )]
+    TruncateState {
+        /// Tokens that were to stay.
+        n: usize,
+        /// Tokens that were read.
+        read: usize,
+    },
     /// Decoding before any prefill.
     #[error("decode needs a prefill first")]
     NothingPrefilled,

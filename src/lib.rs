@@ -59,6 +59,7 @@ mod random;
 pub mod runtime;
 mod split_name;
 
+pub use attributes::DeltaHeads;
 pub use error::{Error, Result};
 pub use ggml::GgmlError;
 pub use gguf::OpenOptions;
@@ -74,7 +75,7 @@ pub use method::{Budgets, Dense, Held, LayerBudget, Method, MethodError, Prompt}
 pub use model::ModelError;
 pub use model::file::ModelFile;
 pub use model::overrides::{ModelOverrides, RopeScaling};
-pub use model::shape::{Experts, Shape, SlidingWindow};
+pub use model::shape::{Experts, LayerKind, Recurrent, Shape, SlidingWindow};
 pub use model::weights::{LoadProgress, Model, ModelOptions};
 pub use plan::{CpuExperts, Plan, PlanOptions};
 pub use session::document::{Document, DocumentMemory, ReadReport};

@@ -5,8 +5,10 @@
 //! A multiplication and its addition are 2 FLOP. Counted are
 //! - *linear*: the matrix products of all layers, for the tokens that run through them: keys for all candidates, queries,
 //!   values and the output projection for the active tokens of attention, the FFN for its active tokens;
+//!   A recurrent layer's projections are those of all its candidates;
 //! - *attention*: `Q K^T` and `P V`. Causal: half of the rectangle, so `n^2 (d_k + d_v) H` for n tokens (a sliding window W
-//!   counts `(2 n W - W^2) (d_k + d_v) H` once n exceeds it);
+//!   counts `(2 n W - W^2) (d_k + d_v) H` once n exceeds it). Of a recurrent layer its convolution, and for each value head and token
+//!   the products of the state with key and query and its change, `6 d^2`;
 //! - *probes*: of attention, the queries' projection and their scores `2 q n d_k H` over all n candidates; of the FFN, the
 //!   low-rank proxy of all candidates, `2 n (2 D r + 2 r d_low + d_low r)` for a gated one.
 //!
@@ -96,6 +98,8 @@ pub struct Memory {
     pub kv: f64,
     /// KV cache of a dense prefill.
     pub kv_dense: f64,
+    /// States of recurrent layers, each of them twice.
+    pub states: f64,
     /// The residual stream of the whole prompt, F32.
     pub hidden: f64,
     /// One layer's keys, scores and tile, the attention mask, and the logits.
@@ -108,9 +112,9 @@ pub struct Memory {
 }
 
 impl Memory {
-    /// Bytes that the run needs: weights, cache, hidden states and scratch.
+    /// Bytes that the run needs: weights, cache, states, hidden states and scratch.
     pub fn total(&self) -> f64 {
-        self.weights + self.kv + self.hidden + self.scratch + self.cpu_experts.of_a_layer as f64
+        self.weights + self.kv + self.states + self.hidden + self.scratch + self.cpu_experts.of_a_layer as f64
     }
 
     /// Of these what the device of the layers holds, where experts stay on the CPU.
@@ -206,7 +210,7 @@ impl Plan {
         n_tokens: usize,
         options: &PlanOptions,
     ) -> Result<Plan, ScheduleError> {
-        let budgets = schedule.resolve(shape.n_layer, n_tokens, &|l| shape.is_swa(l), options.reach)?;
+        let budgets = schedule.resolve(shape.n_layer, n_tokens, &|l| shape.layer_kind(l), options.reach)?;
         let spts = spts_flops(shape, Some(schedule), &budgets);
         Ok(Plan { cliff: cliff(shape, schedule)?, ..Plan::counted(shape, &schedule.name, budgets, spts, options) })
     }
@@ -227,11 +231,16 @@ impl Plan {
         if let Entry::Best(search) = method.entry(shape, prompt)?
             && let Reader::Layer(layer) = search.reader
         {
-            let read = dense_flops(shape, n_tokens);
-            spts.probes += read.linear * layer as f64 / shape.n_layer as f64 + 2. * n_tokens as f64 * shape.w_k();
-            spts.probes += (0..layer).map(|l| attention_flops(shape, l, n_tokens)).sum::<f64>();
+            let n = n_tokens as f64;
+            spts.probes += 2. * n * ((0..layer).map(|l| w_mixing(shape, l) + shape.w_ffn()).sum::<f64>() + shape.w_k());
+            spts.probes += (0..layer).map(|l| mixing_flops(shape, l, n_tokens)).sum::<f64>();
         }
         Ok(Plan::counted(shape, method.name(), budgets, spts, options))
+    }
+
+    /// Whether a layer has entries in a cache, or else a state.
+    fn has_cache(&self, layer: usize) -> bool {
+        self.layers[layer].kv > 0
     }
 
     fn counted(shape: &Shape, name: &str, budgets: Budgets, spts: Flops, options: &PlanOptions) -> Plan {
@@ -242,12 +251,12 @@ impl Plan {
             candidates: l.candidates,
             active_attn: l.active_attn,
             active_ffn: l.active_ffn,
-            kv: l.active_attn,
+            kv: if shape.recurrence(il).is_some() { 0 } else { l.active_attn },
         };
         Plan {
             n_tokens: budgets.n_tokens,
             predicted_speedup: dense.total() / spts.total(),
-            cache_kept: budgets.cache_kept(),
+            cache_kept: budgets.cache_kept_by(&|l| shape.recurrence(l).is_none()),
             // A cast from F64 saturates, so that absurd lengths do no harm.
             flops_dense: dense.total() as u64,
             flops_spts: spts.total() as u64,
@@ -275,15 +284,19 @@ fn cliff(shape: &Shape, schedule: &Schedule) -> Result<Option<Cliff>, ScheduleEr
     let Some(above) = first_budget.checked_add(1) else {
         return Ok(None);
     };
-    let budgets = schedule.resolve(shape.n_layer, above, &|l| shape.is_swa(l), Reach::AboveFirstBudget)?;
+    let budgets = schedule.resolve(shape.n_layer, above, &|l| shape.layer_kind(l), Reach::AboveFirstBudget)?;
     let speedup_above = dense_flops(shape, above).total() / spts_flops(shape, Some(schedule), &budgets).total();
-    let cache_kept_above = budgets.cache_kept();
+    let cache_kept_above = budgets.cache_kept_by(&|l| shape.recurrence(l).is_none());
     Ok(Some(Cliff { first_budget, cache_kept_above, speedup_above, in_full_from: schedule.in_full_from() }))
 }
 
-/// Operations of attention over the last `n` of `n` tokens.
-fn attention_flops(shape: &Shape, layer: usize, n: usize) -> f64 {
+/// Operations by which n tokens of a layer see each other: attention over the last `n` of `n`, or a recurrence over them.
+fn mixing_flops(shape: &Shape, layer: usize, n: usize) -> f64 {
     let n = n as f64;
+    if let Some(heads) = shape.recurrence(layer) {
+        let (states, conv) = (heads.head_dim * heads.n_values(), heads.d_conv * heads.n_channels());
+        return n * (6. * states as f64 + 2. * conv as f64);
+    }
     let twice_pairs = match &shape.swa {
         Some(swa) if shape.is_swa(layer) && n > swa.window as f64 => {
             2. * n * swa.window as f64 - (swa.window as f64).powi(2)
@@ -293,11 +306,19 @@ fn attention_flops(shape: &Shape, layer: usize, n: usize) -> f64 {
     twice_pairs * 2. * shape.head_dim as f64 * shape.n_head as f64
 }
 
+/// Weights of a layer besides its FFN.
+fn w_mixing(shape: &Shape, layer: usize) -> f64 {
+    match shape.recurrence(layer) {
+        Some(heads) => shape.w_delta(&heads),
+        None => shape.w_q() + shape.w_k() + shape.w_v() + shape.w_o(),
+    }
+}
+
 fn dense_flops(shape: &Shape, n_tokens: usize) -> Flops {
-    let weights = shape.w_q() + shape.w_k() + shape.w_v() + shape.w_o() + shape.w_ffn();
+    let weights: f64 = (0..shape.n_layer).map(|l| w_mixing(shape, l) + shape.w_ffn()).sum();
     Flops {
-        linear: 2. * n_tokens as f64 * weights * shape.n_layer as f64,
-        attention: (0..shape.n_layer).map(|l| attention_flops(shape, l, n_tokens)).sum(),
+        linear: 2. * n_tokens as f64 * weights,
+        attention: (0..shape.n_layer).map(|l| mixing_flops(shape, l, n_tokens)).sum(),
         probes: 0.,
     }
 }
@@ -308,8 +329,12 @@ fn spts_flops(shape: &Shape, schedule: Option<&Schedule>, budgets: &Budgets) -> 
     let mut sum = Flops::default();
     for (layer, l) in budgets.layers.iter().enumerate() {
         let [n, a, b] = [l.candidates, l.active_attn, l.active_ffn].map(|x| x as f64);
-        sum.linear += 2. * (n * shape.w_k() + a * (shape.w_q() + shape.w_v() + shape.w_o()) + b * shape.w_ffn());
-        sum.attention += attention_flops(shape, layer, l.active_attn);
+        let mixing = match shape.recurrence(layer) {
+            Some(heads) => n * shape.w_delta(&heads),
+            None => n * shape.w_k() + a * (shape.w_q() + shape.w_v() + shape.w_o()),
+        };
+        sum.linear += 2. * (mixing + b * shape.w_ffn());
+        sum.attention += mixing_flops(shape, layer, l.active_attn);
         if l.probe && !by_chance {
             let q = budgets.queries as f64;
             sum.probes += 2. * q * (shape.w_q() + n * (shape.head_dim as f64 * shape.n_head as f64));
@@ -326,12 +351,18 @@ fn memory(shape: &Shape, budgets: &Budgets, options: &PlanOptions) -> Memory {
     let n = budgets.n_tokens as f64;
     let kv_heads = shape.n_head_kv as f64;
     let entry = kv_heads * shape.head_dim as f64 * (options.k_bytes + options.v_bytes);
-    let entries: f64 = budgets.layers.iter().map(|l| l.active_attn as f64).sum();
+    let attends = |l: &usize| shape.recurrence(*l).is_none();
+    let entries: f64 = (0..shape.n_layer).filter(attends).map(|l| budgets.layers[l].active_attn as f64).sum();
+    // States of the first layers, F32.
+    let states = |layers: usize| {
+        (0..layers).filter_map(|l| shape.recurrence(l)).map(|heads| 4. * heads.n_state() as f64).sum::<f64>()
+    };
     let tile = options.n_ubatch.clamp(1, budgets.n_tokens) as f64;
     // Values are F32 in scratch: the FFN's activations or attention's, whichever is wider, of one tile.
     let ffn = 3. * shape.n_ff as f64 + 2. * shape.n_embd as f64;
-    let attention =
-        3. * shape.n_head as f64 * shape.head_dim as f64 + 2. * shape.n_embd as f64;
+    let attention = 3. * shape.n_head as f64 * shape.head_dim as f64 + 2. * shape.n_embd as f64;
+    // Channels before and behind the convolution; the gate, the result and its norm.
+    let recurrence = shape.recurrent.as_ref().map_or(0, |r| 3 * (r.heads.n_channels() + r.heads.n_values())) as f64;
     // The mask is one F16 buffer for all tiles: a row per token of a tile, as long as the prompt and a tile.
     let mask = 2. * tile * (n + tile);
     // Keys of all candidates and the scores exist only where a layer probes.
@@ -341,14 +372,17 @@ fn memory(shape: &Shape, budgets: &Budgets, options: &PlanOptions) -> Memory {
     Memory {
         weights: shape.weight_bytes.map_or(shape.n_params() * 4.5 / 8., |b| b as f64),
         kv: entries * entry,
-        kv_dense: n * shape.n_layer as f64 * entry,
+        kv_dense: n * shape.n_attending() as f64 * entry,
+        states: 2. * states(shape.n_layer),
         hidden: n * shape.n_embd as f64 * 4.,
         cpu_experts: options.cpu_experts,
-        scratch: 4. * tile * ffn.max(attention) + mask + probe + 4. * shape.n_vocab as f64,
+        scratch: 4. * tile * ffn.max(attention).max(recurrence) + mask + probe + 4. * shape.n_vocab as f64,
         document: match budgets.dense_layers() {
             0 => 0.,
-            l if l == shape.n_layer => n * l as f64 * entry,
-            l => n * (l as f64 * entry + 4. * shape.n_embd as f64),
+            l => {
+                let residual = if l == shape.n_layer { 0. } else { 4. * shape.n_embd as f64 };
+                n * ((0..l).filter(attends).count() as f64 * entry + residual) + states(l)
+            }
         },
     }
 }
@@ -375,21 +409,29 @@ impl fmt::Display for Plan {
         let mut first = 0;
         while first < layers.len() {
             let head = layers[first];
-            // A row ends with a prune, or where the counts change.
-            let same = |l: &LayerBudget| LayerBudget { prune_to: None, ..*l } == LayerBudget { prune_to: None, ..head };
+            // A row ends with a prune, or where the counts change, or the kind of the layers.
+            let same = |l: usize| {
+                LayerBudget { prune_to: None, ..layers[l] } == LayerBudget { prune_to: None, ..head }
+                    && (head.candidates == head.active_ffn || self.has_cache(l) == self.has_cache(first))
+            };
             let mut last = first;
-            while layers[last].prune_to.is_none() && layers.get(last + 1).is_some_and(same) {
+            while layers[last].prune_to.is_none() && last + 1 < layers.len() && same(last + 1) {
                 last += 1;
             }
             let range = if first == last { first.to_string() } else { format!("{first}-{last}") };
             let [n, a, b] = [head.candidates, head.active_attn, head.active_ffn].map(grouped);
+            let kv = if (first..=last).any(|l| self.has_cache(l)) { a.as_str() } else { "state" };
             let then = match layers[last].prune_to {
                 Some(m) => format!("  then prune to {}", grouped(m)),
-                None if !head.probe => "  dense".to_owned(),
+                None if !head.probe && n == b => "  dense".to_owned(),
                 None => String::new(),
             };
-            writeln!(f, "{range:>9} {n:>12} {a:>12} {b:>12} {a:>12}{then}")?;
+            writeln!(f, "{range:>9} {n:>12} {a:>12} {b:>12} {kv:>12}{then}")?;
             first = last + 1;
+        }
+        if self.memory.states > 0. {
+            let attend = (0..layers.len()).filter(|&l| self.has_cache(l)).count();
+            writeln!(f, "{attend} of {} layers attend; the others are recurrent: a state in place of entries", layers.len())?;
         }
         writeln!(f)?;
         writeln!(f, "{:>9} {:>12} {:>12} {:>12} {:>12}", "TFLOP", "linear", "attention", "probes", "total")?;
@@ -405,11 +447,12 @@ impl fmt::Display for Plan {
             100. * self.cache_kept
         )?;
         let m = self.memory;
-        let [total, weights, kv, kv_dense, hidden, scratch] =
-            [m.total(), m.weights, m.kv, m.kv_dense, m.hidden, m.scratch].map(|x| x / f64::from(1 << 30));
+        let [total, weights, kv, kv_dense, states, hidden, scratch] =
+            [m.total(), m.weights, m.kv, m.kv_dense, m.states, m.hidden, m.scratch].map(|x| x / f64::from(1 << 30));
+        let states = if m.states > 0. { format!("recurrent states {states:.2}, ") } else { String::new() };
         writeln!(
             f,
-            "memory {total:.2} GiB: weights {weights:.2}, KV cache {kv:.2} (dense {kv_dense:.2}), hidden state {hidden:.2}, scratch about {scratch:.2}"
+            "memory {total:.2} GiB: weights {weights:.2}, KV cache {kv:.2} (dense {kv_dense:.2}), {states}hidden state {hidden:.2}, scratch about {scratch:.2}"
         )?;
         if m.cpu_experts.bytes > 0 {
             let CpuExperts { bytes, of_a_layer } = m.cpu_experts;

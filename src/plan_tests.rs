@@ -192,3 +192,36 @@ fn every_named_shape_has_a_plan_at_every_length() {
         }
     }
 }
+
+/// Every fourth layer of the 27B attends: 3, 7, 11 and so on.
+#[test]
+fn hybrids_count_recurrent_layers_by_their_own_rules() {
+    let p = plan("qwen3.6-27b", 32 * 1024, |s| s.probe = Probe::SPANS, false);
+    let shape = Shape::named("qwen3.6-27b").unwrap();
+    // 27 billion weights, of which the embedding and the output have 2.5.
+    assert!((26.5e9..27.5e9).contains(&shape.n_params()), "{}", shape.n_params());
+    for (l, layer) in p.layers.iter().enumerate() {
+        let recurrent = l % 4 != 3;
+        assert_eq!(shape.recurrence(l).is_some(), recurrent);
+        assert_eq!(layer.kv, if recurrent { 0 } else { layer.active_attn });
+        assert!(!recurrent || (layer.active_attn == layer.candidates && !p.budgets.layers[l].probe));
+    }
+    // 16 layers of 4 heads of 256, keys and values of 2 bytes each.
+    assert_eq!(p.memory.kv_dense, 2. * f64::from(32 * 1024 * 16 * 2 * 4 * 256));
+    // 48 layers: 48 matrices of 128 x 128 and three rows of 10,240 channels, F32, twice.
+    assert_eq!(p.memory.states, 2. * f64::from(48 * 4 * (48 * 128 * 128 + 3 * 10_240)));
+    // What docs and papers say of such models: attention is little of the work at 32K, and a third at 128K.
+    let share = |n: usize| {
+        let p = plan("qwen3.6-27b", n, |_| (), false);
+        let attention: f64 = 16. * 2. * (n as f64).powi(2) * 256. * 24.;
+        attention / p.dense.total()
+    };
+    assert!((0.10..0.14).contains(&share(32 * 1024)), "{}", share(32 * 1024));
+    assert!((0.30..0.38).contains(&share(128 * 1024)), "{}", share(128 * 1024));
+    // Stages end where layers attend, and recurrent layers behind them have fewer tokens to go over.
+    let pruning: Vec<usize> = (0..64).filter(|&l| p.budgets.layers[l].prune_to.is_some()).collect();
+    assert!(!pruning.is_empty() && pruning.iter().all(|l| l % 4 == 3), "{pruning:?}");
+    assert!(p.predicted_speedup > 1.5, "{}", p.predicted_speedup);
+    let text = p.to_string();
+    assert!(text.contains("16 of 64 layers attend") && text.contains("recurrent states 0.29"), "{text}");
+}

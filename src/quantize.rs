@@ -188,7 +188,8 @@ fn plan(gguf: &Gguf, options: QuantizeOptions) -> Result<Vec<TensorPlan>, Quanti
     hp.arch.load(&hp, &mut table)?;
     table.finish(hp.arch)?;
     let model = ModelShape {
-        n_layer: hp.shape.n_layer,
+        // Those that predict further tokens count.
+        n_layer: hp.shape.n_layer + hp.n_predict,
         n_head: hp.shape.n_head,
         n_head_kv: hp.shape.n_head_kv,
         tied_output: hp.shape.tied,

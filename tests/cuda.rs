@@ -27,7 +27,7 @@ use spts::session::prefill::LayerSelection;
 use spts::session::sequence::CacheType;
 use spts::{Error, Model, ModelOptions, Session, SessionOptions};
 use spts_quant::Preset;
-use support::tiny::Tiny;
+use support::tiny::{Delta, Tiny};
 
 const F32_WEIGHTS: f64 = 1e-4;
 const QUANTIZED_WEIGHTS: f64 = 1e-2;
@@ -46,6 +46,13 @@ fn models() -> Vec<Tiny> {
         n_head_kv,
         head_dim,
         n_rot: head_dim,
+        delta: Tiny::named(name).delta.map(|delta| Delta {
+            n_head_k: 2,
+            n_head_v: 4,
+            head_dim: 64,
+            d_conv: 4,
+            ..delta
+        }),
         ..Tiny::named(name)
     };
     vec![
@@ -61,6 +68,8 @@ fn models() -> Vec<Tiny> {
         Tiny { n_rot: 64, ..wide("glm4", 8, 1, 128) },
         Tiny { experts: Some((6, 2)), n_ff: 128, ..wide("qwen3moe", 8, 2, 64) },
         Tiny { experts: Some((6, 2)), n_ff: 128, ..wide("gpt-oss", 8, 1, 64) },
+        wide("qwen35", 4, 2, 256),
+        Tiny { n_ff: 64, ..wide("qwen35moe", 8, 2, 128) },
     ]
 }
 

@@ -70,6 +70,11 @@ fn reused(n_document: usize, n: usize) -> usize {
     n_document.min(n - 1)
 }
 
+/// As [`reused`]. With recurrent layers a question begins where the document ends, however short it is.
+fn served(pair: &Pair, n_document: usize, n: usize) -> usize {
+    if pair.tiny.delta.is_some() { n_document } else { reused(n_document, n) }
+}
+
 /// A document and questions of different lengths behind it.
 fn prompts(pair: &Pair, n_document: usize, questions: usize) -> (Vec<u32>, Vec<Vec<u32>>) {
     let text = pair.tiny.prompt(n_document + 16 * questions);
@@ -89,15 +94,15 @@ fn ten_questions_are_answered_as_if_each_were_read_from_the_start() {
             assert_eq!(read(&mut session, &document), 0);
             for question in &questions {
                 let n = ask(&mut session, &mut fresh, question, pair.tolerance());
-                assert_eq!(n, reused(n_document, question.len()), "{name}");
+                assert_eq!(n, served(&pair, n_document, question.len()), "{name}");
             }
             let kept = session.document().expect("a document");
             assert_eq!(kept.tokens(), document);
-            // Local layers are left whole, and so are more of the first ones.
+            // Local layers are left whole, and so are more of the first ones; recurrent ones wait for scores.
             match (is_dense, name) {
                 (true, _) => assert_eq!(kept.n_layers_read(), pair.tiny.n_layer),
                 (false, "gemma3") => assert!((2..pair.tiny.n_layer).contains(&kept.n_layers_read())),
-                (false, "gpt-oss" | "olmo3") => assert_eq!(kept.n_layers_read(), 3),
+                (false, "gpt-oss" | "olmo3" | "qwen35" | "qwen3next") => assert_eq!(kept.n_layers_read(), 3),
                 (false, _) => assert_eq!(kept.n_layers_read(), 2),
             }
         }
@@ -185,6 +190,45 @@ fn a_changed_document_is_read_from_where_it_changed() {
     session.forget_document();
     assert!(session.document().is_none());
     assert_eq!(ask(&mut session, &mut fresh, &questions[0], pair.tolerance()), 0);
+}
+
+/// A recurrent layer has one state: at the document's end, and where the last prompt went on to. What parts from these before is read
+/// from the start, and what goes on behind them is not.
+#[test]
+fn recurrent_layers_begin_where_a_state_is_there() {
+    for name in ["qwen35", "qwen35moe", "qwen3next"] {
+        let pair = Pair::new(Tiny::named(name));
+        for is_dense in [false, true] {
+            let change: &dyn Fn(&mut SessionOptions) = if is_dense { &dense } else { &skipping(&pair) };
+            let (mut session, mut fresh) = (pair.session(change), pair.session(change));
+            let mut ask = |session: &mut Session, prompt: &[u32]| ask(session, &mut fresh, prompt, pair.tolerance());
+            let text = pair.tiny.prompt(300);
+            read(&mut session, &text[..100]);
+            assert_eq!(read(&mut session, &text[..100]), 100, "{name}: the same again");
+            assert_eq!(ask(&mut session, &text[..120]), 100, "{name}: behind the document");
+            // A dense answer was read as it was made; another one's residual stream is not there.
+            let turn = [&text[..120], &[3, 1, 4], &text[120..130]].concat();
+            assert_eq!(ask(&mut session, &turn), if is_dense { 123 } else { 100 }, "{name}: the next turn");
+            // A longer document begins with the one before.
+            assert_eq!(read(&mut session, &text[..140]), 100, "{name}");
+            assert_eq!(ask(&mut session, &text[..150]), 140, "{name}: behind the longer document");
+            // The document itself: of a dense one the last token's logits are wanted.
+            assert_eq!(ask(&mut session, &text[..140]), if is_dense { 0 } else { 140 }, "{name}: the document alone");
+            read(&mut session, &text[..140]);
+            // It parts within the document, whose state is then gone.
+            let other = [&text[..139], &text[200..210]].concat();
+            assert_eq!(ask(&mut session, &other), 0, "{name}: another document");
+            assert!(session.document().is_none(), "{name}");
+            assert_eq!(ask(&mut session, &text[..150]), 0, "{name}: the first one again");
+            // Nothing but everything can be forgotten.
+            let n = session.n_past();
+            let e = session.truncate(n - 1).expect_err("no such state");
+            assert!(matches!(e, Error::TruncateState { read, .. } if read == n), "{e}");
+            session.truncate(n).expect("nothing to forget");
+            session.truncate(0).expect("everything");
+            assert_eq!(ask(&mut session, &text[..150]), 0, "{name}: after all");
+        }
+    }
 }
 
 #[test]
@@ -291,7 +335,7 @@ fn a_file_serves_another_session() {
             assert_eq!(second.n_past(), 0);
             for question in &questions {
                 let n = ask(&mut second, &mut fresh, question, pair.tolerance());
-                assert_eq!(n, reused(130, question.len()), "{name}");
+                assert_eq!(n, served(&pair, 130, question.len()), "{name}");
             }
             // Between sessions not even a bit is lost.
             first.clear();

@@ -21,6 +21,7 @@ use spts::method::spts::attention_probe::ProbeSettings;
 use spts::method::spts::capture::{Capture, insert_captures};
 use spts::method::spts::passes::skip_and_prune;
 use spts::method::spts::schedule::{Join, Pool, Probe, Reach, Schedule};
+use spts::model::shape::LayerKind;
 use support::tiny::Tiny;
 
 const N: usize = 40;
@@ -57,7 +58,7 @@ fn snapshots(name: &str, schedule: &Schedule) {
     check(&pair, &keep_last_row(&dense, 1), &format!("{name}-prefill"));
     let shape = pair.model.shape();
     let budgets = schedule
-        .resolve(shape.n_layer, N, &|l| shape.window(l).is_some(), Reach::AboveFirstBudget)
+        .resolve(shape.n_layer, N, &|l| shape.layer_kind(l), Reach::AboveFirstBudget)
         .expect("a schedule that fits");
     let skipping = skip_and_prune(&dense, &budgets, &ProbeSettings::of(schedule, &budgets))
         .expect("passes that keep the invariants");
@@ -113,7 +114,7 @@ fn llama_with_every_option() {
     let mut schedule =
         Schedule { sinks: 2, recent: 6, probe, ..runtime::schedule(&[(1, 24, 0), (2, 20, 4), (3, 12, 2)], probe) };
     schedule.stages[0].cut = None;
-    let budgets = schedule.resolve(5, N, &|_| false, Reach::AboveFirstBudget).expect("a schedule that fits");
+    let budgets = schedule.resolve(5, N, &|_| LayerKind::Full, Reach::AboveFirstBudget).expect("a schedule that fits");
     let dense = pair.model.graph(N, pair.n_ctx);
     let skipping = skip_and_prune(&dense, &budgets, &ProbeSettings::of(&schedule, &budgets))
         .expect("passes that keep the invariants");
@@ -125,6 +126,22 @@ fn llama_with_every_option() {
 fn gemma3() {
     let one_stage = runtime::schedule(&[(5, 24, 4)], PROBE);
     snapshots("gemma3", &one_stage);
+}
+
+/// Attention in every second layer; the recurrent ones between take what is left of the tokens, and their FFNs the last scores.
+#[test]
+fn qwen35() {
+    let pair = Pair::new(Tiny::named("qwen35"));
+    let dense = pair.model.graph(N, pair.n_ctx);
+    check(&pair, &keep_last_row(&dense, 1), "qwen35-prefill");
+    let schedule = runtime::schedule(&[(1, 24, 0), (4, 20, 8)], PROBE);
+    let shape = pair.model.shape();
+    let budgets = schedule.resolve(6, N, &|l| shape.layer_kind(l), Reach::AboveFirstBudget).expect("one that fits");
+    let skipping = skip_and_prune(&dense, &budgets, &ProbeSettings::of(&schedule, &budgets))
+        .expect("passes that keep the invariants");
+    check(&pair, &keep_last_row(&skipping, 1), "qwen35-spts");
+    let gpu = keep_normalized(&fuse_gated_ffn(&keep_last_row(&skipping, 1)), &|_, _| true);
+    verify(&gpu).expect("a graph that keeps the invariants");
 }
 
 /// The last layer's attention keeps a tile of queries there.

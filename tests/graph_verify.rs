@@ -7,12 +7,13 @@ mod support;
 use runtime::Pair;
 use spts::compile::fuse_ffn::fuse_gated_ffn;
 use spts::compile::keep_normalized::keep_normalized;
-use spts::graph::ir::{DType, Node};
+use spts::graph::ir::{DType, Mixer, Node};
 use spts::graph::verify::{VerifyError, check as verify};
 use spts::graph::{Graph, NodeId, Op};
 use spts::method::spts::attention_probe::ProbeSettings;
 use spts::method::spts::passes::skip_and_prune;
 use spts::method::spts::schedule::{Pool, Probe, Reach};
+use spts::model::shape::LayerKind;
 use support::tiny::Tiny;
 
 const N: usize = 40;
@@ -21,7 +22,7 @@ const N: usize = 40;
 fn graph() -> Graph {
     let pair = Pair::new(Tiny::named("qwen2"));
     let schedule = runtime::schedule(&[(2, 20, 5)], Probe { queries: 3, pool: Pool::Max(3), ..Probe::PAPER });
-    let budgets = schedule.resolve(4, N, &|_| false, Reach::AboveFirstBudget).expect("a schedule that fits");
+    let budgets = schedule.resolve(4, N, &|_| LayerKind::Full, Reach::AboveFirstBudget).expect("a schedule that fits");
     let graph = skip_and_prune(&pair.model.graph(N, pair.n_ctx), &budgets, &ProbeSettings::of(&schedule, &budgets))
         .expect("an intact graph");
     verify(&graph).expect("an intact graph");
@@ -227,7 +228,7 @@ fn invariant_4_selections_are_possible() {
 fn invariant_5_a_layer_has_one_attention_over_its_keys_and_values() {
     rejects("as many values as keys", |g| {
         // Values of the probing queries alone.
-        let id = g.layers[1].attn;
+        let id = g.layers[1].mixer.node();
         let v = g.node(id).src[2];
         let few = first(g, |n| n.name == "probe_inp");
         let few_rows = g.node(few).n_rows;
@@ -236,28 +237,32 @@ fn invariant_5_a_layer_has_one_attention_over_its_keys_and_values() {
         id
     });
     rejects("positions of queries and keys", |g| {
-        let id = g.layers[1].attn;
+        let id = g.layers[1].mixer.node();
         g.nodes[id.index()].src[4] = op(g, "positions");
         id
     });
     rejects("layer 0 has 0 attention nodes, expected the anchored one", |g| {
-        let id = g.layers[0].attn;
+        let id = g.layers[0].mixer.node();
         let Op::Attention { layer, .. } = &mut g.nodes[id.index()].op else { unreachable!() };
         *layer = 1;
         id
     });
     rejects("layer 0 has 1 attention nodes, expected the anchored one", |g| {
-        g.layers[0].attn = g.layers[1].attn;
-        g.layers[1].attn
+        g.layers[0].mixer = g.layers[1].mixer;
+        g.layers[1].mixer.node()
+    });
+    rejects("layer 0 has 1 delta nets, expected the anchored one", |g| {
+        g.layers[0].mixer = Mixer::Recurrent(g.layers[0].mixer.node());
+        g.layers[0].mixer.node()
     });
     rejects("layer 4 has no anchors", |g| {
-        let id = g.layers[0].attn;
+        let id = g.layers[0].mixer.node();
         let Op::Attention { layer, .. } = &mut g.nodes[id.index()].op else { unreachable!() };
         *layer = 4;
         id
     });
     rejects("layer 3 has 2 attention nodes, expected the anchored one", |g| {
-        let anchored = g.layers[3].attn;
+        let anchored = g.layers[3].mixer.node();
         let copy = g.node(anchored).clone();
         g.nodes.push(copy);
         anchored

@@ -11,7 +11,7 @@ use spts::compile::fuse_ffn::fuse_gated_ffn;
 use spts::compile::last_row::keep_last_row;
 use spts::compile::lower::{MASK_HEIGHT, lower, masks_needed, max_ggml_nodes};
 use spts::compile::mask_buffer::{MaskBuffer, MaskSize};
-use spts::compile::memory::{CacheMode, Memory, ProxyTensors};
+use spts::compile::memory::{CacheMode, Memory, ProxyTensors, RecurrentTensors};
 use spts::compile::phases::{self, Phase, PhaseKind, Program};
 use spts::ggml::Tensor;
 use spts::ggml::backend::{Backend, BufferType};
@@ -25,7 +25,8 @@ use spts::method::spts::passes::skip_and_prune;
 use spts::method::spts::schedule::{Pool, Probe, Reach, Schedule};
 use spts::model::weights::Model;
 use spts::session::masks::Masks;
-use spts::session::sequence::{CacheType, LayerCache, Sequence};
+use spts::session::recurrent::RecurrentState;
+use spts::session::sequence::{CacheType, LayerCache, LayerMemory, Sequence};
 use spts::session::slots::SlotMemory;
 use support::tiny::Tiny;
 
@@ -51,19 +52,23 @@ impl Memory for Device<'_> {
     }
 
     fn cache_k(&self, layer: usize) -> Tensor<'_> {
-        self.sequence.layers()[layer].k()
+        self.sequence.cache(layer).k()
     }
 
     fn cache_v(&self, layer: usize) -> Tensor<'_> {
-        self.sequence.layers()[layer].v()
+        self.sequence.cache(layer).v()
+    }
+
+    fn recurrent(&self, layer: usize, is_under_way: bool) -> RecurrentTensors<'_> {
+        self.sequence.recurrent(layer).tensors(is_under_way)
     }
 
     fn n_past(&self, layer: usize) -> usize {
-        self.sequence.layers()[layer].len()
+        self.sequence.cache(layer).len()
     }
 
     fn has_gaps(&self, layer: usize) -> bool {
-        self.sequence.layers()[layer].positions().is_some()
+        self.sequence.cache(layer).positions().is_some()
     }
 
     fn mask(&self, window: Option<usize>) -> MaskBuffer<'_> {
@@ -92,8 +97,11 @@ fn program(graph: &Graph, tile: usize) -> Program {
 /// `n_past` tokens read, room for `n` more.
 fn sequence(pair: &Pair, n_past: usize, n: usize) -> Sequence {
     let (n_layer, width) = (pair.tiny.n_layer, pair.tiny.n_head_kv * pair.tiny.head_dim);
-    let cache = || LayerCache::new(buffer_type(), width, (CacheType::F16, CacheType::F16));
-    let mut sequence = Sequence::new((0..n_layer).map(|_| cache()).collect());
+    let memory = |l: usize| match pair.model.shape().recurrence(l) {
+        Some(heads) => LayerMemory::Recurrent(RecurrentState::new(buffer_type(), heads)),
+        None => LayerMemory::Cache(LayerCache::new(buffer_type(), width, (CacheType::F16, CacheType::F16))),
+    };
+    let mut sequence = Sequence::new((0..n_layer).map(memory).collect());
     sequence.reserve(0, &vec![n_past + n; n_layer], 0).expect("memory");
     sequence.advance(n_past, None);
     sequence
@@ -140,9 +148,9 @@ fn check(pair: &Pair, graph: &Graph, tile: usize, n_past: usize) -> f64 {
 fn skipping(pair: &Pair, n: usize, first: usize, stages: &[(usize, usize, usize)], queries: usize) -> Graph {
     let probe = Probe { queries, pool: Pool::Max(13), ..Probe::PAPER };
     let schedule = Schedule { use_proxy: false, skip_from: first, ..runtime::schedule(stages, probe) };
-    let windows: Vec<bool> = pair.reference.layers.iter().map(|l| l.window.is_some()).collect();
-    let budgets =
-        schedule.resolve(pair.tiny.n_layer, n, &|l| windows[l], Reach::AboveFirstBudget).expect("a schedule that fits");
+    let shape = pair.model.shape();
+    let kind = |l: usize| shape.layer_kind(l);
+    let budgets = schedule.resolve(pair.tiny.n_layer, n, &kind, Reach::AboveFirstBudget).expect("a schedule that fits");
     skip_and_prune(&pair.model.graph(n, n), &budgets, &ProbeSettings::of(&schedule, &budgets)).expect("an intact graph")
 }
 
@@ -155,6 +163,9 @@ fn no_phase_takes_more_operations_than_are_counted() {
         (Tiny::named("llama"), 0, [1, 3]),
         (Tiny::named("phi3"), 1, [2, 3]),
         (Tiny::named("gpt-oss"), 1, [3, 5]),
+        (Tiny::named("qwen35"), 1, [3, 4]),
+        (Tiny::named("qwen35moe"), 1, [1, 2]),
+        (Tiny::named("qwen3next"), 1, [1, 2]),
     ] {
         let pair = Pair::new(tiny);
         for (n, tile) in [(10_240, 10_240), (20_000, 10_240), (9_100, 512), (9_100, 100), (40_000, 40_000)] {

@@ -73,6 +73,21 @@ fn glm4() {
 }
 
 #[test]
+fn qwen35() {
+    check("qwen35", "qwen35", Gelu::Exact, 5e-5);
+}
+
+#[test]
+fn qwen35moe() {
+    check("qwen35moe", "qwen35moe", Gelu::Exact, 5e-5);
+}
+
+#[test]
+fn qwen3next() {
+    check("qwen3next", "qwen3next", Gelu::Exact, 5e-5);
+}
+
+#[test]
 fn mistral3() {
     check("mistral3", "mistral3", Gelu::Exact, 5e-5);
 }

@@ -3,7 +3,9 @@
 mod reference;
 mod support;
 
-use reference::{Chosen, Follow, LayerBudget, Layout, Matrix, Model, Pool, Proxy, SptsPlan, pool_scores, settle, top};
+use reference::{
+    Chosen, Follow, Kind, LayerBudget, Layout, Matrix, Model, Pool, Proxy, SptsPlan, pool_scores, settle, top,
+};
 use support::tiny::{NAMES, Tiny};
 
 const N: usize = 40;
@@ -13,14 +15,18 @@ fn model(name: &str) -> (Model, Vec<u32>) {
     (Model::from_file(&tiny.build(), None), tiny.prompt(N))
 }
 
-/// Layer 0 dense, layer 1 skips, layer 2 skips harder and prunes, dense after that.
-fn staged(n_layer: usize) -> SptsPlan {
+/// Layer 0 dense, layer 1 skips, layer 2 (the next one with attention) skips harder and prunes, dense after that.
+fn staged(model: &Model) -> SptsPlan {
+    let recurrent = model.layers[2].delta.is_some();
     let mut layers = vec![
         LayerBudget::dense(N),
         LayerBudget { candidates: N, active_attn: 20, active_ffn: 18, prune_to: None },
         LayerBudget { candidates: N, active_attn: 16, active_ffn: 12, prune_to: Some(10) },
     ];
-    layers.resize(n_layer, LayerBudget::dense(10));
+    if recurrent {
+        layers.insert(2, LayerBudget { candidates: N, active_attn: N, active_ffn: 15, prune_to: None });
+    }
+    layers.resize(model.layers.len(), LayerBudget::dense(10));
     SptsPlan::new(layers)
 }
 
@@ -58,7 +64,7 @@ fn a_plan_that_skips_nothing_is_dense() {
 fn sets_follow_the_budgets() {
     for name in NAMES {
         let (model, tokens) = model(name);
-        let mut plan = staged(model.layers.len());
+        let mut plan = staged(&model);
         (plan.probe_queries, plan.pool) = (4, Pool::Max(3));
         let out = model.forward(&tokens, Some(&plan));
         for (il, (trace, budget)) in out.layers.iter().zip(&plan.layers).enumerate() {
@@ -72,7 +78,9 @@ fn sets_follow_the_budgets() {
                 assert!(set.iter().all(|t| trace.candidates.contains(t)), "{name} {il}");
                 assert!(set.ends_with(&[N - 4, N - 3, N - 2, N - 1]), "{name} {il}");
             }
-            assert_eq!(out.state.cache[il].positions, trace.active_attn, "{name} {il}");
+            if model.layers[il].delta.is_none() {
+                assert_eq!(out.state.cache[il].positions, trace.active_attn, "{name} {il}");
+            }
         }
         assert_eq!(out.positions.len(), 10);
         let dense = model.forward(&tokens, None);
@@ -101,7 +109,7 @@ fn a_skipped_token_is_left_alone() {
 #[test]
 fn scores_of_one_query_are_a_distribution() {
     let (model, tokens) = model("qwen2");
-    let out = model.forward(&tokens, Some(&staged(model.layers.len())));
+    let out = model.forward(&tokens, Some(&staged(&model)));
     let scores = out.layers[1].scores.as_ref().unwrap();
     assert!((scores.iter().sum::<f32>() - 1.0).abs() < 1e-5);
     let spread = scores.iter().copied().fold(0.0, f32::max) * N as f32;
@@ -111,7 +119,7 @@ fn scores_of_one_query_are_a_distribution() {
 #[test]
 fn decoding_sees_uneven_caches() {
     let (model, tokens) = model("llama");
-    let mut out = model.forward(&tokens, Some(&staged(model.layers.len())));
+    let mut out = model.forward(&tokens, Some(&staged(&model)));
     assert_eq!(out.kv_lengths(), [40, 20, 16, 10, 10]);
     let first = model.decode(&mut out.state, 7);
     assert_eq!(out.kv_lengths(), [41, 21, 17, 11, 11]);
@@ -135,7 +143,7 @@ fn a_proxy_of_full_rank_is_the_ffn() {
         f16_inputs: false,
     };
     assert_eq!(proxy.v_down.n_in, f);
-    let mut plan = staged(model.layers.len());
+    let mut plan = staged(&model);
     let mut proxies = vec![None; model.layers.len()];
     proxies[1] = Some(proxy);
     plan.proxies = Some(proxies);
@@ -190,16 +198,17 @@ fn a_layout_gives_the_papers_budgets() {
         skip_ffn: true,
         prune: true,
     };
-    let layers = layout.budgets(32, 32 * k, |_| false);
+    let layers = layout.budgets(32, 32 * k, |_| Kind::Full);
     let entries: usize = layers.iter().map(|l| l.active_attn).sum();
     assert_eq!(entries, (10 * 32 + 4 * 9 + 5 * 7 + 5 * 4 + 5 * 2 + 3) * k);
     assert_eq!(layers[13].prune_to, Some(8 * k));
     assert_eq!(layers[31], LayerBudget::dense(k));
-    let late = Layout { keeping: vec![0, 1], ..layout.clone() }.budgets(32, 32 * k, |_| false);
+    let late = Layout { keeping: vec![0, 1], ..layout.clone() }.budgets(32, 32 * k, |_| Kind::Full);
     assert_eq!((late[13].prune_to, late[18].prune_to, late[23].prune_to), (None, None, Some(3 * k)));
     assert_eq!((late[22].candidates, late[22].active_attn), (32 * k, 4 * k));
     // Layers with a window keep all candidates, and prune in the layer before.
-    let local = Layout { skip_from: 1, stages: vec![(3, 8, 2)], ..layout }.budgets(5, 20, |l| l == 3);
+    let local = Layout { skip_from: 1, stages: vec![(3, 8, 2)], ..layout }
+        .budgets(5, 20, |l| if l == 3 { Kind::Local } else { Kind::Full });
     assert_eq!(local[2], LayerBudget { candidates: 20, active_attn: 8, active_ffn: 8, prune_to: Some(6) });
     assert_eq!(local[3], LayerBudget::dense(6));
 }
@@ -214,7 +223,7 @@ fn another_choice_is_followed_where_scores_are_tied() {
         assert!(std::panic::catch_unwind(|| settle("", &scores, 3, 1, wrong, tie)).is_err(), "{wrong:?}");
     }
     let (model, tokens) = model("llama");
-    let mut plan = staged(model.layers.len());
+    let mut plan = staged(&model);
     let free = model.forward(&tokens, Some(&plan));
     let chosen = |l: &reference::LayerTrace| Chosen {
         candidates: l.candidates.clone(),
@@ -262,6 +271,22 @@ fn every_feature_of_the_tiny_models_matters() {
     changed("gemma3", &each(|l| l.ffn_post_norm = None));
     changed("gemma3", &|m: &mut Model| m.embd_scale = 1.0);
     changed("gemma3", &|m: &mut Model| m.gelu_gate = false);
+    changed("qwen35", &each(|l| l.gate = None));
+    let delta = |change: fn(&mut reference::DeltaNet)| {
+        move |m: &mut Model| m.layers.iter_mut().filter_map(|l| l.delta.as_mut()).for_each(change)
+    };
+    changed("qwen35", &delta(|d| d.dt.fill(0.0)));
+    changed("qwen35", &delta(|d| d.a.fill(0.0)));
+    changed("qwen35", &delta(|d| d.beta.weight.data.fill(0.0)));
+    changed("qwen35", &delta(|d| d.norm.fill(1.0)));
+    // Kernels of the token's own channel alone.
+    changed(
+        "qwen35",
+        &delta(|d| d.conv.data.iter_mut().enumerate().filter(|(i, _)| i % 4 < 3).for_each(|(_, w)| *w = 0.0)),
+    );
+    changed("qwen35", &each(|l| l.rope.n_rot = 4));
+    changed("qwen35moe", &each(|l| l.shared = None));
+    changed("qwen3next", &delta(|d| d.grouped = false));
     changed("phi3-longrope", &each(|l| l.rope.factors = None));
     changed("phi3-longrope", &each(|l| l.rope.n_rot = 4));
 }

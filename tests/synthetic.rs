@@ -59,6 +59,7 @@ fn a_file_has_the_shape_that_it_was_made_of() {
         let (shape, given) = (model.shape(), &made.shape);
         for layer in 0..given.n_layer {
             assert_eq!(shape.window(layer), given.window(layer), "{name}, layer {layer}");
+            assert_eq!(shape.recurrence(layer), given.recurrence(layer), "{name}, layer {layer}");
         }
         assert_eq!(shape.window(given.n_layer), None);
         assert!(shape.weight_bytes.is_some());
@@ -66,6 +67,7 @@ fn a_file_has_the_shape_that_it_was_made_of() {
             name: format!("synthetic {name}"),
             weight_bytes: shape.weight_bytes,
             swa: shape.swa.clone(),
+            recurrent: shape.recurrent.clone(),
             ..given.clone()
         };
         assert_eq!(*shape, expected);

@@ -305,8 +305,19 @@ fn what_cannot_be_searched() {
 
 #[test]
 fn measured_beside_dense_is_what_is_answered() {
-    let scene = scene();
-    prompts(&scene, 3);
+    compare_answers(&scene());
+}
+
+/// Where an answer cannot be forgotten token by token, the prompt is read again.
+#[test]
+fn so_it_is_with_recurrent_layers() {
+    let scene = Scene::new();
+    Tiny { n_embd: 64, n_ff: 128, ..Tiny::named("qwen35") }.build().write(&scene.path("tiny.gguf"));
+    compare_answers(&scene);
+}
+
+fn compare_answers(scene: &Scene) {
+    prompts(scene, 3);
     let model = Model::open(&scene.path("tiny.gguf"), ModelOptions::default()).unwrap();
     let data = TaskData::parse(&fs::read_to_string(scene.path("data.jsonl")).unwrap(), "data").unwrap();
     let mut session = Session::new(model.clone(), SessionOptions::default()).unwrap();

@@ -3,7 +3,8 @@
 //! The mixes follow the conventions of the GGUF ecosystem, so that a file made here has the layout that
 //! users of Q4_K_M and the like expect (llama.cpp's quantizer without an importance matrix, dense models):
 //!
-//! - 1-D tensors and norms stay as they are; so do routing and other tiny 2-D tensors;
+//! - 1-D tensors and norms stay as they are; so do routing, convolutions and other tiny 2-D tensors (of a gated delta net `ssm_conv1d`,
+//!   `ssm_a`, `ssm_dt` and `ssm_norm`; its projections are weights like others, `attn_qkv` as below);
 //! - the output head, and the token embedding when it is the head as well, is Q6_K (Q8_0 in a Q8_0 file);
 //! - `_M` mixes give attn_v (or a fused attn_qkv) and ffn_down Q6_K in the layers of [`more_bits`];
 //! - Q4_K_S gives attn_v of the first four layers and ffn_down of the first eighth Q5_K;
@@ -354,11 +355,38 @@ mod tests {
             ("blk.0.attn_q_norm.weight", &[128, 2]),
             ("rope_freqs.weight", &[64]),
             ("blk.0.ffn_gate_inp.weight", &[4096, 8]),
+            ("blk.0.ffn_gate_inp_shexp.weight", &[4096]),
+            ("blk.0.ssm_conv1d.weight", &[4, 8192]),
+            ("blk.0.ssm_a", &[32]),
+            ("blk.0.ssm_dt.bias", &[32]),
+            ("blk.0.ssm_norm.weight", &[128]),
             ("output_norm.weight", &[4096, 1]),
             ("strange.weight", &[]),
         ] {
             assert_eq!(choose_type(Preset::Q4_0, name, shape, &LLAMA), Choice::Keep, "{name}");
         }
+    }
+
+    /// Every layer has either attn_v or attn_qkv: they are counted together.
+    #[test]
+    fn hybrids_with_recurrent_layers() {
+        let hybrid = ModelShape { n_layer: 40, n_head: 16, n_head_kv: 2, tied_output: false };
+        let ty = |preset, name: &str, n_out| name_of(preset, name, &[2048, n_out], &hybrid);
+        for (name, n_out, m, s) in [
+            ("blk.0.attn_qkv.weight", 8192, "Q6_K", "Q5_K"),
+            ("blk.3.attn_v.weight", 512, "Q6_K", "Q5_K"),
+            ("blk.5.attn_qkv.weight", 8192, "Q4_K", "Q4_K"),
+            ("blk.7.attn_v.weight", 512, "Q6_K", "Q4_K"),
+            ("blk.8.attn_gate.weight", 4096, "Q4_K", "Q4_K"),
+            ("blk.8.ssm_beta.weight", 32, "Q4_K", "Q4_K"),
+            ("blk.8.ssm_alpha.weight", 32, "Q4_K", "Q4_K"),
+            ("blk.8.ffn_gate_shexp.weight", 512, "Q4_K", "Q4_K"),
+            ("blk.4.ffn_down_shexp.weight", 2048, "Q6_K", "Q5_K"),
+        ] {
+            assert_eq!((ty(Preset::Q4_K_M, name, n_out), ty(Preset::Q4_K_S, name, n_out)), (m, s), "{name}");
+        }
+        assert_eq!(name_of(Preset::Q4_K_M, "blk.8.ffn_down_exps.weight", &[512, 2048, 256], &hybrid), "Q4_K");
+        assert_eq!(name_of(Preset::Q4_K_M, "blk.8.ssm_out.weight", &[4096, 2048], &hybrid), "Q4_K");
     }
 
     #[test]

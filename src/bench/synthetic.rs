@@ -15,6 +15,7 @@ use spts_quant::{Choice, ModelShape, Preset, TensorType, choose_type};
 use crate::gguf::{Array, GgmlType, Gguf, GgufError, GgufWriter, OpenOptions, TensorDecl, no_source};
 use crate::method::spts::schedule::Schedule;
 use crate::method::spts::sidecar::{self, ARCHITECTURE, TENSORS, VERSION, tensor_name};
+use crate::graph::ir::DeltaHeads;
 use crate::model::shape::Shape;
 use crate::output_file::OutputFile;
 use crate::quantize::ggml_type;
@@ -22,6 +23,7 @@ use crate::random::SplitMix64;
 use crate::tokenizer::unicode::byte_to_char;
 
 use super::blocks::RandomBlocks;
+use super::tensors::{Fill, tensors};
 
 /// Bytes made at a time by a thread: small enough for its cache.
 const CHUNK: usize = 1 << 20;
@@ -35,27 +37,6 @@ pub struct Synthetic {
     pub preset: Preset,
     /// The seed of the random weights.
     pub seed: u64,
-}
-
-/// How a tensor's values are made.
-#[derive(Clone, Copy, PartialEq)]
-enum Fill {
-    /// Mean 0, standard deviation `1 / sqrt(shape[0])`, in the preset's type.
-    Matrix,
-    /// The same in F32: what chooses among experts is never quantized.
-    Router,
-    /// F32 about 1.
-    Norm,
-    /// F32 about 0.
-    Bias,
-    /// The divisors of Llama 3.1's rotary frequencies.
-    RopeFactors,
-}
-
-struct Tensor {
-    name: String,
-    shape: Vec<u64>,
-    fill: Fill,
 }
 
 /// What the architecture adds to the sizes.
@@ -77,6 +58,7 @@ impl Synthetic {
             "llama-3.1-8b" => Traits { rope_factor: Some(8.0), ..llama_3 },
             "llama-3.2-1b" => Traits { rope_factor: Some(32.0), ..llama_3 },
             "smollm2-135m" => Traits { n_ctx: 8192, freq_base: 1e5, rms_eps: 1e-5, ..usual },
+            name if name.starts_with("qwen3.6-") => Traits { n_ctx: 262_144, freq_base: 1e7, ..usual },
             _ if self.shape.arch == "gpt-oss" => Traits { freq_base: 1.5e5, yarn: Some((32.0, 4096)), ..llama_3 },
             _ => usual,
         }
@@ -123,7 +105,7 @@ impl Synthetic {
         let traits = self.traits();
         let mut writer = GgufWriter::new();
         self.metadata(&mut writer, &traits)?;
-        let tensors = self.tensors(&traits);
+        let tensors = tensors(&self.shape, traits.rope_factor.is_some());
         let s = &self.shape;
         let model = ModelShape { n_layer: s.n_layer, n_head: s.n_head, n_head_kv: s.n_head_kv, tied_output: s.tied };
         let mut types = Vec::new();
@@ -147,6 +129,7 @@ impl Synthetic {
                 (Fill::Matrix | Fill::Router, _) => matrix(ty, &tensor.shape, seed, out),
                 (Fill::Norm, _) => vector(tensor.shape[0], seed, 1.0, 0.1, out),
                 (Fill::Bias, _) => vector(tensor.shape.iter().product(), seed, 0.0, 0.1, out),
+                (Fill::Decay, _) => vector(tensor.shape[0], seed, -0.5, 0.4, out),
                 (Fill::RopeFactors, factor) => {
                     let factors = rope_factors(2 * tensor.shape[0] as usize, traits.freq_base, factor.unwrap_or(1.0));
                     factors.iter().try_for_each(|x| out.write_all(&x.to_le_bytes()))
@@ -173,7 +156,7 @@ impl Synthetic {
             ("attention.head_count_kv", s.n_head_kv),
             ("attention.key_length", s.head_dim),
             ("attention.value_length", s.head_dim),
-            ("rope.dimension_count", s.head_dim),
+            ("rope.dimension_count", self.n_rot()),
             ("vocab_size", s.n_vocab),
         ] {
             w.set_u32(&key(suffix), value as u32)?;
@@ -189,11 +172,35 @@ impl Synthetic {
             w.set_u32(&key("expert_count"), experts.n_expert as u32)?;
             w.set_u32(&key("expert_used_count"), experts.n_used as u32)?;
             w.set_u32(&key("expert_feed_forward_length"), s.n_ff as u32)?;
+            if experts.n_ff_shared > 0 {
+                w.set_u32(&key("expert_shared_feed_forward_length"), experts.n_ff_shared as u32)?;
+            }
+        }
+        if let Some(recurrent) = &s.recurrent {
+            let DeltaHeads { n_head_k, n_head_v, head_dim, d_conv, .. } = recurrent.heads;
+            let n_pairs = self.n_rot() as u32 / 2;
+            let sections = vec![n_pairs.div_ceil(3), (n_pairs + 1) / 3, n_pairs / 3, 0];
+            w.set_array(&key("rope.dimension_sections"), Array::U32(sections))?;
+            w.set_array(&key("attention.recurrent_layers"), Array::Bool(recurrent.layers[..s.n_layer].to_vec()))?;
+            for (suffix, value) in [
+                ("ssm.conv_kernel", d_conv),
+                ("ssm.state_size", head_dim),
+                ("ssm.group_count", n_head_k),
+                ("ssm.time_step_rank", n_head_v),
+                ("ssm.inner_size", n_head_v * head_dim),
+            ] {
+                w.set_u32(&key(suffix), value as u32)?;
+            }
         }
         if let Some(swa) = &s.swa {
             w.set_u32(&key("attention.sliding_window"), swa.window as u32)?;
         }
         self.vocabulary(w)
+    }
+
+    /// Rotated dimensions of a head: in Qwen 3.6 the first 64 of 256.
+    fn n_rot(&self) -> usize {
+        if self.shape.recurrent.is_some() { self.shape.head_dim / 4 } else { self.shape.head_dim }
     }
 
     fn vocabulary(&self, w: &mut GgufWriter<'_>) -> Result<(), GgufError> {
@@ -220,69 +227,6 @@ impl Synthetic {
         w.set_u32("tokenizer.ggml.bos_token_id", bos)?;
         w.set_u32("tokenizer.ggml.eos_token_id", bos + 1)?;
         w.set_bool("tokenizer.ggml.add_bos_token", true)
-    }
-
-    fn tensors(&self, traits: &Traits) -> Vec<Tensor> {
-        let s = &self.shape;
-        let mut all: Vec<Tensor> = Vec::new();
-        let mut add = |name: String, shape: &[usize], fill| {
-            all.push(Tensor { name, shape: shape.iter().map(|&n| n as u64).collect(), fill });
-        };
-        let (q, k, v) = (s.n_head * s.head_dim, s.n_head_kv * s.head_dim, s.n_head_kv * s.head_dim);
-        add("token_embd.weight".into(), &[s.n_embd, s.n_vocab], Fill::Matrix);
-        if traits.rope_factor.is_some() {
-            add("rope_freqs.weight".into(), &[s.head_dim / 2], Fill::RopeFactors);
-        }
-        for l in 0..s.n_layer {
-            let name = |base: &str| format!("blk.{l}.{base}");
-            let oss = s.arch == "gpt-oss";
-            add(name("attn_norm.weight"), &[s.n_embd], Fill::Norm);
-            for (part, n_out) in [("attn_q", q), ("attn_k", k), ("attn_v", v)] {
-                add(name(&format!("{part}.weight")), &[s.n_embd, n_out], Fill::Matrix);
-                if oss || s.arch == "qwen2" {
-                    add(name(&format!("{part}.bias")), &[n_out], Fill::Bias);
-                }
-            }
-            add(name("attn_output.weight"), &[s.n_head * s.head_dim, s.n_embd], Fill::Matrix);
-            if matches!(s.arch.as_str(), "gemma3" | "qwen3moe") {
-                for base in ["attn_q_norm.weight", "attn_k_norm.weight"] {
-                    add(name(base), &[s.head_dim], Fill::Norm);
-                }
-            }
-            if s.arch == "gemma3" {
-                for base in ["post_attention_norm.weight", "post_ffw_norm.weight"] {
-                    add(name(base), &[s.n_embd], Fill::Norm);
-                }
-            }
-            if oss {
-                add(name("attn_output.bias"), &[s.n_embd], Fill::Bias);
-                add(name("attn_sinks.weight"), &[s.n_head], Fill::Bias);
-            }
-            let ffn_norm = if oss { "post_attention_norm.weight" } else { "ffn_norm.weight" };
-            add(name(ffn_norm), &[s.n_embd], Fill::Norm);
-            let parts = [("ffn_gate", s.n_embd, s.n_ff), ("ffn_up", s.n_embd, s.n_ff), ("ffn_down", s.n_ff, s.n_embd)];
-            if let Some(experts) = s.experts {
-                add(name("ffn_gate_inp.weight"), &[s.n_embd, experts.n_expert], Fill::Router);
-                for (part, n_in, n_out) in parts {
-                    add(name(&format!("{part}_exps.weight")), &[n_in, n_out, experts.n_expert], Fill::Matrix);
-                    if oss {
-                        add(name(&format!("{part}_exps.bias")), &[n_out, experts.n_expert], Fill::Bias);
-                    }
-                }
-                if oss {
-                    add(name("ffn_gate_inp.bias"), &[experts.n_expert], Fill::Bias);
-                }
-                continue;
-            }
-            for (part, n_in, n_out) in parts {
-                add(name(&format!("{part}.weight")), &[n_in, n_out], Fill::Matrix);
-            }
-        }
-        add("output_norm.weight".into(), &[s.n_embd], Fill::Norm);
-        if !s.tied {
-            add("output.weight".into(), &[s.n_embd, s.n_vocab], Fill::Matrix);
-        }
-        all
     }
 }
 

@@ -74,10 +74,12 @@ impl PromptCache {
             ));
         }
         note(&format!(
-            "{}: has {} tokens, and parts from this prompt behind {}: read from there on",
+            "{}: has {} tokens, and parts from this prompt behind {}: read {}",
             name.display(),
             grouped(n_file),
-            grouped(shared)
+            grouped(shared),
+            // States of recurrent layers are there at a document's end alone.
+            if n_reused == 0 { "anew" } else { "from there on" }
         ));
     }
 

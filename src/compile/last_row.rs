@@ -22,27 +22,20 @@ pub fn keep_last_row(graph: &Graph, queries: usize) -> Graph {
     let mut anchors: Vec<LayerAnchors> = (0..last).map(|l| rw.copied_anchors(l)).collect();
 
     rw.b.set_layer(Some(last));
-    let k = rw.recompute(a.k);
-    let v = rw.recompute(a.v);
-    let attn = graph.node(a.attn);
-    let (inp, pos) = (rw.map[&a.inp], rw.map[&attn.src[3]]);
-    let mut subst = HashMap::new();
-    let (q, new_attn) = if queries == n_rows {
-        (rw.recompute(a.q), rw.recompute(a.attn))
-    } else {
-        let inp_last = rw.b.push(Op::LastRows { rows: queries }, &[inp], "inp_last");
-        let pos_last = rw.b.push(Op::LastRows { rows: queries }, &[pos], "pos_last");
-        subst = HashMap::from([(a.inp, inp_last), (attn.src[3], pos_last)]);
-        let q = rw.recompute_with(&mut subst, a.q);
-        (q, rw.b.push(attn.op.clone(), &[q, k, v, pos_last, pos], attn.name))
+    let inp = rw.map[&a.inp];
+    let (mixer, mut subst) = match &a.mixer {
+        Mixer::Attention(attention) => {
+            let (attention, subst) = last_queries(&mut rw, a.inp, attention, queries);
+            (Mixer::Attention(attention), subst)
+        }
+        // A recurrence goes over all rows to reach the last one.
+        Mixer::Recurrent(delta) => {
+            let all = rw.recompute(*delta);
+            let last = rw.b.push(Op::LastRows { rows: 1 }, &[all], "delta_last");
+            let inp_last = rw.b.push(Op::LastRows { rows: 1 }, &[inp], "inp_last");
+            (Mixer::Recurrent(all), HashMap::from([(a.inp, inp_last), (*delta, last)]))
+        }
     };
-    if queries == 1 {
-        subst.insert(a.attn, new_attn);
-    } else {
-        let attn_last = rw.b.push(Op::LastRows { rows: 1 }, &[new_attn], "kqv_last");
-        let inp_last = rw.b.push(Op::LastRows { rows: 1 }, &[inp], "inp_last");
-        subst = HashMap::from([(a.inp, inp_last), (a.attn, attn_last)]);
-    }
     let out = rw.recompute_with(&mut subst, a.out);
     rw.map.insert(a.out, out);
     rw.skip_through(a.out);
@@ -50,10 +43,7 @@ pub fn keep_last_row(graph: &Graph, queries: usize) -> Graph {
     let s = |id: NodeId| subst[&id];
     anchors.push(LayerAnchors {
         inp,
-        q,
-        k,
-        v,
-        attn: new_attn,
+        mixer,
         attn_out: s(a.attn_out),
         ffn_inp: s(a.ffn_inp),
         ffn_norm: s(a.ffn_norm),
@@ -63,4 +53,36 @@ pub fn keep_last_row(graph: &Graph, queries: usize) -> Graph {
         ..*a
     });
     rw.finish(anchors)
+}
+
+/// Makes a layer's attention for its last `queries` alone. Returns its nodes, and what stands for the layer's input and for the
+/// attention where the last row is computed.
+fn last_queries(
+    rw: &mut Rewrite,
+    old_inp: NodeId,
+    a: &AttentionAnchors,
+    queries: usize,
+) -> (AttentionAnchors, HashMap<NodeId, NodeId>) {
+    let k = rw.recompute(a.k);
+    let v = rw.recompute(a.v);
+    let attn = rw.old.node(a.attn);
+    let (inp, pos) = (rw.map[&old_inp], rw.map[&attn.src[3]]);
+    let mut subst = HashMap::new();
+    let (q, new_attn) = if queries == rw.old.node(old_inp).n_rows {
+        (rw.recompute(a.q), rw.recompute(a.attn))
+    } else {
+        let inp_last = rw.b.push(Op::LastRows { rows: queries }, &[inp], "inp_last");
+        let pos_last = rw.b.push(Op::LastRows { rows: queries }, &[pos], "pos_last");
+        subst = HashMap::from([(old_inp, inp_last), (attn.src[3], pos_last)]);
+        let q = rw.recompute_with(&mut subst, a.q);
+        (q, rw.b.push(attn.op.clone(), &[q, k, v, pos_last, pos], attn.name))
+    };
+    if queries == 1 {
+        subst.insert(a.attn, new_attn);
+    } else {
+        let attn_last = rw.b.push(Op::LastRows { rows: 1 }, &[new_attn], "kqv_last");
+        let inp_last = rw.b.push(Op::LastRows { rows: 1 }, &[inp], "inp_last");
+        subst = HashMap::from([(old_inp, inp_last), (a.attn, attn_last)]);
+    }
+    (AttentionAnchors { q, k, v, attn: new_attn, window: a.window }, subst)
 }

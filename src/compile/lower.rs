@@ -5,6 +5,7 @@
 //! them, and ggml computes in that order.
 
 mod attention;
+mod delta_net;
 mod experts;
 mod masks;
 mod probes;
@@ -89,6 +90,8 @@ pub fn max_ggml_nodes(graph: &Graph, phase: &Phase, tile: usize) -> usize {
         }
         // Products of seven matrices where there is no kernel for it.
         Op::ProxyNorm { .. } => 12,
+        // Convolution, norms, and the two states.
+        Op::DeltaNet { .. } => 24,
         // Choosing them, three products, and a sum over them.
         Op::Experts { n_used, .. } => 20 + 2 * n_used,
         _ => 0,
@@ -167,6 +170,9 @@ impl<'a> Lowerer<'a, '_> {
             Op::Attention { layer, heads, window } => self.attention(node, form, *layer, heads, *window),
             Op::Scale { factor } => self.ops.scale(self.rows(node.src[0]), *factor),
             Op::Temperature { every, scale } => self.temperature(node, *every, *scale),
+            Op::Features { group, start, len } => self.features(node, *group, *start, *len),
+            Op::Sigmoid => self.ops.sigmoid(self.rows(node.src[0])),
+            Op::DeltaNet { .. } => self.delta_net(node),
             Op::Glu { act } => self.ops.glu(*act, self.rows(node.src[0]), self.rows(node.src[1])),
             Op::GatedFfn { .. } => self.gated_ffn(node, form, target(form)),
             Op::Experts { .. } => self.experts(node),

@@ -17,6 +17,8 @@ pub trait Memory {
     fn cache_k(&self, layer: usize) -> Tensor<'_>;
     /// Values of a layer, likewise.
     fn cache_v(&self, layer: usize) -> Tensor<'_>;
+    /// What a recurrent layer remembers. `is_under_way`: by a tile before of the same call, rather than by earlier calls.
+    fn recurrent(&self, layer: usize, is_under_way: bool) -> RecurrentTensors<'_>;
     /// Rows in the layer's cache before this call.
     fn n_past(&self, layer: usize) -> usize;
     /// Whether the positions of these rows have gaps (tokens were pruned), so that a window is not a run of rows.
@@ -38,6 +40,19 @@ pub struct ProxyTensors<'a> {
     pub v_gu: Tensor<'a>,
     /// `[d_low, rank]`
     pub v_down: Tensor<'a>,
+}
+
+/// Memory of a gated delta net, as a tile finds it and as it leaves it: these may be the same.
+#[derive(Clone, Copy)]
+pub struct RecurrentTensors<'a> {
+    /// Channels of the last rows before the tile `[d_conv - 1, n_channels]`.
+    pub conv_before: Tensor<'a>,
+    /// Those of the tile's last rows, likewise.
+    pub conv_after: Tensor<'a>,
+    /// A matrix for each value head `[head_dim, head_dim, n_head_v]`.
+    pub matrices_before: Tensor<'a>,
+    /// Likewise, behind the tile.
+    pub matrices_after: Tensor<'a>,
 }
 
 impl dyn Memory + '_ {

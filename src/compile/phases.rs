@@ -211,8 +211,8 @@ fn place(graph: &Graph, phases: &[Phase]) -> (Vec<Storage>, Vec<Slot>) {
 
     let mut storage = vec![Storage::Transient; n];
     for a in &graph.layers {
-        let Op::Attention { layer, .. } = graph.node(a.attn).op else { continue };
-        let src = &graph.node(a.attn).src;
+        let Op::Attention { layer, .. } = graph.node(a.mixer.node()).op else { continue };
+        let src = &graph.node(a.mixer.node()).src;
         storage[src[1].index()] = Storage::CacheK(layer);
         storage[src[2].index()] = Storage::CacheV(layer);
     }

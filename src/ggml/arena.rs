@@ -237,6 +237,17 @@ impl Arena {
         }
     }
 
+    /// Copies a whole tensor over one of the same type and shape.
+    ///
+    /// # Panics
+    /// If they differ.
+    pub fn copy_all(&self, to: TensorId, from: Tensor<'_>) {
+        let to = self.get(to);
+        assert!(to.ty() == from.ty() && (0..4).all(|i| to.ne(i) == from.ne(i) && to.nb(i) == from.nb(i)), "another shape");
+        // SAFETY: both are alive and have memory (ggml asserts it), and are of one layout.
+        unsafe { sys::ggml_backend_tensor_copy(from.raw(), to.raw()) }
+    }
+
     /// Zeroes `len` bytes of a tensor from a byte offset.
     ///
     /// # Panics

@@ -8,7 +8,7 @@ use ggml_sys as sys;
 use super::ops::Ops;
 use super::{Tensor, cpu_attention, type_id};
 use crate::gguf::GgmlType;
-use crate::attributes::{Activation, Heads, Join, Rope, RopeLayout};
+use crate::attributes::{Activation, DeltaHeads, Heads, Join, Rope, RopeLayout};
 
 /// Weights of which a CUDA device holds copies in 16 bits, made ahead of their products (`BUFFERS` in wide_weights.cu).
 pub const WIDE_WEIGHTS: usize = 3;
@@ -90,6 +90,14 @@ impl Kernels {
     /// [`Ops::proxy_norm`] of so many rows, with this activation, this rank and so many channels.
     pub fn proxy_norm(&self, act: Activation, rows: usize, rank: usize, d_low: usize) -> bool {
         act != Activation::ClampedSwiglu && self.product(rows, GgmlType::BF16) && rank.is_multiple_of(8) && d_low.is_multiple_of(8)
+    }
+
+    /// `Ops::ssm_conv` and `Ops::gated_delta_net` of this geometry: on GPUs ggml has kernels for some sizes alone.
+    pub fn delta_net(&self, heads: &DeltaHeads) -> bool {
+        self.is_cpu
+            || (matches!(heads.head_dim, 16 | 32 | 64 | 128)
+                && matches!(heads.d_conv, 3 | 4 | 5 | 9 | 15)
+                && heads.n_channels().is_multiple_of(128))
     }
 
     /// Whether proxies are best kept in BF16.
@@ -429,5 +437,21 @@ fn activation(act: Activation) -> i32 {
         Activation::Silu => 0,
         Activation::Gelu => 1,
         Activation::ClampedSwiglu => unreachable!("experts alone have it, which ggml's operations compute"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn gpus_have_delta_nets_of_some_sizes() {
+        let heads = |head_dim, d_conv| DeltaHeads { n_head_k: 16, n_head_v: 48, grouped: false, head_dim, d_conv };
+        let (cpu, gpu) = (Kernels::of("CPU"), Kernels::of("CUDA0"));
+        for (head_dim, d_conv, expected) in [(128, 4, true), (64, 3, true), (96, 4, false), (128, 6, false)] {
+            assert!(cpu.delta_net(&heads(head_dim, d_conv)));
+            assert_eq!(gpu.delta_net(&heads(head_dim, d_conv)), expected, "{head_dim}, {d_conv}");
+        }
+        assert!(!gpu.delta_net(&DeltaHeads { n_head_k: 1, n_head_v: 1, grouped: false, head_dim: 32, d_conv: 4 }));
     }
 }

@@ -253,6 +253,39 @@ impl Ops {
         self.wrap(unsafe { sys::ggml_sqr(self.c(), a.raw()) })
     }
 
+    /// 1 / (1 + exp(-a))
+    pub fn sigmoid<'a>(&'a self, a: Tensor<'a>) -> Tensor<'a> {
+        // SAFETY: as above.
+        self.wrap(unsafe { sys::ggml_sigmoid(self.c(), a.raw()) })
+    }
+
+    /// a / (1 + exp(-a))
+    pub fn silu<'a>(&'a self, a: Tensor<'a>) -> Tensor<'a> {
+        // SAFETY: as above.
+        self.wrap(unsafe { sys::ggml_silu(self.c(), a.raw()) })
+    }
+
+    /// ln(1 + exp(a))
+    pub fn softplus<'a>(&'a self, a: Tensor<'a>) -> Tensor<'a> {
+        // SAFETY: as above.
+        self.wrap(unsafe { sys::ggml_softplus(self.c(), a.raw()) })
+    }
+
+    /// Convolves each channel of `x [d_conv - 1 + n, channels]` with its kernel in `w [d_conv, channels]`: `-> [channels, n]`.
+    pub fn ssm_conv<'a>(&'a self, x: Tensor<'a>, w: Tensor<'a>) -> Tensor<'a> {
+        // SAFETY: live tensors of matching shape, F32.
+        self.wrap(unsafe { sys::ggml_ssm_conv(self.c(), x.raw(), w.raw()) })
+    }
+
+    /// A gated delta net over n rows: `q`, `k [d, h_k, n]`, `v [d, h_v, n]`, the logarithms of the decays `g` and `beta [1, h_v, n]`, and
+    /// what the rows before left, `state [d, d, h_v]`. `-> [d * h_v, n + d]`: n rows of results, and the new state.
+    pub fn gated_delta_net<'a>(&'a self, [q, k, v, g, beta, state]: [Tensor<'a>; 6]) -> Tensor<'a> {
+        // SAFETY: live tensors of matching shape, F32; g, beta and state are contiguous, and so are the rows of the others.
+        self.wrap(unsafe {
+            sys::ggml_gated_delta_net(self.c(), q.raw(), k.raw(), v.raw(), g.raw(), beta.raw(), state.raw(), 1)
+        })
+    }
+
     /// The largest whole number that is no larger.
     pub fn floor<'a>(&'a self, a: Tensor<'a>) -> Tensor<'a> {
         // SAFETY: as above.
@@ -364,6 +397,12 @@ impl Ops {
         self.wrap(unsafe { sys::ggml_permute(self.c(), a.raw(), axes[0], axes[1], axes[2], axes[3]) })
     }
 
+    /// Swaps dimensions 0 and 1.
+    pub fn transpose<'a>(&'a self, a: Tensor<'a>) -> Tensor<'a> {
+        // SAFETY: as above.
+        self.wrap(unsafe { sys::ggml_transpose(self.c(), a.raw()) })
+    }
+
     /// The same elements in other dimensions; `a` is contiguous.
     pub fn reshape<'a>(&'a self, a: Tensor<'a>, ne: [usize; 3]) -> Tensor<'a> {
         // SAFETY: as above.
@@ -451,9 +490,9 @@ impl Ops {
     }
 
     /// Copies of `a` side by side until the shape is `ne`.
-    pub fn repeat<'a>(&'a self, a: Tensor<'a>, ne: [usize; 2]) -> Tensor<'a> {
+    pub fn repeat<'a>(&'a self, a: Tensor<'a>, ne: [usize; 3]) -> Tensor<'a> {
         // SAFETY: as above.
-        self.wrap(unsafe { sys::ggml_repeat_4d(self.c(), a.raw(), ne[0] as i64, ne[1] as i64, 1, 1) })
+        self.wrap(unsafe { sys::ggml_repeat_4d(self.c(), a.raw(), ne[0] as i64, ne[1] as i64, ne[2] as i64, 1) })
     }
 
     /// `a` with `n` zeros appended along dimension 0.

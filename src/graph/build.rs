@@ -55,6 +55,8 @@ impl Builder {
                 Op::ProbeScores { .. } => (1, s(1).n_rows),
                 Op::ProxyNorm { .. } | Op::RandomScores { .. } => (1, s(0).n_rows),
                 Op::TopK { m, .. } => (1, *m),
+                Op::Features { group, len, .. } => (s(0).n_feat / group * len, s(0).n_rows),
+                Op::DeltaNet { heads, .. } => (heads.n_values(), s(0).n_rows),
                 _ => (s(0).n_feat, s(0).n_rows),
             }
         };

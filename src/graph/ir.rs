@@ -5,7 +5,7 @@
 
 use std::fmt;
 
-pub use crate::attributes::{Activation, Heads, Join, Pool, Rope, RopeLayout, WeightId};
+pub use crate::attributes::{Activation, DeltaHeads, Heads, Join, Pool, Rope, RopeLayout, WeightId};
 
 /// A value of the graph: the result of the node with this number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -105,6 +105,35 @@ pub enum Op {
         /// Sliding window in positions: a key is visible while `pos_q - pos_k < window`.
         window: Option<usize>,
     },
+    /// `x [group m, n] -> [len m, n]`: of each group of so many features `len`, from the feature `start` on.
+    Features {
+        /// Features of a group.
+        group: usize,
+        /// First one of a group that is taken.
+        start: usize,
+        /// How many are taken.
+        len: usize,
+    },
+    /// `x -> [f, n]`: 1 / (1 + exp(-x)).
+    Sigmoid,
+    /// `qkv [n_channels, n], beta [n_head_v, n], alpha [n_head_v, n] -> [n_head_v * head_dim, n]`: a gated delta net over rows in their
+    /// order, behind what layer `layer` remembers of those before (arXiv 2412.06464). The channels of qkv (queries, keys, values, head
+    /// by head) are convolved over `d_conv` rows and go through SiLU; queries and keys are brought to length 1. Then for each value
+    /// head, with S its state: `S *= exp(a * softplus(alpha + dt))`, `S += k sigmoid(beta) (v - S k)`, result `S q / sqrt(head_dim)`.
+    DeltaNet {
+        /// Layer, that is, which state.
+        layer: usize,
+        /// Geometry.
+        heads: DeltaHeads,
+        /// `[d_conv, n_channels]`
+        conv: WeightId,
+        /// `[n_head_v]`
+        dt: WeightId,
+        /// `[n_head_v]`, negative.
+        a: WeightId,
+        /// Added to the square of the length of a query or a key.
+        eps: f32,
+    },
     /// `gate, up -> [n_ff, n]`: act(gate) * up.
     Glu {
         /// act
@@ -129,9 +158,9 @@ pub enum Op {
     Experts {
         /// `[n_embd, n_expert]`
         router: WeightId,
-        /// `[n_embd, n_ff, n_expert]`
+        /// `[n_embd, n_ff, n_expert]`; `[n_embd, 2 n_ff, n_expert]`, the gate's rows first, where it is the same weight as `up`.
         gate: WeightId,
-        /// `[n_embd, n_ff, n_expert]`
+        /// As `gate`.
         up: WeightId,
         /// `[n_ff, n_embd, n_expert]`
         down: WeightId,
@@ -257,6 +286,9 @@ impl Op {
             Op::Temperature { .. } => "temperature",
             Op::Rope { .. } => "rope",
             Op::Attention { .. } => "attention",
+            Op::Features { .. } => "features",
+            Op::Sigmoid => "sigmoid",
+            Op::DeltaNet { .. } => "delta_net",
             Op::Glu { .. } => "glu",
             Op::GatedFfn { .. } => "gated_ffn",
             Op::Experts { .. } => "experts",
@@ -297,11 +329,18 @@ pub struct Node {
     pub layer: Option<usize>,
 }
 
-/// The semantic nodes of one layer. Rewrite passes anchor on these, never on patterns of products.
+/// Where the tokens of a layer see each other.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct LayerAnchors {
-    /// Residual stream that enters the layer `[n_embd, n]`.
-    pub inp: NodeId,
+pub enum Mixer {
+    /// Attention over keys and values, which stay in a cache.
+    Attention(AttentionAnchors),
+    /// A recurrence, of which a state of fixed size stays: the [`Op::DeltaNet`].
+    Recurrent(NodeId),
+}
+
+/// The semantic nodes of a layer's attention.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AttentionAnchors {
     /// Queries, after norm and rope.
     pub q: NodeId,
     /// Keys, after norm and rope.
@@ -310,7 +349,38 @@ pub struct LayerAnchors {
     pub v: NodeId,
     /// The attention node.
     pub attn: NodeId,
-    /// What attention adds to the residual stream.
+    /// Sliding window of the attention.
+    pub window: Option<usize>,
+}
+
+impl Mixer {
+    /// The same nodes under other numbers.
+    pub fn map(self, to: impl Fn(NodeId) -> NodeId) -> Mixer {
+        match self {
+            Mixer::Attention(AttentionAnchors { q, k, v, attn, window }) => {
+                Mixer::Attention(AttentionAnchors { q: to(q), k: to(k), v: to(v), attn: to(attn), window })
+            }
+            Mixer::Recurrent(node) => Mixer::Recurrent(to(node)),
+        }
+    }
+
+    /// The node in which rows are mixed: the attention, or the recurrence.
+    pub fn node(&self) -> NodeId {
+        match self {
+            Mixer::Attention(attention) => attention.attn,
+            Mixer::Recurrent(node) => *node,
+        }
+    }
+}
+
+/// The semantic nodes of one layer. Rewrite passes anchor on these, never on patterns of products.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct LayerAnchors {
+    /// Residual stream that enters the layer `[n_embd, n]`.
+    pub inp: NodeId,
+    /// Where its tokens see each other.
+    pub mixer: Mixer,
+    /// What attention (or what is in its place) adds to the residual stream.
     pub attn_out: NodeId,
     /// Residual stream after attention.
     pub ffn_inp: NodeId,
@@ -324,8 +394,6 @@ pub struct LayerAnchors {
     pub out: NodeId,
     /// Activation of the FFN.
     pub act: Activation,
-    /// Sliding window of the attention.
-    pub window: Option<usize>,
     /// Probe scores over the layer's candidates, once a pass has inserted them.
     pub scores: Option<NodeId>,
     /// Indices of the rows active in attention, once inserted.
@@ -354,6 +422,16 @@ pub struct Graph {
     pub outputs: Vec<NodeId>,
     /// Rows the graph starts with.
     pub n_tokens: usize,
+}
+
+impl LayerAnchors {
+    /// The layer's attention; `None` in a recurrent layer.
+    pub fn attention(&self) -> Option<&AttentionAnchors> {
+        match &self.mixer {
+            Mixer::Attention(attention) => Some(attention),
+            Mixer::Recurrent(_) => None,
+        }
+    }
 }
 
 impl Graph {

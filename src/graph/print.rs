@@ -50,6 +50,12 @@ fn line(out: &mut String, i: usize, node: &Node, weight_name: &impl Fn(WeightId)
             args.extend(window.map(|w| format!("window={w}")));
             args.extend(heads.sinks.map(|sinks| format!("sinks={}", weight_name(sinks))));
         }
+        Op::Features { group, start, len } => args.push(format!("{start}..{} of {group}", start + len)),
+        Op::DeltaNet { heads, conv, dt, a, .. } => {
+            args.extend([*conv, *dt, *a].map(&weight_name));
+            args.push(format!("heads={}:{}", heads.n_head_v, heads.n_head_k));
+            args.extend(heads.grouped.then(|| "grouped".to_owned()));
+        }
         Op::GatedFfn { gate, up, down, act, norm } => {
             args.extend([*gate, *up, *down].map(&weight_name));
             args.push(format!("{act:?}").to_lowercase());

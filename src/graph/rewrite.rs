@@ -55,10 +55,7 @@ impl<'g> Rewrite<'g> {
         let m = |id: NodeId| self.map[&id];
         LayerAnchors {
             inp: m(a.inp),
-            q: m(a.q),
-            k: m(a.k),
-            v: m(a.v),
-            attn: m(a.attn),
+            mixer: a.mixer.map(m),
             attn_out: m(a.attn_out),
             ffn_inp: m(a.ffn_inp),
             ffn_norm: m(a.ffn_norm),
@@ -67,7 +64,6 @@ impl<'g> Rewrite<'g> {
             ffn_out: m(a.ffn_out),
             out: m(a.out),
             act: a.act,
-            window: a.window,
             scores: a.scores.map(m),
             active_attn: a.active_attn.map(m),
             active_ffn: a.active_ffn.map(m),

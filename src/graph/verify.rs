@@ -5,8 +5,8 @@
 //!    results.
 //! 3. Shapes fit the operation: elementwise sources agree, indices are `[1, m]`, heads and groups divide the features.
 //! 4. Selections are possible: `0 < forced` and `first + forced <= m <= n`.
-//! 5. Every layer has exactly one attention node, the anchored one, and no other layer has any; its keys and values have the
-//!    same rows, and no fewer than its queries.
+//! 5. Every layer has exactly one attention node or delta net, the anchored one, and no other layer has any; the keys and values of
+//!    an attention have the same rows, and no fewer than its queries.
 //! 6. Rows are in position order: indices come from `top_k`, which sorts them.
 //! 7. A value that is scattered into, or of which rows are normalised anew, has no reader afterwards: it is written in place.
 //! 8. The logits, where there are any, have one row. A graph that ends between layers ends with the residual stream there.
@@ -86,7 +86,7 @@ fn check_node(graph: &Graph, id: NodeId) -> Result<(), String> {
         Op::AddScaled { .. } => 2,
         Op::IsMember | Op::Prune => 2,
         Op::GatedFfn { .. } => node.src.len().clamp(1, 2),
-        Op::ScatterAdd | Op::NormalizeRows { .. } => 3,
+        Op::ScatterAdd | Op::NormalizeRows { .. } | Op::DeltaNet { .. } => 3,
         Op::Attention { .. } => 5,
         _ => 1,
     };
@@ -146,6 +146,25 @@ fn check_node(graph: &Graph, id: NodeId) -> Result<(), String> {
             )?;
             want(k.n_rows == v.n_rows && q.n_rows <= k.n_rows, "as many values as keys, no more queries than keys")?;
             want(src(3).n_rows == q.n_rows && src(4).n_rows == k.n_rows, "positions of queries and keys")
+        }
+        Op::Features { group, start, len } => {
+            want(*group > 0 && src(0).n_feat.is_multiple_of(*group), "groups divide the features")?;
+            want(*len > 0 && start + len <= *group, "features within a group")?;
+            want(
+                node.n_feat == src(0).n_feat / group * len && node.n_rows == src(0).n_rows,
+                "so many features of each group",
+            )
+        }
+        Op::Sigmoid => want(same(0), "shape of its source"),
+        Op::DeltaNet { heads, .. } => {
+            want(heads.n_head_k > 0 && heads.n_head_v.is_multiple_of(heads.n_head_k), "value heads are a multiple of key heads")?;
+            want(heads.head_dim > 0 && heads.d_conv > 1, "heads, and a convolution over some rows")?;
+            want(
+                node.n_feat == heads.n_values() && src(0).n_feat == heads.n_channels(),
+                "queries, keys and values of all heads",
+            )?;
+            want([1, 2].iter().all(|&i| src(i).n_feat == heads.n_head_v), "two gates for each value head")?;
+            want((0..3).all(|i| src(i).n_rows == node.n_rows), "rows as its sources")
         }
         Op::GatedFfn { .. } => want(same(0) && (arity == 1 || row_factors(1)), "shape of its source, a factor a row"),
         Op::Experts { n_expert, n_used, .. } => {
@@ -212,26 +231,30 @@ fn element_type(op: &Op, i: usize) -> Option<DType> {
     }
 }
 
+/// The layer whose tokens a node mixes.
+fn mixed_layer(node: &Node) -> Option<usize> {
+    match node.op {
+        Op::Attention { layer, .. } | Op::DeltaNet { layer, .. } => Some(layer),
+        _ => None,
+    }
+}
+
 fn check_layers(graph: &Graph) -> Result<(), VerifyError> {
     for i in 0..graph.nodes.len() {
         let id = NodeId(i as u32);
-        if let Op::Attention { layer, .. } = graph.node(id).op
+        if let Some(layer) = mixed_layer(graph.node(id))
             && !(graph.first_layer..graph.first_layer + graph.layers.len()).contains(&layer)
         {
             return Err(error(graph, id, format!("layer {layer} has no anchors")));
         }
     }
     for (l, a) in (graph.first_layer..).zip(&graph.layers) {
-        let of_layer: Vec<NodeId> = (0..graph.nodes.len() as u32)
-            .map(NodeId)
-            .filter(|&id| matches!(graph.node(id).op, Op::Attention { layer, .. } if layer == l))
-            .collect();
-        if of_layer != [a.attn] {
-            return Err(error(
-                graph,
-                a.attn,
-                format!("layer {l} has {} attention nodes, expected the anchored one", of_layer.len()),
-            ));
+        let ids = (0..graph.nodes.len() as u32).map(NodeId);
+        let of_layer: Vec<NodeId> = ids.filter(|&id| mixed_layer(graph.node(id)) == Some(l)).collect();
+        let (is_attention, anchor) = (a.attention().is_some(), a.mixer.node());
+        if of_layer != [anchor] || is_attention != matches!(graph.node(anchor).op, Op::Attention { .. }) {
+            let (n, what) = (of_layer.len(), if is_attention { "attention nodes" } else { "delta nets" });
+            return Err(error(graph, anchor, format!("layer {l} has {n} {what}, expected the anchored one")));
         }
     }
     Ok(())

@@ -6,9 +6,9 @@
 pub struct LayerBudget {
     /// Tokens still in the network at the layer's input.
     pub candidates: usize,
-    /// Tokens of its attention, and entries of its KV cache.
+    /// Tokens of its attention, and entries of its KV cache. A recurrent layer goes over all candidates, and has no such entries.
     pub active_attn: usize,
-    /// Tokens of its FFN.
+    /// Tokens of its FFN; in a recurrent layer chosen by the scores of the last layer that probes.
     pub active_ffn: usize,
     /// Whether the layer scores its candidates.
     pub probe: bool,
@@ -88,8 +88,14 @@ impl Budgets {
 
     /// Share of the dense KV cache's entries that are kept, over all layers; 1.0 is dense.
     pub fn cache_kept(&self) -> f64 {
-        let kept: f64 = self.layers.iter().map(|l| l.active_attn as f64).sum();
-        kept / (self.n_tokens as f64 * self.layers.len() as f64)
+        self.cache_kept_by(&|_| true)
+    }
+
+    /// As [`Budgets::cache_kept`], over the layers that have a cache.
+    pub fn cache_kept_by(&self, has_cache: &dyn Fn(usize) -> bool) -> f64 {
+        let layers = || self.layers.iter().enumerate().filter(|(l, _)| has_cache(*l));
+        let kept: f64 = layers().map(|(_, l)| l.active_attn as f64).sum();
+        kept / (self.n_tokens as f64 * layers().count() as f64)
     }
 
     /// Layers that need a low-rank proxy of their FFN.

@@ -166,19 +166,60 @@ enum Body {
     Gated { gate: Projection, up: Projection, down: Projection },
     /// [`Op::Experts`]
     Experts(Op),
+    /// [`Op::Experts`], and an FFN for all tokens times the sigmoid of a gate, which are added.
+    ExpertsBeside(Op, Shared),
+}
+
+/// The FFN that computes all tokens beside those of a mixture of experts.
+struct Shared {
+    gate: Projection,
+    up: Projection,
+    down: Projection,
+    /// To one number a token.
+    share: Projection,
+}
+
+impl Shared {
+    fn load(hp: &HParams, table: &mut WeightTable, n_ff: usize) -> Result<Self, ModelError> {
+        let d = hp.shape.n_embd;
+        Ok(Self {
+            gate: table.projection("ffn_gate_shexp", d, n_ff)?,
+            up: table.projection("ffn_up_shexp", d, n_ff)?,
+            down: table.projection("ffn_down_shexp", n_ff, d)?,
+            share: table.projection("ffn_gate_inp_shexp", d, 1)?,
+        })
+    }
+
+    /// What it adds for the normalised stream x.
+    fn build(&self, b: &mut Builder, act: Activation, x: NodeId) -> NodeId {
+        let gate = b.linear(self.gate, x, "ffn_shexp_gate");
+        let up = b.linear(self.up, x, "ffn_shexp_up");
+        let par = b.push(Op::Glu { act }, &[gate, up], "ffn_shexp_gate_par");
+        let out = b.linear(self.down, par, "ffn_shexp");
+        let share = b.linear(self.share, x, "shared_expert_gate");
+        let share = b.push(Op::Sigmoid, &[share], "shared_expert_gate_sigmoid");
+        b.push(Op::Mul, &[out, share], "ffn_shexp_gated")
+    }
 }
 
 impl Ffn {
     /// Looks up `ffn_norm`, `ffn_gate`, `ffn_up` and `ffn_down`; in Llama and its like they may have biases, in Gemma 3 there is
     /// `post_ffw_norm`, in OLMo 2 instead of the other norm. In a mixture of experts `ffn_gate_inp`, which chooses, and `ffn_gate_exps`, `ffn_up_exps`, `ffn_down_exps`,
-    /// which all have biases in gpt-oss; its norm is called `post_attention_norm`.
+    /// which all have biases in gpt-oss; the same with `_shexp` for a shared one. The norm is called `post_attention_norm` in gpt-oss and
+    /// Qwen 3.5.
     pub fn load(hp: &HParams, table: &mut WeightTable, act: Activation) -> Result<Self, ModelError> {
         let norm = match hp.arch {
-            Arch::GptOss => Some(table.vector("post_attention_norm.weight", hp.shape.n_embd)?),
+            arch if arch.is_hybrid() || arch == Arch::GptOss => {
+                Some(table.vector("post_attention_norm.weight", hp.shape.n_embd)?)
+            }
             Arch::Olmo2 => None,
             _ => Some(table.vector("ffn_norm.weight", hp.shape.n_embd)?),
         };
         let body = match hp.shape.experts {
+            Some(experts) if experts.n_ff_shared > 0 => {
+                let op = Self::experts(hp, table, experts, act)?;
+                Body::ExpertsBeside(op, Shared::load(hp, table, experts.n_ff_shared)?)
+            }
             Some(experts) => Body::Experts(Self::experts(hp, table, experts, act)?),
             None => Self::gated(hp, table)?,
         };
@@ -204,11 +245,20 @@ impl Ffn {
     }
 
     fn experts(hp: &HParams, table: &mut WeightTable, experts: Experts, act: Activation) -> Result<Op, ModelError> {
-        let (d, f, Experts { n_expert, n_used }) = (hp.shape.n_embd, hp.shape.n_ff, experts);
+        let (d, f, Experts { n_expert, n_used, .. }) = (hp.shape.n_embd, hp.shape.n_ff, experts);
+        let router = table.matrix("ffn_gate_inp.weight", d, n_expert, Role::BesideExperts)?;
+        // Some files have gate and up of each expert in one matrix.
+        let (gate, up) = if table.has("ffn_gate_up_exps.weight") {
+            let both = table.experts("ffn_gate_up_exps.weight", [d, 2 * f, n_expert])?;
+            (both, both)
+        } else {
+            let gate = table.experts("ffn_gate_exps.weight", [d, f, n_expert])?;
+            (gate, table.experts("ffn_up_exps.weight", [d, f, n_expert])?)
+        };
         Ok(Op::Experts {
-            router: table.matrix("ffn_gate_inp.weight", d, n_expert, Role::BesideExperts)?,
-            gate: table.experts("ffn_gate_exps.weight", [d, f, n_expert])?,
-            up: table.experts("ffn_up_exps.weight", [d, f, n_expert])?,
+            router,
+            gate,
+            up,
             down: table.experts("ffn_down_exps.weight", [f, d, n_expert])?,
             n_expert,
             n_used,
@@ -270,6 +320,25 @@ pub struct Attended {
 impl Attended {
     /// Adds attention to the residual stream, then the FFN: the layer is complete.
     pub fn then_ffn(self, b: &mut Builder, hp: &HParams, ffn: &Ffn) -> LayerAnchors {
+        let Attended { inp, q, k, v, attn, attn_out, window } = self;
+        let mixer = Mixer::Attention(AttentionAnchors { q, k, v, attn, window });
+        Mixed { inp, mixer, attn_out }.then_ffn(b, hp, ffn)
+    }
+}
+
+/// A layer whose attention, or what is in its place, has been built.
+pub struct Mixed {
+    /// Residual stream that entered the layer.
+    pub inp: NodeId,
+    /// Attention or recurrence.
+    pub mixer: Mixer,
+    /// What it adds to the residual stream.
+    pub attn_out: NodeId,
+}
+
+impl Mixed {
+    /// As [`Attended::then_ffn`].
+    pub fn then_ffn(self, b: &mut Builder, hp: &HParams, ffn: &Ffn) -> LayerAnchors {
         let attn_out = scaled(b, hp.scales.residual, self.attn_out, "attn_out_scaled");
         let ffn_inp = b.push(Op::Add, &[self.inp, attn_out], "ffn_inp");
         let ffn_norm = ffn.norm.map_or(ffn_inp, |norm| b.rms_norm(norm, hp.rms_eps, ffn_inp, "ffn_norm"));
@@ -281,6 +350,11 @@ impl Attended {
                 (Some(par), b.linear(*down, par, "ffn_out"))
             }
             Body::Experts(experts) => (None, b.push(experts.clone(), &[ffn_norm], "ffn_moe_out")),
+            Body::ExpertsBeside(experts, shared) => {
+                let chosen = b.push(experts.clone(), &[ffn_norm], "ffn_moe_out");
+                let all = shared.build(b, ffn.act, ffn_norm);
+                (None, b.push(Op::Add, &[chosen, all], "ffn_out"))
+            }
         };
         if let Some(norm) = ffn.post_norm {
             ffn_out = b.rms_norm(norm, hp.rms_eps, ffn_out, "ffn_post_norm");
@@ -289,10 +363,7 @@ impl Attended {
         let out = b.push(Op::Add, &[ffn_out, ffn_inp], "l_out");
         LayerAnchors {
             inp: self.inp,
-            q: self.q,
-            k: self.k,
-            v: self.v,
-            attn: self.attn,
+            mixer: self.mixer,
             attn_out,
             ffn_inp,
             ffn_norm,
@@ -300,7 +371,6 @@ impl Attended {
             ffn_out,
             out,
             act: ffn.act,
-            window: self.window,
             scores: None,
             active_attn: None,
             active_ffn: None,

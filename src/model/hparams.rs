@@ -1,5 +1,7 @@
 //! Hyperparameters, read from a GGUF's metadata and checked.
 
+mod recurrent;
+
 use crate::printable::printable;
 use crate::gguf::{Array, Gguf, Value};
 use crate::graph::ir::{Heads, Rope, RopeLayout};
@@ -26,6 +28,8 @@ pub struct HParams {
     pub temperature: Option<Temperature>,
     /// Rope of the layers with full attention, without per-pair factors.
     pub rope: Rope,
+    /// Layers appended to predict further tokens, which are not run.
+    pub n_predict: usize,
     /// Long and short rope factors instead of one kind (`rope.scaling.type` = `longrope`).
     pub long_rope: bool,
     /// Rope base of the layers with a sliding window; where none has one, that of all layers.
@@ -70,7 +74,7 @@ impl HParams {
             .ok_or_else(|| ModelError::UnsupportedArch { file: keys.file.clone(), arch: arch_name.clone() })?;
         let keys = Keys { arch: arch_name, ..keys };
 
-        let n_layer = keys.size("block_count", 1, MAX_LAYERS)?;
+        let (n_layer, n_predict) = keys.n_layer(arch)?;
         let n_embd = keys.size("embedding_length", 1, MAX_WIDTH)?;
         let n_head = keys.size("attention.head_count", 1, n_embd)?;
         let n_head_kv = keys.size_or("attention.head_count_kv", n_head, 1, n_head)?;
@@ -99,6 +103,7 @@ impl HParams {
         let n_ctx_train = keys.size("context_length", 1, 1 << 30)?;
         let rms_eps = keys.positive("attention.layer_norm_rms_epsilon", None)?;
         let rope = keys.rope(arch, head_dim, n_ctx_train)?;
+        let recurrent = keys.recurrent(arch, n_layer)?;
         let swa = match arch {
             Arch::Gemma3 => keys.sliding_window(n_layer, 6)?,
             Arch::Olmo2 => keys.sliding_window(n_layer, 4)?,
@@ -135,6 +140,7 @@ impl HParams {
                 tied: gguf.tensor("output.weight").is_none(),
                 weight_bytes: Some(gguf.tensors().map(|t| t.nbytes).sum()),
                 swa,
+                recurrent,
                 experts,
             },
             n_ctx_train,
@@ -143,6 +149,7 @@ impl HParams {
             scales: keys.scales(arch)?,
             temperature: keys.temperature(arch, rope.n_ctx_orig)?,
             rope,
+            n_predict,
             long_rope: keys.rope_scaling()? == "longrope",
             freq_base_swa,
         })
@@ -262,6 +269,7 @@ impl Keys<'_> {
         if n_rot % 2 != 0 {
             return Err(self.invalid("rope.dimension_count", n_rot, "an even number".into()));
         }
+        self.check_sections(arch, n_rot)?;
         let kind = self.rope_scaling()?;
         let factor = match self.gguf.f32(&self.key("rope.scaling.factor"))? {
             Some(f) => f,
@@ -303,8 +311,9 @@ impl Keys<'_> {
 
     fn experts(&self, arch: Arch) -> Result<Option<Experts>, ModelError> {
         let n_expert = self.size_or("expert_count", 0, 0, 1 << 16)?;
-        if !matches!(arch, Arch::Qwen3Moe | Arch::GptOss) {
-            let expected = || "0: mixtures of experts are supported in qwen3moe and gpt-oss".into();
+        if !arch.has_experts() {
+            let names: Vec<&str> = Arch::ALL.into_iter().filter(|a| a.has_experts()).map(Arch::name).collect();
+            let expected = || format!("0: mixtures of experts are supported in {}", names.join(", "));
             return if n_expert == 0 { Ok(None) } else { Err(self.invalid("expert_count", n_expert, expected())) };
         }
         self.in_range("expert_count", n_expert, 1, 1 << 16)?;
@@ -313,7 +322,7 @@ impl Keys<'_> {
         if self.float_or("expert_weights_scale", 0.0)? != 0.0 {
             return Err(self.invalid("expert_weights_scale", "set", "no such scale: it is not supported".into()));
         }
-        Ok(Some(Experts { n_expert, n_used }))
+        Ok(Some(Experts { n_expert, n_used, n_ff_shared: self.shared_width(arch)? }))
     }
 
     /// Width of one expert, which older files leave to be divided out.

@@ -14,6 +14,7 @@ mod phi3;
 pub mod placement;
 mod qwen2;
 mod qwen3;
+mod qwen35;
 pub mod shape;
 pub mod table;
 pub mod weights;
@@ -47,11 +48,17 @@ pub enum Arch {
     Olmo2,
     /// `glm4`
     Glm4,
+    /// `qwen3next`
+    Qwen3Next,
+    /// `qwen35`
+    Qwen35,
+    /// `qwen35moe`
+    Qwen35Moe,
 }
 
 impl Arch {
     /// All architectures that can be run.
-    pub const ALL: [Arch; 11] = [
+    pub const ALL: [Arch; 14] = [
         Arch::Llama,
         Arch::Qwen2,
         Arch::Qwen3,
@@ -63,6 +70,9 @@ impl Arch {
         Arch::GptOss,
         Arch::Olmo2,
         Arch::Glm4,
+        Arch::Qwen3Next,
+        Arch::Qwen35,
+        Arch::Qwen35Moe,
     ];
 
     /// The architecture's name in GGUF files.
@@ -79,6 +89,9 @@ impl Arch {
             Arch::GptOss => "gpt-oss",
             Arch::Olmo2 => "olmo2",
             Arch::Glm4 => "glm4",
+            Arch::Qwen3Next => "qwen3next",
+            Arch::Qwen35 => "qwen35",
+            Arch::Qwen35Moe => "qwen35moe",
         }
     }
 
@@ -90,6 +103,16 @@ impl Arch {
     /// Whether neighbouring elements of a head rotate together.
     fn rotates_neighbours(self) -> bool {
         self.is_like_llama() || self == Arch::Glm4
+    }
+
+    /// Whether its FFNs are mixtures of experts.
+    fn has_experts(self) -> bool {
+        matches!(self, Arch::Qwen3Moe | Arch::GptOss | Arch::Qwen3Next | Arch::Qwen35Moe)
+    }
+
+    /// Whether some of its layers are recurrent.
+    fn is_hybrid(self) -> bool {
+        matches!(self, Arch::Qwen3Next | Arch::Qwen35 | Arch::Qwen35Moe)
     }
 
     /// The architecture of this GGUF name.
@@ -108,6 +131,7 @@ impl Arch {
             Arch::Olmo2 => Box::new(olmo2::Olmo2::load(hp, table)?),
             Arch::Glm4 => Box::new(glm4::Glm4::load(hp, table)?),
             Arch::Phi3 => Box::new(phi3::Phi3::load(hp, table)?),
+            Arch::Qwen3Next | Arch::Qwen35 | Arch::Qwen35Moe => Box::new(qwen35::Qwen35::load(hp, table)?),
         })
     }
 }
@@ -120,7 +144,7 @@ pub enum ModelError {
     #[error(transparent)]
     Gguf(#[from] crate::gguf::GgufError),
     /// An architecture that is not supported.
-    #[error("{file}: architecture '{arch}' is not supported; supported are llama, qwen2, qwen3, gemma3, phi3, granite, mistral3, qwen3moe, gpt-oss, olmo2, glm4")]
+    #[error("{file}: architecture '{arch}' is not supported; supported are llama, qwen2, qwen3, gemma3, phi3, granite, mistral3, qwen3moe, gpt-oss, olmo2, glm4, qwen3next, qwen35, qwen35moe")]
     UnsupportedArch {
         /// File.
         file: String,

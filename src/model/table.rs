@@ -165,7 +165,7 @@ impl<'g> WeightTable<'g> {
         name: &str,
     ) -> Result<WeightId, ModelError> {
         let info = self.find(base, &[n_total])?;
-        self.check_vector_type(info)?;
+        self.check_f32(info)?;
         let weight = Weight {
             tensor: info.name.clone(),
             name: self.name(name),
@@ -181,10 +181,19 @@ impl<'g> WeightTable<'g> {
     /// F32 vectors `[n, count]`, one for each of as many experts, or one for all.
     pub fn vectors(&mut self, base: &str, n: usize, count: usize) -> Result<WeightId, ModelError> {
         let info = self.find(base, &[n, count])?;
-        self.check_vector_type(info)?;
+        self.check_f32(info)?;
         let (name, layer) = (info.name.clone(), self.layer);
         let (ne, bytes, role) = (vec![n, count], 0..info.nbytes as usize, Role::BesideExperts);
         Ok(self.push(Weight { tensor: name.clone(), name, ty: info.ty, ne, bytes, role, layer }))
+    }
+
+    /// An F32 matrix `[n_in, n_out]` that no product is made with, such as the kernels of a convolution.
+    pub fn kernels(&mut self, base: &str, n_in: usize, n_out: usize) -> Result<WeightId, ModelError> {
+        let info = self.find(base, &[n_in, n_out])?;
+        self.check_f32(info)?;
+        let (name, layer, ne) = (info.name.clone(), self.layer, vec![n_in, n_out]);
+        let bytes = 0..info.nbytes as usize;
+        Ok(self.push(Weight { tensor: name.clone(), name, ty: info.ty, ne, bytes, role: Role::Vector, layer }))
     }
 
     /// A vector that a file may lack.
@@ -192,7 +201,7 @@ impl<'g> WeightTable<'g> {
         if self.has(base) { self.vector(base, n).map(Some) } else { Ok(None) }
     }
 
-    fn check_vector_type(&self, info: &TensorInfo) -> Result<(), ModelError> {
+    fn check_f32(&self, info: &TensorInfo) -> Result<(), ModelError> {
         if info.ty == GgmlType::F32 {
             return Ok(());
         }
@@ -222,6 +231,12 @@ impl<'g> WeightTable<'g> {
         if self.gguf.tensor(&name).is_some() {
             self.unused.push(name);
         }
+    }
+
+    /// Notes that nothing is computed with a whole layer.
+    pub fn tolerate_layer(&mut self, layer: usize) {
+        let prefix = format!("blk.{layer}.");
+        self.unused.extend(self.gguf.tensors().filter(|t| t.name.starts_with(&prefix)).map(|t| t.name.clone()));
     }
 
     /// The finished list, and the tensors of the file that are known and not used.

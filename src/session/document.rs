@@ -5,6 +5,10 @@
 //! question itself runs through them anew, and the layers behind over everything that these leave. Where a prompt is dense in
 //! all layers, all of their caches serve. A session that has read a document ([`Session::read`]) compares every prompt with what
 //! it has of the one before, and begins where the two part.
+//!
+//! Recurrent layers have one state where others have an entry for each token, and it cannot be taken back. It is kept where a
+//! document ends: prompts that begin with all of it begin there, those that go on where the last one ended there, all others at the
+//! start.
 
 use std::fmt;
 use std::ops::ControlFlow;
@@ -142,13 +146,17 @@ impl Document<'_> {
         self.prefix.cut
     }
 
-    /// Bytes of its keys, values and residual stream, which is what its file takes besides a header.
+    /// Bytes of its keys, values, recurrent states and residual stream, which is what its file takes besides a header.
     pub fn n_bytes(&self) -> u64 {
-        let width = self.session.model.shape().n_embd_kv();
+        let shape = self.session.model.shape();
+        let states: Vec<u64> =
+            (0..self.prefix.cut).filter_map(|l| shape.recurrence(l)).map(|heads| 4 * heads.n_state() as u64).collect();
+        let attending = (self.prefix.cut - states.len()) as u64;
+        let width = shape.n_embd_kv();
         let row = |t: super::CacheType| (width / t.ggml().block_size() * t.ggml().type_size()) as u64;
         let entry = row(self.session.options.cache_type_k) + row(self.session.options.cache_type_v);
-        let residual = if self.prefix.is_dense() { 0 } else { 4 * self.session.model.shape().n_embd as u64 };
-        self.prefix.n_document as u64 * (self.prefix.cut as u64 * entry + residual)
+        let residual = if self.prefix.is_dense() { 0 } else { 4 * shape.n_embd as u64 };
+        self.prefix.n_document as u64 * (attending * entry + residual) + states.iter().sum::<u64>()
     }
 
     /// Writes it to a file, from which [`Session::open_document`] reads it, in this process or another.
@@ -202,7 +210,9 @@ impl Session {
         }
         let room = self.answer_room;
         self.answer_room = room.saturating_add(QUESTION_ROOM);
-        let read = if dense == budgets.layers.len() {
+        let read = if self.is_there(document, dense) {
+            Ok(document.len())
+        } else if dense == budgets.layers.len() {
             let report = self.prefill_behind_prefix(start, document, &Dense, budgets, progress);
             report.map(|r| r.n_reused)
         } else {
@@ -215,14 +225,32 @@ impl Session {
         self.clear();
         let n_reused = read?;
         if let Some(prefix) = &mut self.prefix {
+            self.sequence.keep_states(prefix.cut)?;
             prefix.n_document = document.len();
         }
         Ok(ReadReport { n_tokens: document.len(), n_reused, seconds: start.elapsed().as_secs_f64() })
     }
 
+    /// Goes back to where the layers before `dense` have read a document and no more, if their states there are known: nothing of it
+    /// is read anew then, as its last rows are where no layer is recurrent.
+    fn is_there(&mut self, document: &[u32], dense: usize) -> bool {
+        let Some(prefix) = &mut self.prefix else { return false };
+        let n = document.len();
+        let is_read = prefix.cut == dense && prefix.tokens.starts_with(document) && self.sequence.has_states(dense);
+        if !is_read || self.sequence.known(dense, n) != n {
+            return false;
+        }
+        prefix.truncate(n);
+        self.sequence.rewind(dense, n);
+        true
+    }
+
     /// The document, as far as the prompts since have begun with it.
     pub fn document(&self) -> Option<Document<'_>> {
         let prefix = self.prefix.as_ref().filter(|p| p.n_document > 0)?;
+        if !self.sequence.has_kept(prefix.cut, prefix.n_document) {
+            return None;
+        }
         Some(Document { session: self, prefix })
     }
 
@@ -256,14 +284,21 @@ impl Session {
         let mut prefix = self.new_prefix(cut)?;
         let room = (self.answer_room.saturating_add(QUESTION_ROOM)).min(self.n_ctx() - tokens.len());
         self.sequence.reserve(0, &vec![tokens.len(); cut], room)?;
-        for (layer, cache) in self.sequence.layers()[..cut].iter().enumerate() {
-            cache.write(file.keys(layer), file.values(layer));
+        for layer in 0..cut {
+            match self.model.shape().recurrence(layer) {
+                None => self.sequence.cache(layer).write(file.keys(layer), file.values(layer)),
+                Some(_) => self.sequence.recurrent(layer).write(file.channels(layer), file.matrices(layer)),
+            }
         }
         if let Some(rows) = file.residual() {
             prefix.residual.reserve(tokens.len() + room, 0)?;
             prefix.residual.write(0, rows);
         }
         self.sequence.extend(cut, tokens.len());
+        if let Err(e) = self.sequence.keep_states(cut) {
+            self.sequence.clear();
+            return Err(e.into());
+        }
         prefix.n_document = tokens.len();
         prefix.tokens = tokens;
         self.prefix = Some(prefix);
@@ -309,7 +344,14 @@ impl Session {
         // What is read anew is read as well as in a prompt from the start. A dense prompt's logits come from its last token.
         let new_rows = prefix.is_dense() || shared < tokens.len();
         let n_again = prefix.n_document.min(shared);
-        let shared = if new_rows { shared.min(tokens.len().saturating_sub(fewest)) } else { shared };
+        let shared = if self.sequence.has_states(prefix.cut) {
+            // However few rows are new then.
+            self.sequence.known(prefix.cut, if prefix.is_dense() { shared.min(tokens.len() - 1) } else { shared })
+        } else if new_rows {
+            shared.min(tokens.len().saturating_sub(fewest))
+        } else {
+            shared
+        };
         prefix.truncate(shared);
         prefix.n_again = n_again;
         self.sequence.rewind(prefix.cut, shared);

@@ -7,7 +7,8 @@
 //! - `spts.settings` (string): digest of these layers' graph, in which the settings of rotary embeddings are
 //!
 //! Tensors, in ggml order: `tokens` I32 `[n]`; for each of these layers N `blk.N.k` and `blk.N.v` `[n_embd_kv, n]`, in the types of
-//! the caches; `residual` F32 `[n_embd, n]`, the residual stream that enters the next layer, unless these are all.
+//! the caches, or, if it is recurrent, its state behind the last token, F32: `blk.N.channels` `[d_conv - 1, n_channels]` and
+//! `blk.N.matrices` `[head_dim, head_dim * n_head_v]`; `residual` F32 `[n_embd, n]`, the residual stream that enters the next layer, unless these are all.
 //!
 //! It holds for any question, any budgets and any probe, as long as the schedule skips from no earlier layer.
 
@@ -58,7 +59,18 @@ pub(super) fn write(
         w.set_str("spts.settings", &settings(session.model.file(), session.n_ctx(), n_layer))?;
         let ids: Vec<u8> = tokens.iter().flat_map(|t| t.to_le_bytes()).collect();
         w.add_tensor_bytes("tokens", &[n as u64], GgmlType::I32, ids)?;
-        for (layer, cache) in session.sequence.layers()[..n_layer].iter().enumerate() {
+        for layer in 0..n_layer {
+            if session.model.shape().recurrence(layer).is_some() {
+                let [channels, matrices] = session.sequence.recurrent(layer).kept().expect("a document has its states");
+                let shapes = [[channels.ne(0), channels.ne(1)], [matrices.ne(0), matrices.ne(1) * matrices.ne(2)]];
+                for ((name, t), shape) in [("channels", channels), ("matrices", matrices)].into_iter().zip(shapes) {
+                    let n_bytes = t.n_elements() * size_of::<f32>();
+                    let write = move |_: &_, out: &mut dyn Write| out.write_all(&read_bytes(t, 0, n_bytes));
+                    w.add_tensor(&format!("blk.{layer}.{name}"), &shape.map(|d| d as u64), GgmlType::F32, write)?;
+                }
+                continue;
+            }
+            let cache = session.sequence.cache(layer);
             for (name, rows) in [("k", cache.k()), ("v", cache.v())] {
                 let shape = [rows.ne(0) as u64, n as u64];
                 w.add_tensor(&format!("blk.{layer}.{name}"), &shape, rows.ty(), move |_, out| copy(rows, n, out))?;
@@ -164,6 +176,15 @@ expected: ARCHITECTURE,
         let any = [GgmlType::F32, GgmlType::F16, GgmlType::Q8_0];
         let shape = |width: usize| [Some(width as u64), Some(self.n_tokens as u64)];
         for layer in 0..self.n_layer {
+            if let Some(heads) = model.shape().recurrence(layer) {
+                let channels = [heads.d_conv - 1, heads.n_channels()];
+                let matrices = [heads.head_dim, heads.n_values()];
+                for (name, shape) in [("channels", channels), ("matrices", matrices)] {
+                    let shape = shape.map(|d| Some(d as u64));
+                    self.check_tensor(&format!("blk.{layer}.{name}"), &[GgmlType::F32], shape)?;
+                }
+                continue;
+            }
             for (name, ty) in [("k", types.0.ggml()), ("v", types.1.ggml())] {
                 let name = format!("blk.{layer}.{name}");
                 self.check_tensor(&name, &any, shape(n_embd_kv))?;
@@ -208,6 +229,14 @@ expected: ARCHITECTURE,
 
     pub(super) fn values(&self, layer: usize) -> &[u8] {
         self.bytes(&format!("blk.{layer}.v"))
+    }
+
+    pub(super) fn channels(&self, layer: usize) -> &[u8] {
+        self.bytes(&format!("blk.{layer}.channels"))
+    }
+
+    pub(super) fn matrices(&self, layer: usize) -> &[u8] {
+        self.bytes(&format!("blk.{layer}.matrices"))
     }
 
     pub(super) fn residual(&self) -> Option<&[u8]> {

@@ -6,7 +6,7 @@ use std::ops::Range;
 use crate::Result;
 use crate::compile::lower::{self, InputKind};
 use crate::compile::mask_buffer::MaskBuffer;
-use crate::compile::memory::{CacheMode, Memory, ProxyTensors};
+use crate::compile::memory::{CacheMode, Memory, ProxyTensors, RecurrentTensors};
 use crate::compile::phases::{Phase, PhaseKind};
 use crate::ggml::arena::{read_f32, read_i32};
 use crate::ggml::backend::Backend;
@@ -18,7 +18,7 @@ use crate::graph::ir::{Node, NodeId, Op, Tap, WeightId};
 use super::device::Device;
 use super::fetched::Fetched;
 use super::masks::Masks;
-use super::repeated::{Memories, REPEATED_TILES, RepeatedGraph, RepeatedGraphs};
+use super::repeated::{Memories, REPEATED_TILES, RepeatedGraph, RepeatedGraphs, RepeatedPlace};
 use super::run::Run;
 use super::select;
 
@@ -76,19 +76,23 @@ impl Memory for DeviceMemory<'_> {
     }
 
     fn cache_k(&self, layer: usize) -> Tensor<'_> {
-        self.run.sequence.layers()[layer].k()
+        self.run.sequence.cache(layer).k()
     }
 
     fn cache_v(&self, layer: usize) -> Tensor<'_> {
-        self.run.sequence.layers()[layer].v()
+        self.run.sequence.cache(layer).v()
+    }
+
+    fn recurrent(&self, layer: usize, is_under_way: bool) -> RecurrentTensors<'_> {
+        self.run.sequence.recurrent(layer).tensors(is_under_way)
     }
 
     fn n_past(&self, layer: usize) -> usize {
-        self.run.sequence.layers()[layer].len()
+        self.run.sequence.cache(layer).len()
     }
 
     fn has_gaps(&self, layer: usize) -> bool {
-        self.run.sequence.layers()[layer].positions().is_some()
+        self.run.sequence.cache(layer).positions().is_some()
     }
 
     fn mask(&self, window: Option<usize>) -> MaskBuffer<'_> {
@@ -124,7 +128,7 @@ pub fn run(run: &Run, devices: &mut [Device], kept: &mut RepeatedGraphs, watcher
             }
         }
         for rows in tiles(run, phase) {
-            let kept = keeps.then_some((&mut *kept, (number, rows.start)));
+            let kept = keeps.then_some((&mut *kept, RepeatedPlace { phase: number, row: rows.start, turn: turn(run, phase) }));
             match phase.kind {
                 PhaseKind::Select => select_phase(run, &mut devices[device], device, phase, kept, watcher)?,
                 PhaseKind::Whole | PhaseKind::Tiled => {
@@ -139,6 +143,15 @@ pub fn run(run: &Run, devices: &mut [Device], kept: &mut RepeatedGraphs, watcher
         devices.iter_mut().for_each(|d| d.backend.synchronize());
     }
     Ok(())
+}
+
+/// Which of their two states the phase's recurrent layers begin with.
+fn turn(run: &Run, phase: &Phase) -> usize {
+    let layer = phase.nodes.iter().find_map(|id| match run.compiled.graph.node(*id).op {
+        Op::DeltaNet { layer, .. } => Some(layer),
+        _ => None,
+    });
+    layer.map_or(0, |layer| run.sequence.recurrent(layer).turn())
 }
 
 /// The rows of a phase's tiles.
@@ -208,7 +221,7 @@ fn device_of(run: &Run, phase: &Phase) -> usize {
 }
 
 /// Where a tile's graph is kept, if it is.
-type Place<'k> = Option<(&'k mut RepeatedGraphs, (usize, usize))>;
+type Place<'k> = Option<(&'k mut RepeatedGraphs, RepeatedPlace)>;
 
 fn tile(
     run: &Run,
@@ -336,11 +349,11 @@ fn host_input(run: &Run, what: InputKind, tensor: Tensor<'_>) -> Vec<u8> {
     let (ne0, n) = (tensor.ne(0), tensor.ne(1));
     match what {
         InputKind::CacheRows { layer } => {
-            let n_past = run.sequence.layers()[layer].len();
+            let n_past = run.sequence.cache(layer).len();
             (n_past as i64..(n_past + ne0) as i64).flat_map(|r| r.to_le_bytes()).collect()
         }
         InputKind::Mask { layer, ahead, from, window } => {
-            let cache = &run.sequence.layers()[layer];
+            let cache = run.sequence.cache(layer);
             let first = cache.len() + ahead;
             let position = |row: usize| match cache.positions() {
                 Some(p) if row < p.len() => p[row] as usize,

@@ -1,6 +1,6 @@
 //! A session: a sequence over a model, prefill, decode.
 //!
-//! [`sequence`] is what was read; [`prefill`] and the decode loop extend it by running compiled programs. [`executor`] runs one,
+//! [`sequence`] is what was read, with a [`layer_cache`] or a [`recurrent`] state for each layer; [`prefill`] and the decode loop extend it by running compiled programs. [`executor`] runs one,
 //! with what [`run`] lists on each [`device`]; [`repeated`] keeps graphs that run again, [`slots`] is what lives between phases,
 //! [`document`] is what stays of a document for the questions about it, with its [`residual`] stream and its [`document_file`];
 //! [`masks`] the attention masks, [`fetched`] experts' weights that lie elsewhere, [`proxy_memory`] the FFN proxies, [`select`] selects on the host. [`search`] scores a prompt's
@@ -14,9 +14,11 @@ pub mod document_file;
 pub mod executor;
 pub mod fetched;
 pub mod generate;
+pub mod layer_cache;
 pub mod masks;
 pub mod prefill;
 pub mod proxy_memory;
+pub mod recurrent;
 pub mod repeated;
 pub mod residual;
 pub mod run;
@@ -34,6 +36,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use crate::compile::memory::CacheMode;
 use crate::compile::phases::Phase;
 use crate::compile::{self, Compiled};
+use crate::attributes::DeltaHeads;
+use crate::ggml::GgmlError;
 use crate::ggml::backend::Backend;
 use crate::ggml::host::HostF32;
 use crate::ggml::profile::OpTimes;
@@ -46,11 +50,12 @@ use crate::{Error, Result};
 use device::Device;
 use document::{DocumentMemory, Prefix};
 use proxy_memory::ProxyMemory;
+use recurrent::RecurrentState;
 use repeated::RepeatedGraphs;
 use residual::Residual;
 use run::Run;
 use sampler::has_no_numbers;
-use sequence::{CacheType, LayerCache, Sequence};
+use sequence::{CacheType, LayerCache, LayerMemory, Sequence};
 use slots::SlotMemory;
 use watch::Quiet;
 
@@ -154,15 +159,31 @@ impl Session {
         if (types.0 == CacheType::Q8_0 || types.1 == CacheType::Q8_0) && !shape.head_dim.is_multiple_of(32) {
             return Err(Error::CacheType { head_dim: shape.head_dim });
         }
-        let caches = (0..shape.n_layer)
-            .map(|l| LayerCache::new(devices[model.placement().layer[l]].backend.buffer_type(), shape.n_embd_kv(), types))
-            .collect();
+        for (l, heads) in (0..shape.n_layer).filter_map(|l| Some((l, shape.recurrence(l)?))) {
+            let device = model.placement().layer[l];
+            if !devices[device].backend.kernels().delta_net(&heads) {
+                let DeltaHeads { head_dim, d_conv, .. } = heads;
+                return Err(Error::Ggml(GgmlError::Unsupported {
+                    device: model.placement().devices[device].clone(),
+                    op: "gated delta nets".into(),
+                    detail: format!("heads of {head_dim}, {} channels convolved over {d_conv} tokens", heads.n_channels()),
+                }));
+            }
+        }
+        let memory = |l: usize| {
+            let buft = devices[model.placement().layer[l]].backend.buffer_type();
+            match shape.recurrence(l) {
+                Some(heads) => LayerMemory::Recurrent(RecurrentState::new(buft, heads)),
+                None => LayerMemory::Cache(LayerCache::new(buft, shape.n_embd_kv(), types)),
+            }
+        };
+        let memories = (0..shape.n_layer).map(memory).collect();
         let interrupt = devices[0].backend.stop_flag();
         Ok(Self {
             model,
             options,
             devices,
-            sequence: Sequence::new(caches),
+            sequence: Sequence::new(memories),
             proxies,
             logits: HostF32::default(),
             is_suspect: false,
@@ -243,8 +264,15 @@ impl Session {
 
     /// Forgets everything read, but for what a document's later questions need ([`Session::read`]); memory stays allocated.
     pub fn clear(&mut self) {
-        match &self.prefix {
-            Some(prefix) => self.sequence.rewind(prefix.cut(), prefix.tokens().len()),
+        match &mut self.prefix {
+            Some(prefix) => {
+                let there = prefix.tokens().len();
+                let known = self.sequence.known(prefix.cut(), there);
+                if known < there {
+                    prefix.truncate(known);
+                }
+                self.sequence.rewind(prefix.cut(), known);
+            }
             None => self.sequence.clear(),
         }
         self.logits.clear();
@@ -253,7 +281,8 @@ impl Session {
     /// Forgets all tokens but the first `n`; [`Session::logits`] are empty until the next token is read.
     ///
     /// # Errors
-    /// [`Error::Truncate`] inside a prompt of which tokens were left out.
+    /// [`Error::Truncate`] inside a prompt of which tokens were left out; [`Error::TruncateState`] in a model with recurrent layers: what
+    /// was read has to be cleared and read anew.
     pub fn truncate(&mut self, n: usize) -> Result<()> {
         self.sequence.truncate(n)?;
         if let Some(prefix) = &mut self.prefix {

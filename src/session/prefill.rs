@@ -294,13 +294,15 @@ impl Session {
             _ => self.sequence.complete(dense, n, kept),
         }
         let budgets = &compiled.budgets;
-        let n_entries = dense * n + entries.iter().sum::<usize>();
+        // Recurrent layers have none.
+        let attending = |layers: usize| (0..layers).filter(|&l| self.model.shape().recurrence(l).is_none()).count();
+        let n_entries = attending(dense) * n + entries.iter().sum::<usize>();
         let report = PrefillReport {
             n_tokens: n,
             n_reused: 0,
             seconds: start.elapsed().as_secs_f64(),
             layers: if budgets.is_dense() { Vec::new() } else { budgets.layers.clone() },
-            cache_kept: n_entries as f64 / (n * (dense + entries.len())) as f64,
+            cache_kept: n_entries as f64 / (n * attending(dense + entries.len())) as f64,
             slot_bytes: slots.iter().map(|s| s.n_bytes()).sum(),
             scratch_bytes: self.devices.iter().map(|d| d.backend.scratch_bytes()).sum(),
             n_nodes: graph.nodes.len(),
@@ -405,9 +407,9 @@ pub(super) struct Prepared {
     repeated: RepeatedGraphs,
 }
 
-/// Entries that each of a graph's layers adds to its cache.
+/// Entries that each of a graph's layers adds to its cache, which recurrent layers do not have.
 pub(super) fn entries(graph: &Graph) -> Vec<usize> {
-    graph.layers.iter().map(|a| graph.node(graph.node(a.attn).src[1]).n_rows).collect()
+    graph.layers.iter().map(|a| a.attention().map_or(0, |at| graph.node(graph.node(at.attn).src[1]).n_rows)).collect()
 }
 
 /// Turns the indices selected by each node into positions, layer by layer from the graph's first.

@@ -21,8 +21,18 @@ pub(super) const REPEATED_TILES: usize = 16;
 /// tokens of an answer, and for one prompt after another of the same length.
 #[derive(Default)]
 pub struct RepeatedGraphs {
-    /// By number of the phase and first row.
-    pub(super) graphs: HashMap<(usize, usize), RepeatedGraph>,
+    pub(super) graphs: HashMap<RepeatedPlace, RepeatedGraph>,
+}
+
+/// Where a graph belongs.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct RepeatedPlace {
+    /// Number of the phase.
+    pub phase: usize,
+    /// First row of the tile.
+    pub row: usize,
+    /// Which of their two states its recurrent layers begin with: the tokens of an answer take turns.
+    pub turn: usize,
 }
 
 /// The graph of one tile, kept for the next.
@@ -39,6 +49,8 @@ pub(super) struct RepeatedGraph {
 #[derive(PartialEq)]
 pub(super) struct Memories {
     caches: Vec<CacheState>,
+    /// Memory of the recurrent layers, and which of their states holds.
+    recurrent: Vec<(u64, usize)>,
     /// Cache rows that attention reads, where the rest is left to inputs.
     reads: Vec<Range<usize>>,
     scratch: u64,
@@ -57,8 +69,7 @@ impl Memories {
     /// As they are now, for a tile of a phase.
     pub fn of(run: &Run, d: &Device, phase: &Phase, rows: &Range<usize>) -> Self {
         let indexed = run.mode == CacheMode::Indexed;
-        let caches = run.sequence.layers();
-        let base = if indexed { caches[0].len() as isize } else { 0 };
+        let base = run.sequence.caches().next().filter(|_| indexed).map_or(0, |c| c.len() as isize);
         let state = |c: &LayerCache| CacheState {
             generation: c.generation(),
             len: c.len() as isize - base,
@@ -68,12 +79,13 @@ impl Memories {
         let read = |id: &NodeId| {
             let node = graph.node(*id);
             let Op::Attention { layer, window, .. } = node.op else { return None };
-            let (cache, n_keys) = (&caches[layer], graph.node(node.src[1]).n_rows);
+            let (cache, n_keys) = (run.sequence.cache(layer), graph.node(node.src[1]).n_rows);
             let first = cache.len() + n_keys - node.n_rows + rows.start;
             Some(lower::key_rows(first, rows.len(), window, cache.capacity()))
         };
         Self {
-            caches: caches.iter().map(state).collect(),
+            caches: run.sequence.caches().map(state).collect(),
+            recurrent: run.sequence.states().map(|s| (s.generation(), s.turn())).collect(),
             reads: if indexed { phase.nodes.iter().filter_map(read).collect() } else { Vec::new() },
             scratch: d.backend.scratch_generation(),
             masks: d.masks.generation(),

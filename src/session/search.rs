@@ -37,7 +37,9 @@ impl Session {
             Reader::Draft => {
                 let interrupt = self.interrupt.clone();
                 let draft = self.draft(method)?;
-                let layers: Vec<usize> = (0..draft.model.shape().n_layer).collect();
+                // Recurrent ones score nothing.
+                let shape = draft.model.shape();
+                let layers: Vec<usize> = (0..shape.n_layer).filter(|&l| shape.recurrence(l).is_none()).collect();
                 // The draft's session has a flag of its own, which nobody knows.
                 draft.scores(tokens, &search, &layers, &mut |p| match interrupt.load(Ordering::Relaxed) {
                     true => ControlFlow::Break(()),

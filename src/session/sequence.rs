@@ -1,62 +1,103 @@
 //! The state of a sequence: what every layer remembers of the tokens read so far. Two sequences over one model are two of these.
 //!
-//! Each layer's KV cache has its own length, since skipping and pruning keep fewer entries in later layers.
+//! Each layer's KV cache has its own length, since skipping and pruning keep fewer entries in later layers. A recurrent layer has a
+//! state of fixed size instead.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-
-use crate::compile::lower::KV_PAD;
 use crate::ggml::GgmlError;
-use crate::ggml::Tensor;
-use crate::ggml::arena::{Arena, TensorId};
-use crate::ggml::backend::BufferType;
-use crate::gguf::GgmlType;
 use crate::{Error, Result};
 
-/// Element type of cached keys or values.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-#[non_exhaustive]
-pub enum CacheType {
-    /// Exact; for tests.
-    F32,
-    /// Half precision, the default.
-    #[default]
-    F16,
-    /// Half the memory of F16; needs a head dimension divisible by 32.
-    Q8_0,
+pub use super::layer_cache::{CacheType, Kept, LayerCache};
+use super::recurrent::RecurrentState;
+
+/// What a layer remembers.
+pub enum LayerMemory {
+    /// Keys and values.
+    Cache(LayerCache),
+    /// The state of a recurrence.
+    Recurrent(RecurrentState),
 }
 
-impl CacheType {
-    /// The type as ggml names it.
-    pub fn ggml(self) -> GgmlType {
+impl LayerMemory {
+    fn cache(&self) -> Option<&LayerCache> {
         match self {
-            CacheType::F32 => GgmlType::F32,
-            CacheType::F16 => GgmlType::F16,
-            CacheType::Q8_0 => GgmlType::Q8_0,
+            LayerMemory::Cache(cache) => Some(cache),
+            LayerMemory::Recurrent(_) => None,
         }
     }
 
-    /// Type of candidates' keys between their scoring and the choice among them: never quantized. A probing layer whose
-    /// attention stays whole keeps no such copy: its scores come from the cached keys, in the cache's type.
-    pub fn probe(self) -> GgmlType {
-        if self == CacheType::F32 { GgmlType::F32 } else { GgmlType::F16 }
+    fn append(&mut self, kept: Kept, first: usize, n: usize) {
+        match self {
+            LayerMemory::Cache(cache) => cache.append(kept, first, n),
+            LayerMemory::Recurrent(state) => state.advance(n),
+        }
+    }
+
+    fn clear(&mut self) {
+        match self {
+            LayerMemory::Cache(cache) => cache.clear(),
+            LayerMemory::Recurrent(state) => state.clear(),
+        }
+    }
+
+    fn n_bytes(&self) -> usize {
+        match self {
+            LayerMemory::Cache(cache) => cache.n_bytes(),
+            LayerMemory::Recurrent(state) => state.n_bytes(),
+        }
     }
 }
 
-/// All layers' caches, and how many tokens they stand for.
+/// All layers' memories, and how many tokens they stand for.
 pub struct Sequence {
-    layers: Vec<LayerCache>,
+    layers: Vec<LayerMemory>,
     n_past: usize,
 }
 
 impl Sequence {
-    /// Nothing read yet: one empty cache for each layer.
-    pub fn new(layers: Vec<LayerCache>) -> Self {
+    /// Nothing read yet: an empty memory for each layer.
+    pub fn new(layers: Vec<LayerMemory>) -> Self {
         Self { layers, n_past: 0 }
     }
 
-    /// The caches, one a layer.
-    pub fn layers(&self) -> &[LayerCache] {
+    /// The layers' memories.
+    pub fn layers(&self) -> &[LayerMemory] {
         &self.layers
+    }
+
+    /// The cache of a layer that attends.
+    ///
+    /// # Panics
+    /// If it is a recurrent one.
+    pub fn cache(&self, layer: usize) -> &LayerCache {
+        self.layers[layer].cache().expect("a layer that attends")
+    }
+
+    /// The caches of the layers that attend.
+    pub fn caches(&self) -> impl Iterator<Item = &LayerCache> {
+        self.layers.iter().filter_map(LayerMemory::cache)
+    }
+
+    /// The state of a recurrent layer.
+    ///
+    /// # Panics
+    /// If it is one that attends.
+    pub fn recurrent(&self, layer: usize) -> &RecurrentState {
+        match &self.layers[layer] {
+            LayerMemory::Recurrent(state) => state,
+            LayerMemory::Cache(_) => panic!("a recurrent layer"),
+        }
+    }
+
+    /// The states of the recurrent layers.
+    pub fn states(&self) -> impl Iterator<Item = &RecurrentState> {
+        self.states_before(self.layers.len())
+    }
+
+    fn states_mut(&mut self) -> impl Iterator<Item = &mut RecurrentState> {
+        self.layers.iter_mut().filter_map(|layer| match layer {
+            LayerMemory::Recurrent(state) => Some(state),
+            LayerMemory::Cache(_) => None,
+        })
     }
 
     /// Tokens read so far: the next one's position.
@@ -64,14 +105,14 @@ impl Sequence {
         self.n_past
     }
 
-    /// Entries in each layer's cache.
+    /// Entries in each layer's cache; 0 where a layer has none.
     pub fn lengths(&self) -> Vec<usize> {
-        self.layers.iter().map(|c| c.len).collect()
+        self.layers.iter().map(|layer| layer.cache().map_or(0, LayerCache::len)).collect()
     }
 
-    /// Bytes that the caches hold.
+    /// Bytes held.
     pub fn n_bytes(&self) -> usize {
-        self.layers.iter().map(LayerCache::n_bytes).sum()
+        self.layers.iter().map(LayerMemory::n_bytes).sum()
     }
 
     /// Makes room for so many more entries in each layer from `first` on that has any to come, and `spare` more.
@@ -79,7 +120,10 @@ impl Sequence {
     /// # Errors
     /// Out of memory.
     pub fn reserve(&mut self, first: usize, entries: &[usize], spare: usize) -> std::result::Result<(), GgmlError> {
-        self.layers[first..].iter_mut().zip(entries).try_for_each(|(cache, n)| cache.reserve(cache.len + n + spare))
+        self.layers[first..].iter_mut().zip(entries).try_for_each(|(layer, n)| match layer {
+            LayerMemory::Cache(cache) => cache.reserve(cache.len + n + spare),
+            LayerMemory::Recurrent(state) => state.reserve(),
+        })
     }
 
     /// Makes room for one token, and where a cache has none, for as many as it takes before memory is touched again: up to
@@ -89,7 +133,11 @@ impl Sequence {
     /// Out of memory. What was read is still there.
     pub fn reserve_token(&mut self, most: usize) -> std::result::Result<(), GgmlError> {
         let spare = GROWTH.min(most.saturating_sub(self.n_past)).max(1);
-        for cache in self.layers.iter_mut().filter(|c| c.len == c.capacity) {
+        for layer in &mut self.layers {
+            let cache = match layer {
+                LayerMemory::Cache(cache) if cache.len == cache.capacity => cache,
+                _ => continue,
+            };
             // With little memory left a single block more is better than none.
             let whole = cache.reserve(cache.len + spare);
             whole.or_else(|_| cache.reserve(cache.len + 1))?;
@@ -103,26 +151,27 @@ impl Sequence {
         self.n_past += n;
         match kept {
             Some(kept) => {
-                for (cache, kept) in self.layers.iter_mut().zip(kept) {
-                    cache.append(kept, first, n);
+                for (layer, kept) in self.layers.iter_mut().zip(kept) {
+                    layer.append(kept, first, n);
                 }
             }
-            None => self.layers.iter_mut().for_each(|cache| cache.append(Kept::Count(n), first, n)),
+            None => self.layers.iter_mut().for_each(|layer| layer.append(Kept::Count(n), first, n)),
         }
     }
 
     /// The layers before `cut` have kept `n` more tokens; none counts as read by it.
     pub fn extend(&mut self, cut: usize, n: usize) {
-        for cache in &mut self.layers[..cut] {
-            cache.append(Kept::Count(n), cache.len, n);
+        for layer in &mut self.layers[..cut] {
+            let first = layer.cache().map_or(0, LayerCache::len);
+            layer.append(Kept::Count(n), first, n);
         }
     }
 
     /// Of a sequence of `n` tokens the layers before `cut` have kept all, and those from `cut` on, empty before, the entries at
     /// `kept`: all of them are read.
     pub fn complete(&mut self, cut: usize, n: usize, kept: Vec<Kept>) {
-        for (cache, kept) in self.layers[cut..].iter_mut().zip(kept) {
-            cache.append(kept, 0, n);
+        for (layer, kept) in self.layers[cut..].iter_mut().zip(kept) {
+            layer.append(kept, 0, n);
         }
         self.n_past = n;
     }
@@ -131,33 +180,85 @@ impl Sequence {
     /// forget everything. No token counts as read.
     ///
     /// # Panics
-    /// If a layer before `cut` has fewer entries.
+    /// If a layer before `cut` has fewer entries, or the state of so many tokens is not there ([`Sequence::known`]).
     pub fn rewind(&mut self, cut: usize, n: usize) {
         let (before, behind) = self.layers.split_at_mut(cut);
-        for cache in before {
-            assert!(n <= cache.len, "entries of every token");
-            (cache.len, cache.least, cache.positions) = (n, 0, None);
+        for layer in before {
+            match layer {
+                LayerMemory::Cache(cache) => {
+                    assert!(n <= cache.len, "entries of every token");
+                    (cache.len, cache.least, cache.positions) = (n, 0, None);
+                }
+                LayerMemory::Recurrent(state) => state.rewind(n),
+            }
         }
-        behind.iter_mut().for_each(LayerCache::clear);
+        behind.iter_mut().for_each(LayerMemory::clear);
         self.n_past = 0;
+    }
+
+    /// The most tokens, at most `n`, behind which the layers before `cut` can begin again: all of the `n` without recurrent layers,
+    /// else the most of which the states are there.
+    pub fn known(&self, cut: usize, n: usize) -> usize {
+        let Some(first) = self.states_before(cut).next() else { return n };
+        let (read, kept) = (first.len(), first.kept_len().unwrap_or(0));
+        let is_current = read <= n && self.states_before(cut).all(|state| state.len() == read);
+        let is_kept = kept <= n && self.has_kept(cut, kept);
+        (if is_current { read } else { 0 }).max(if is_kept { kept } else { 0 })
+    }
+
+    /// The states of the recurrent layers before `cut`.
+    fn states_before(&self, cut: usize) -> impl Iterator<Item = &RecurrentState> {
+        self.layers[..cut].iter().filter_map(|layer| match layer {
+            LayerMemory::Recurrent(state) => Some(state),
+            LayerMemory::Cache(_) => None,
+        })
+    }
+
+    /// Whether any of the layers before `cut` is recurrent: then these cannot begin again anywhere.
+    pub fn has_states(&self, cut: usize) -> bool {
+        self.states_before(cut).next().is_some()
+    }
+
+    /// Keeps the states of the layers before `cut` as they are.
+    ///
+    /// # Errors
+    /// Out of memory: then none is kept.
+    pub fn keep_states(&mut self, cut: usize) -> std::result::Result<(), GgmlError> {
+        let kept = self.layers[..cut].iter_mut().try_for_each(|layer| match layer {
+            LayerMemory::Recurrent(state) => state.keep(),
+            LayerMemory::Cache(_) => Ok(()),
+        });
+        if kept.is_err() {
+            self.states_mut().for_each(RecurrentState::forget_kept);
+        }
+        kept
+    }
+
+    /// Whether the states of the layers before `cut` were kept behind the first `n` tokens; true without such layers.
+    pub fn has_kept(&self, cut: usize, n: usize) -> bool {
+        self.states_before(cut).all(|state| state.kept_len() == Some(n))
     }
 
     /// The fewest tokens that [`Sequence::truncate`] can leave: which entry a token has in a layer that left some out is known
     /// only behind the prompt whose tokens were left out.
     pub fn least(&self) -> usize {
-        self.layers.iter().map(|c| c.least).max().unwrap_or(0)
+        self.caches().map(|c| c.least).max().unwrap_or(0)
     }
 
     /// What was read so far is no prefix of the caller's tokens any more: only whole can it be kept.
     pub fn seal(&mut self) {
         let least = self.n_past;
-        self.layers.iter_mut().for_each(|cache| cache.least = least);
+        for layer in &mut self.layers {
+            if let LayerMemory::Cache(cache) = layer {
+                cache.least = least;
+            }
+        }
     }
 
     /// Forgets all tokens but the first `n`.
     ///
     /// # Errors
-    /// [`Error::Truncate`] below [`Sequence::least`], except for 0.
+    /// [`Error::Truncate`] below [`Sequence::least`], except for 0; [`Error::TruncateState`] with recurrent layers.
     pub fn truncate(&mut self, n: usize) -> Result<()> {
         if n == 0 {
             self.clear();
@@ -166,10 +267,14 @@ impl Sequence {
         if n >= self.n_past {
             return Ok(());
         }
+        if self.has_states(self.layers.len()) {
+            return Err(Error::TruncateState { n, read: self.n_past });
+        }
         if n < self.least() {
             return Err(Error::Truncate { n, least: self.least() });
         }
-        for cache in &mut self.layers {
+        for layer in &mut self.layers {
+            let LayerMemory::Cache(cache) = layer else { continue };
             // Entries behind the prompt are a run, one for each token.
             cache.len -= self.n_past - n;
             if let Some(positions) = &mut cache.positions {
@@ -182,12 +287,12 @@ impl Sequence {
 
     /// Zeroes the rows behind the entries: attention reads some of them (masked), which must not hold NaN of a call that failed.
     pub fn zero_padding(&self) {
-        self.layers.iter().for_each(LayerCache::zero_padding);
+        self.caches().for_each(LayerCache::zero_padding);
     }
 
     /// Forgets all tokens; the memory stays.
     pub fn clear(&mut self) {
-        self.layers.iter_mut().for_each(LayerCache::clear);
+        self.layers.iter_mut().for_each(LayerMemory::clear);
         self.n_past = 0;
     }
 }
@@ -195,171 +300,17 @@ impl Sequence {
 /// Entries that a cache grows by while decoding.
 const GROWTH: usize = 512;
 
-/// Which of a call's tokens a layer has kept.
-pub enum Kept {
-    /// So many; which ones does not matter.
-    Count(usize),
-    /// Those at these positions, ascending, where a sliding window masks by them.
-    At(Vec<i32>),
-}
-
-/// The keys and values of one layer.
-pub struct LayerCache {
-    arena: Option<(Arena, TensorId, TensorId)>,
-    buft: BufferType,
-    width: usize,
-    types: (CacheType, CacheType),
-    capacity: usize,
-    /// Of the memory: another number for every allocation of the process.
-    generation: u64,
-    len: usize,
-    /// Tokens up to which entries are no run of tokens.
-    least: usize,
-    /// Original positions of the entries where they have gaps that matter; `None`: 0, 1, 2 ...
-    positions: Option<Vec<i32>>,
-}
-
-static GENERATION: AtomicU64 = AtomicU64::new(1);
-
-impl LayerCache {
-    /// An empty cache of `width` = n_head_kv * head_dim elements an entry.
-    pub fn new(buft: BufferType, width: usize, types: (CacheType, CacheType)) -> Self {
-        Self { arena: None, buft, width, types, capacity: 0, generation: 0, len: 0, least: 0, positions: None }
-    }
-
-    /// Makes room for `rows` entries in all, keeping what is there.
-    ///
-    /// # Errors
-    /// Out of memory.
-    pub fn reserve(&mut self, rows: usize) -> std::result::Result<(), GgmlError> {
-        let rows = rows.next_multiple_of(KV_PAD);
-        if rows <= self.capacity {
-            return Ok(());
-        }
-        if self.len == 0 {
-            // Nothing to keep: let go first.
-            self.arena = None;
-            self.capacity = 0;
-        }
-        let mut arena = Arena::new(2);
-        let k = arena.declare("cache_k", self.types.0.ggml(), &[self.width, rows]);
-        let v = arena.declare("cache_v", self.types.1.ggml(), &[self.width, rows]);
-        // Cleared: attention reads padding rows (masked), which must not hold NaN.
-        arena.allocate(&[k, v], self.buft, "the KV cache")?;
-        if let Some((old, old_k, old_v)) = &self.arena {
-            arena.copy_rows(k, 0, old.get(*old_k), self.len);
-            arena.copy_rows(v, 0, old.get(*old_v), self.len);
-        }
-        self.arena = Some((arena, k, v));
-        self.capacity = rows;
-        self.generation = GENERATION.fetch_add(1, Ordering::Relaxed);
-        Ok(())
-    }
-
-    fn zero_padding(&self) {
-        if let Some((arena, k, v)) = &self.arena {
-            for id in [*k, *v] {
-                let row = arena.get(id).nb(1);
-                arena.zero(id, self.len * row, (self.capacity - self.len) * row);
-            }
-        }
-    }
-
-    fn clear(&mut self) {
-        self.len = 0;
-        self.least = 0;
-        self.positions = None;
-    }
-
-    fn append(&mut self, kept: Kept, first: usize, n: usize) {
-        let positions_of_all = || (first..first + n).map(|x| x as i32);
-        match kept {
-            Kept::Count(count) => {
-                if let Some(p) = &mut self.positions {
-                    p.extend(positions_of_all());
-                }
-                self.len += count;
-                if count < n {
-                    self.least = first + n;
-                }
-            }
-            Kept::At(positions) => {
-                if positions.len() < n {
-                    self.least = first + n;
-                }
-                self.len += positions.len();
-                self.positions.get_or_insert_with(|| (0..first).map(|x| x as i32).collect()).extend(positions);
-            }
-        }
-    }
-
-    /// The number of entries.
-    pub fn len(&self) -> usize {
-        self.len
-    }
-
-    /// True without entries.
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-
-    /// Entries that there is room for.
-    pub fn capacity(&self) -> usize {
-        self.capacity
-    }
-
-    /// Number of the memory: the same as before only if it is the same memory.
-    pub fn generation(&self) -> u64 {
-        self.generation
-    }
-
-    /// Original positions of the entries, where they have gaps that matter; `None`: 0, 1, 2 ...
-    pub fn positions(&self) -> Option<&[i32]> {
-        self.positions.as_deref()
-    }
-
-    /// Keys `[width, capacity]`.
-    ///
-    /// # Panics
-    /// Before the first [`LayerCache::reserve`].
-    pub fn k(&self) -> Tensor<'_> {
-        let (arena, k, _) = self.arena.as_ref().expect("a reserved cache");
-        arena.get(*k)
-    }
-
-    /// Values `[width, capacity]`.
-    ///
-    /// # Panics
-    /// Before the first [`LayerCache::reserve`].
-    pub fn v(&self) -> Tensor<'_> {
-        let (arena, _, v) = self.arena.as_ref().expect("a reserved cache");
-        arena.get(*v)
-    }
-
-    /// Writes entries from the first on: whole rows of keys and of values, as they lie in memory.
-    ///
-    /// # Panics
-    /// Without room for them.
-    pub fn write(&self, k: &[u8], v: &[u8]) {
-        let (arena, k_id, v_id) = self.arena.as_ref().expect("a reserved cache");
-        arena.set(*k_id, 0, k);
-        arena.set(*v_id, 0, v);
-    }
-
-    /// Bytes that the caches hold.
-    pub fn n_bytes(&self) -> usize {
-        self.arena.as_ref().map_or(0, |(a, _, _)| a.n_bytes())
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::compile::lower::KV_PAD;
+    use crate::ggml::arena::read_bytes;
     use crate::ggml::backend;
 
     fn sequence(n_layer: usize) -> Sequence {
         let buft = backend::buffer_type("CPU").expect("a CPU");
-        Sequence::new((0..n_layer).map(|_| LayerCache::new(buft, 32, (CacheType::F16, CacheType::Q8_0))).collect())
+        let cache = |_| LayerMemory::Cache(LayerCache::new(buft, 32, (CacheType::F16, CacheType::Q8_0)));
+        Sequence::new((0..n_layer).map(cache).collect())
     }
 
     #[test]
@@ -382,13 +333,13 @@ mod tests {
         s.advance(100, Some(vec![Kept::Count(100), Kept::At(vec![3, 50, 99])]));
         s.advance(5, None);
         assert_eq!((s.n_past(), s.lengths(), s.least()), (105, vec![105, 8], 100));
-        assert_eq!(s.layers()[1].positions(), Some(&[3, 50, 99, 100, 101, 102, 103, 104][..]));
+        assert_eq!(s.cache(1).positions(), Some(&[3, 50, 99, 100, 101, 102, 103, 104][..]));
         s.truncate(102).expect("behind the prompt");
-        assert_eq!((s.lengths(), s.layers()[1].positions()), (vec![102, 5], Some(&[3, 50, 99, 100, 101][..])));
+        assert_eq!((s.lengths(), s.cache(1).positions()), (vec![102, 5], Some(&[3, 50, 99, 100, 101][..])));
         assert!(matches!(s.truncate(99), Err(Error::Truncate { n: 99, least: 100 })));
         assert_eq!(s.n_past(), 102);
         s.clear();
-        assert_eq!((s.least(), s.layers()[1].positions()), (0, None));
+        assert_eq!((s.least(), s.cache(1).positions()), (0, None));
     }
 
     #[test]
@@ -402,7 +353,7 @@ mod tests {
         assert_eq!((s.n_past(), s.lengths(), s.least()), (105, vec![105, 105, 7], 100));
         s.rewind(2, 90);
         assert_eq!((s.n_past(), s.lengths(), s.least()), (0, vec![90, 90, 0], 0));
-        assert_eq!(s.layers()[2].positions(), None);
+        assert_eq!(s.cache(2).positions(), None);
         s.extend(2, 4);
         s.complete(2, 94, vec![Kept::Count(9)]);
         assert_eq!((s.n_past(), s.lengths()), (94, vec![94, 94, 9]));
@@ -412,25 +363,20 @@ mod tests {
     fn growing_keeps_entries_and_changes_the_generation() {
         let mut s = sequence(1);
         s.reserve(0, &[3], 0).expect("memory");
-        let before = s.layers()[0].generation();
+        let before = s.cache(0).generation();
         let row: Vec<u8> = (0..64).collect();
-        s.layers()[0].arena.as_ref().expect("reserved").0.set(
-            s.layers()[0].arena.as_ref().expect("reserved").1,
-            0,
-            &row,
-        );
+        s.cache(0).write(&row, &[]);
         s.advance(KV_PAD, None);
         s.reserve_token(10_000).expect("memory");
-        let cache = &s.layers()[0];
+        let cache = &s.cache(0);
         assert_eq!(cache.capacity(), (KV_PAD + GROWTH).next_multiple_of(KV_PAD));
         assert_ne!(cache.generation(), before);
-        let (arena, k, _) = cache.arena.as_ref().expect("reserved");
-        assert_eq!(arena.read(*k, 0, 64), row);
+        assert_eq!(read_bytes(cache.k(), 0, 64), row);
         // The context bounds how far it grows.
         let mut s = sequence(1);
         s.reserve(0, &[1], 0).expect("memory");
         s.advance(KV_PAD, None);
         s.reserve_token(KV_PAD + 1).expect("memory");
-        assert_eq!(s.layers()[0].capacity(), 2 * KV_PAD);
+        assert_eq!(s.cache(0).capacity(), 2 * KV_PAD);
     }
 }

@@ -13,7 +13,7 @@ use crate::eval::tasks::{Task, TaskAnswer};
 use crate::session::prefill::{PrefillOptions, PrefillProgress};
 use crate::session::sampler::{Sampler, SamplerParams};
 use crate::tokenizer::{ChatPrompt, StreamDecoder};
-use crate::{Model, Result, Session};
+use crate::{Error, Model, Result, Session};
 
 /// Tokens of an answer whose distributions are compared: those of dense are kept meanwhile, `n_vocab` numbers each.
 const COMPARED: usize = 64;
@@ -90,7 +90,7 @@ pub fn beside(
         kl: (divergence / dense.log_probs.len().max(1) as f64).max(0.0),
     };
     if let Some((at, chosen)) = parted {
-        walk.session.truncate(prompt.tokens.len() + at)?;
+        walk.go_back(prompt, &dense.tokens[..at], progress)?;
         dense.tokens[..at].iter().for_each(|&token| _ = walk.take(token));
         let mut more = walk.take(chosen);
         while more {
@@ -154,6 +154,18 @@ impl<'s> Walk<'s> {
     fn step(&mut self) -> Result<bool> {
         let token = self.choose()?;
         Ok(self.take(token))
+    }
+
+    /// Goes back to the first tokens of the answer. What cannot be forgotten token by token is read anew.
+    fn go_back(&mut self, prompt: &ChatPrompt, answer: &[u32], progress: OnProgress) -> Result<()> {
+        match self.session.truncate(prompt.tokens.len() + answer.len()) {
+            Err(Error::TruncateState { .. }) => {}
+            done => return done,
+        }
+        self.session.clear();
+        let options = PrefillOptions { question_start: prompt.question.as_ref().map(|q| q.start) };
+        self.session.prefill_with(&prompt.tokens, options, progress)?;
+        answer.iter().try_for_each(|&token| self.session.decode(token))
     }
 
     /// Reads the answer's last token.

@@ -1,5 +1,6 @@
 //! The forward pass: dense, or with SPTS, and decoding behind it.
 
+use super::delta::DeltaState;
 use super::model::{Layer, Linear, Model, dot};
 use super::spts::{Chosen, SptsPlan, pool_scores, settle, top};
 
@@ -10,6 +11,8 @@ pub struct LayerCache {
     pub positions: Vec<usize>,
     pub k: Vec<Vec<f32>>,
     pub v: Vec<Vec<f32>>,
+    /// In place of keys and values in a recurrent layer.
+    pub recurrent: DeltaState,
 }
 
 /// What decoding continues from.
@@ -35,6 +38,15 @@ pub struct LayerTrace {
     pub proxy_norms: Option<Vec<f32>>,
     /// C * S (or S), where the FFN skips.
     pub ffn_scores: Option<Vec<f32>>,
+}
+
+/// Scores of the candidates by the layers so far, for those to come.
+#[derive(Default)]
+struct Carried {
+    /// Sums that layers with attention add to their own, where scores are carried on.
+    sums: Option<Vec<f32>>,
+    /// What the last layer with attention chose by, for recurrent ones.
+    last: Option<Vec<f32>>,
 }
 
 /// Result of a prefill.
@@ -64,7 +76,7 @@ impl Model {
         let mut positions: Vec<usize> = (0..tokens.len()).collect();
         let mut h: Vec<Vec<f32>> = tokens.iter().map(|t| self.embed(*t)).collect();
         // Scores of the candidates by the layers so far, where they are carried on.
-        let mut carried: Option<Vec<f32>> = None;
+        let mut carried = Carried::default();
         let mut out =
             Output { logits: vec![], positions: vec![], hidden: vec![], layers: vec![], state: State::default() };
         for il in 0..self.layers.len() {
@@ -87,12 +99,17 @@ impl Model {
         let mut h = self.embed(token);
         for (layer, cache) in self.layers.iter().zip(&mut state.cache) {
             let x = self.normed(&h, &layer.attn_norm);
-            cache.positions.push(position);
-            cache.k.push(self.key(layer, &x, position));
-            cache.v.push(layer.v.times(&x));
-            let q = self.query(layer, &x, position);
-            let y = self.attn_output(layer, &self.attend(layer, &q, position, cache));
-            add(&mut h, &y);
+            if let Some(delta) = &layer.delta {
+                let y = delta.step(&mut cache.recurrent, &x, self.norm_eps);
+                add(&mut h, &y);
+            } else {
+                cache.positions.push(position);
+                cache.k.push(self.key(layer, &x, position));
+                cache.v.push(layer.v.times(&x));
+                let q = self.query(layer, &x, position);
+                let y = self.attn_output(layer, &x, &self.attend(layer, &q, position, cache));
+                add(&mut h, &y);
+            }
             let y = self.ffn(layer, &self.normed(&h, &layer.ffn_norm));
             add(&mut h, &y);
         }
@@ -118,8 +135,10 @@ impl Model {
         let layer = &self.layers[il];
         let everyone: Vec<usize> = (0..h.len()).collect();
         let x: Vec<Vec<f32>> = h.iter().map(|h| self.normed(h, &layer.attn_norm)).collect();
-        let keys = self.keys(layer, &x, positions);
-        let cache = self.attention(layer, h, &x, &keys, positions, &everyone);
+        let cache = match &layer.delta {
+            None => self.attention(layer, h, &x, &self.keys(layer, &x, positions), positions, &everyone),
+            Some(_) => self.recurrence(layer, h, &x),
+        };
         self.feed_forward(layer, h, &everyone);
         let trace = LayerTrace {
             candidates: positions.to_vec(),
@@ -140,36 +159,43 @@ impl Model {
         plan: &SptsPlan,
         positions: &mut Vec<usize>,
         h: &mut Vec<Vec<f32>>,
-        carried: &mut Option<Vec<f32>>,
+        carried: &mut Carried,
     ) -> (LayerTrace, LayerCache) {
         let layer = &self.layers[il];
         let budget = plan.layers[il];
         let n = h.len();
         assert_eq!(budget.candidates, n, "candidates of layer {il}");
         let queries = plan.probe_queries.min(n);
-        // A layer with a sliding window never skips: its attention is cheap already, and its cache must hold the window.
-        let skips_attn = layer.window.is_none() && budget.active_attn < n;
+        // A layer with a sliding window never skips: its attention is cheap already, and its cache must hold the window. A recurrent
+        // one goes over all its candidates; its FFN skips by what the last layer with attention said.
+        let recurs = layer.delta.is_some();
+        let skips_attn = layer.window.is_none() && !recurs && budget.active_attn < n;
         let skips_ffn = layer.window.is_none() && budget.active_ffn < n;
         let prunes = budget.prune_to.is_some_and(|m| m < n);
+        assert!(!(recurs && prunes), "layer {il} is recurrent and has no scores of its own");
 
         // PAP
         let x: Vec<Vec<f32>> = h.iter().map(|h| self.normed(h, &layer.attn_norm)).collect();
-        let keys = self.keys(layer, &x, positions);
-        let carries = plan.carry > 0.0 && il >= plan.carry_from && layer.window.is_none();
+        let keys = if recurs { Vec::new() } else { self.keys(layer, &x, positions) };
+        let carries = plan.carry > 0.0 && il >= plan.carry_from && layer.window.is_none() && !recurs;
         if carries {
             let mut sum = self.probe(layer, &x, &keys, positions, queries, plan.best_query);
-            if let Some(before) = carried.as_ref() {
+            if let Some(before) = carried.sums.as_ref() {
                 for i in 0..n {
                     sum[i] += plan.carry * before[i];
                 }
             }
-            *carried = Some(sum);
+            carried.sums = Some(sum);
         }
-        let scores = (skips_attn || skips_ffn || prunes).then(|| match &plan.given_scores {
+        // A later recurrent layer may ask for the scores of one that skips nothing itself.
+        let asked = skips_attn || skips_ffn || prunes || (!recurs && il >= plan.carry_from && layer.window.is_none());
+        let scores = asked.then(|| match &plan.given_scores {
+            _ if recurs => carried.last.clone().expect("scores of a layer before"),
             Some(given) => given[il].clone(),
-            None if carries => pool_scores(carried.as_ref().expect("made above"), plan.pool),
+            None if carries => pool_scores(carried.sums.as_ref().expect("made above"), plan.pool),
             None => pool_scores(&self.probe(layer, &x, &keys, positions, queries, plan.best_query), plan.pool),
         });
+        carried.last = scores.clone().or(carried.last.take());
         let pick = |what: &str, skips: bool, scores: &Option<Vec<f32>>, m: usize, theirs: &dyn Fn(usize) -> Theirs| {
             let Some(s) = scores.as_ref().filter(|_| skips) else { return (0..n).collect() };
             // The last tokens go before the first.
@@ -185,7 +211,10 @@ impl Model {
             settle(&format!("layer {il}, {what}"), &s, m, last, &indices, tie)
         };
         let active_attn = pick("attention", skips_attn, &scores, budget.active_attn, &Theirs::ActiveAttn);
-        let cache = self.attention(layer, h, &x, &keys, positions, &active_attn);
+        let cache = match recurs {
+            true => self.recurrence(layer, h, &x),
+            false => self.attention(layer, h, &x, &keys, positions, &active_attn),
+        };
 
         // LTP
         let proxy = plan.proxies.as_ref().and_then(|p| p[il].as_ref()).filter(|_| skips_ffn);
@@ -206,13 +235,13 @@ impl Model {
             active_attn: named(&active_attn),
             active_ffn: named(&active_ffn),
             kept: named(&kept),
-            scores,
+            scores: scores.filter(|_| skips_attn || skips_ffn || prunes),
             proxy_norms,
             ffn_scores,
         };
         *positions = trace.kept.clone();
-        if let Some(sums) = carried {
-            *sums = kept.iter().map(|i| sums[*i]).collect();
+        for scores in [&mut carried.sums, &mut carried.last].into_iter().flatten() {
+            *scores = kept.iter().map(|i| scores[*i]).collect();
         }
         *h = kept.iter().map(|i| std::mem::take(&mut h[*i])).collect();
         (trace, cache)
@@ -264,8 +293,19 @@ impl Model {
             cache.v.push(layer.v.times(&x[row]));
             // Rows come in order of position: the cache so far is what this row may see.
             let q = self.query(layer, &x[row], positions[row]);
-            let y = self.attn_output(layer, &self.attend(layer, &q, positions[row], &cache));
+            let y = self.attn_output(layer, &x[row], &self.attend(layer, &q, positions[row], &cache));
             add(&mut h[row], &y);
+        }
+        cache
+    }
+
+    /// A recurrent layer over all its rows, in order.
+    fn recurrence(&self, layer: &Layer, h: &mut [Vec<f32>], x: &[Vec<f32>]) -> LayerCache {
+        let delta = layer.delta.as_ref().expect("a recurrent layer");
+        let mut cache = LayerCache::default();
+        for (h, x) in h.iter_mut().zip(x) {
+            let y = delta.step(&mut cache.recurrent, x, self.norm_eps);
+            add(h, &y);
         }
         cache
     }
@@ -336,8 +376,16 @@ impl Model {
         y
     }
 
-    fn attn_output(&self, layer: &Layer, y: &[f32]) -> Vec<f32> {
-        let y = layer.attn_output.times(y);
+    /// What attention adds, of what the heads found (y) and the layer's normalised input (x).
+    fn attn_output(&self, layer: &Layer, x: &[f32], y: &[f32]) -> Vec<f32> {
+        let y = match &layer.gate {
+            Some(gate) => {
+                let sigmoid = |g: f32| (1.0 / (1.0 + (-f64::from(g)).exp())) as f32;
+                let gated: Vec<f32> = y.iter().zip(gate.times(x)).map(|(y, g)| y * sigmoid(g)).collect();
+                layer.attn_output.times(&gated)
+            }
+            None => layer.attn_output.times(y),
+        };
         match &layer.attn_post_norm {
             Some(norm) => self.rms_norm(&y, norm),
             None => y.iter().map(|y| y * self.residual_scale).collect(),
@@ -349,7 +397,7 @@ impl Model {
             let z: Vec<f32> = gate.iter().zip(&up).map(|(g, u)| self.gated(*g, *u)).collect();
             down.times(&z)
         };
-        let y = match &layer.router {
+        let mut y = match &layer.router {
             None => one(&layer.ffns[0]),
             Some((router, n_used)) => {
                 let logits = router.times(x);
@@ -367,6 +415,10 @@ impl Model {
                 y
             }
         };
+        if let Some((ffn, share)) = &layer.shared {
+            let share = 1.0 / (1.0 + (-f64::from(share.times(x)[0])).exp());
+            y.iter_mut().zip(one(ffn)).for_each(|(y, z)| *y += z * share as f32);
+        }
         match &layer.ffn_post_norm {
             Some(norm) => self.rms_norm(&y, norm),
             None => y.iter().map(|y| y * self.residual_scale).collect(),

@@ -13,14 +13,17 @@
 //! A test that includes this module also includes `support`.
 #![allow(dead_code)] // every test binary includes this module and uses a part of it
 
+mod delta;
 mod forward;
 mod model;
 mod rope;
 mod spts;
 
 #[allow(unused_imports)]
+pub use delta::DeltaNet;
+#[allow(unused_imports)]
 pub use forward::{LayerCache, LayerTrace, Output, State};
 #[allow(unused_imports)]
 pub use model::{Gelu, Layer, Matrix, Model};
 #[allow(unused_imports)]
-pub use spts::{Chosen, Follow, LayerBudget, Layout, Pool, Proxy, SptsPlan, pool_scores, settle, top};
+pub use spts::{Chosen, Follow, Kind, LayerBudget, Layout, Pool, Proxy, SptsPlan, pool_scores, settle, top};

@@ -2,7 +2,9 @@
 
 use std::path::Path;
 
+use super::delta::DeltaNet;
 use super::rope::{Rope, yarn_attn_factor};
+use super::spts::Kind;
 use crate::support::gguf::{File, Value};
 
 /// A weight matrix, ggml's `[n_in, n_out]`: `n_out` rows of `n_in` values.
@@ -22,6 +24,11 @@ impl Matrix {
     pub fn times(&self, x: &[f32]) -> Vec<f32> {
         assert_eq!(x.len(), self.n_in);
         (0..self.n_out).map(|i| dot(self.row(i), x) as f32).collect()
+    }
+
+    /// No rows, where a layer has no such matrix.
+    fn none() -> Matrix {
+        Matrix { n_in: 0, n_out: 0, data: Vec::new() }
     }
 
     /// The rows `first .. first + n`.
@@ -69,6 +76,10 @@ pub struct Layer {
     pub q: Linear,
     pub k: Linear,
     pub v: Linear,
+    /// By whose sigmoid what each head found is multiplied.
+    pub gate: Option<Linear>,
+    /// In place of attention.
+    pub delta: Option<DeltaNet>,
     pub q_norm: Option<Vec<f32>>,
     pub k_norm: Option<Vec<f32>>,
     pub attn_output: Linear,
@@ -80,10 +91,23 @@ pub struct Layer {
     pub ffns: Vec<(Linear, Linear, Linear)>,
     /// Chooses among the experts, and how many.
     pub router: Option<(Linear, usize)>,
+    /// An FFN beside the experts, and by whose sigmoid it is multiplied.
+    pub shared: Option<((Linear, Linear, Linear), Linear)>,
     pub ffn_post_norm: Option<Vec<f32>>,
     pub rope: Rope,
     /// Sliding window, in positions.
     pub window: Option<usize>,
+}
+
+impl Layer {
+    /// How its tokens see each other.
+    pub fn kind(&self) -> Kind {
+        match (&self.delta, self.window) {
+            (Some(_), _) => Kind::Recurrent,
+            (None, Some(_)) => Kind::Local,
+            (None, None) => Kind::Full,
+        }
+    }
 }
 
 /// A model: everything the forward pass needs.
@@ -145,7 +169,20 @@ impl<'a> Reader<'a> {
     fn new(file: &'a File, n_ctx: Option<usize>) -> Self {
         let arch = file.text("general.architecture").expect("general.architecture");
         let known = [
-            "llama", "qwen2", "qwen3", "gemma3", "phi3", "granite", "mistral3", "qwen3moe", "gpt-oss", "olmo2", "glm4",
+            "llama",
+            "qwen2",
+            "qwen3",
+            "gemma3",
+            "phi3",
+            "granite",
+            "mistral3",
+            "qwen3moe",
+            "gpt-oss",
+            "olmo2",
+            "glm4",
+            "qwen3next",
+            "qwen35",
+            "qwen35moe",
         ];
         assert!(known.contains(&arch), "the reference knows {known:?}, not {arch}");
         let uint = |key: &str| file.uint(&format!("{arch}.{key}"));
@@ -155,7 +192,7 @@ impl<'a> Reader<'a> {
             file,
             arch,
             n_ctx: n_ctx.or(uint("context_length")).expect("context_length"),
-            n_layer: uint("block_count").expect("block_count"),
+            n_layer: uint("block_count").expect("block_count") - uint("nextn_predict_layers").unwrap_or(0),
             n_embd,
             n_head,
             n_head_kv: uint("attention.head_count_kv").unwrap_or(n_head),
@@ -220,27 +257,82 @@ impl<'a> Reader<'a> {
 
     fn layer(&self, il: usize) -> Layer {
         let name = |part: &str| format!("blk.{il}.{part}");
-        let (q, k, v) = self.qkv(&name);
+        let delta = self.file.tensor(&name("ssm_a")).map(|_| self.delta(&name));
+        let none = || Linear { weight: Matrix::none(), bias: None };
+        let (mut q, k, v) = if delta.is_some() { (none(), none(), none()) } else { self.qkv(&name) };
+        // Query and gate take turns, head by head.
+        let gate = (self.is_hybrid() && delta.is_none()).then(|| {
+            let half = |q: &Linear, second: usize| {
+                let size = q.weight.n_in * self.head_dim;
+                let rows = q.weight.data.chunks(size).skip(second).step_by(2).flatten().copied().collect();
+                Linear { weight: Matrix { n_in: q.weight.n_in, n_out: q.weight.n_out / 2, data: rows }, bias: None }
+            };
+            let gate = half(&q, 1);
+            q = half(&q, 0);
+            gate
+        });
         let (ffns, router) = self.ffns(&name);
         let window = self.window(il);
-        let oss = self.arch == "gpt-oss";
+        // What others call a norm behind attention is the FFN's.
+        let norms_ffn = self.arch == "gpt-oss" || self.is_hybrid();
         let norm = |part: &str| (self.arch != "olmo2").then(|| self.need(&name(part)));
         Layer {
             attn_norm: norm("attn_norm.weight"),
             q,
             k,
             v,
+            gate,
             q_norm: self.vector(&name("attn_q_norm.weight")),
             k_norm: self.vector(&name("attn_k_norm.weight")),
-            attn_output: self.linear(&name("attn_output")),
-            attn_post_norm: self.vector(&name("post_attention_norm.weight")).filter(|_| !oss),
+            attn_output: if delta.is_some() { none() } else { self.linear(&name("attn_output")) },
+            attn_post_norm: self.vector(&name("post_attention_norm.weight")).filter(|_| !norms_ffn),
             sinks: self.vector(&name("attn_sinks.weight")),
-            ffn_norm: norm(if oss { "post_attention_norm.weight" } else { "ffn_norm.weight" }),
+            ffn_norm: norm(if norms_ffn { "post_attention_norm.weight" } else { "ffn_norm.weight" }),
+            delta,
             ffns,
             router,
+            shared: self.shared(&name),
             ffn_post_norm: self.vector(&name("post_ffw_norm.weight")),
             rope: self.rope(window.is_some()),
             window,
+        }
+    }
+
+    fn is_hybrid(&self) -> bool {
+        self.arch.starts_with("qwen35") || self.arch == "qwen3next"
+    }
+
+    fn delta(&self, name: &dyn Fn(&str) -> String) -> DeltaNet {
+        let (n_head_k, n_head_v) = (
+            self.uint("ssm.group_count").expect("ssm.group_count"),
+            self.uint("ssm.time_step_rank").expect("ssm.time_step_rank"),
+        );
+        // Qwen3-Next has both gates in one matrix, those of each key head together: its betas, then its alphas.
+        let group = n_head_v / n_head_k;
+        let both = self.matrix(&name("ssm_ba.weight"));
+        let gate = |base: &str, first: usize| match &both {
+            None => self.linear(&name(base)),
+            Some(both) => {
+                let rows: Vec<f32> = (0..n_head_v)
+                    .flat_map(|h| both.row(h / group * 2 * group + first * group + h % group).to_vec())
+                    .collect();
+                Linear { weight: Matrix { n_in: both.n_in, n_out: n_head_v, data: rows }, bias: None }
+            }
+        };
+        DeltaNet {
+            qkv: self.linear(&name("attn_qkv")),
+            z: self.linear(&name("attn_gate")),
+            beta: gate("ssm_beta", 0),
+            alpha: gate("ssm_alpha", 1),
+            conv: self.matrix(&name("ssm_conv1d.weight")).expect("ssm_conv1d.weight"),
+            dt: self.need(&name("ssm_dt.bias")),
+            a: self.need(&name("ssm_a")),
+            norm: self.need(&name("ssm_norm.weight")),
+            out: self.linear(&name("ssm_out")),
+            n_head_k,
+            n_head_v,
+            grouped: self.arch == "qwen3next",
+            head_dim: self.uint("ssm.state_size").expect("ssm.state_size"),
         }
     }
 
@@ -265,17 +357,34 @@ impl<'a> Reader<'a> {
             return (vec![(gate, up, self.linear(&name("ffn_down")))], None);
         };
         let n_expert = self.uint("expert_count").expect("expert_count");
-        let expert = |base: &str, i: usize| {
+        // Rows of one expert: a part of them, of so many.
+        let expert = |base: &str, i: usize, part: usize, parts: usize| {
             let t = self.file.tensor(&name(&format!("{base}.weight"))).expect("a tensor of all experts");
             let size = t.shape[0] * t.shape[1];
-            let data = t.data[i * size..(i + 1) * size].to_vec();
+            let weight =
+                Matrix { n_in: t.shape[0], n_out: t.shape[1], data: t.data[i * size..(i + 1) * size].to_vec() };
+            let n = weight.n_out / parts;
             let biases = self.vector(&name(&format!("{base}.bias")));
-            let bias = biases.map(|b| b[i * t.shape[1]..(i + 1) * t.shape[1]].to_vec());
-            Linear { weight: Matrix { n_in: t.shape[0], n_out: t.shape[1], data }, bias }
+            let bias = biases.map(|b| b[i * t.shape[1] + part * n..][..n].to_vec());
+            Linear { weight: weight.rows(part * n, n), bias }
         };
-        let all =
-            (0..n_expert).map(|i| (expert("ffn_gate_exps", i), expert("ffn_up_exps", i), expert("ffn_down_exps", i)));
+        let fused = self.file.tensor(&name("ffn_gate_up_exps.weight")).is_some();
+        let of = |i: usize| {
+            let (gate, up) = match fused {
+                true => (expert("ffn_gate_up_exps", i, 0, 2), expert("ffn_gate_up_exps", i, 1, 2)),
+                false => (expert("ffn_gate_exps", i, 0, 1), expert("ffn_up_exps", i, 0, 1)),
+            };
+            (gate, up, expert("ffn_down_exps", i, 0, 1))
+        };
+        let all = (0..n_expert).map(of);
         (all.collect(), Some((self.linear(&name("ffn_gate_inp")), n_used)))
+    }
+
+    fn shared(&self, name: &dyn Fn(&str) -> String) -> Option<((Linear, Linear, Linear), Linear)> {
+        let share = self.vector(&name("ffn_gate_inp_shexp.weight"))?;
+        let share = Linear { weight: Matrix { n_in: share.len(), n_out: 1, data: share }, bias: None };
+        let part = |part: &str| self.linear(&name(&format!("ffn_{part}_shexp")));
+        Some(((part("gate"), part("up"), part("down")), share))
     }
 
     /// Phi-3 and GLM 4 have both in `ffn_up`, the gate first.

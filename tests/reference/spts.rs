@@ -65,6 +65,17 @@ impl Proxy {
     }
 }
 
+/// How a layer's tokens see each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Attention to all before.
+    Full,
+    /// Attention through a sliding window.
+    Local,
+    /// A recurrence.
+    Recurrent,
+}
+
 /// A schedule as the method's table has it, in tokens: what the budgets of a prompt follow from.
 #[derive(Clone, Debug)]
 pub struct Layout {
@@ -86,9 +97,9 @@ pub struct Layout {
 }
 
 impl Layout {
-    /// MSDP for a prompt of n tokens. `is_local(l)`: layer l attends through a sliding window; it holds every candidate, and
-    /// the prune of its stage moves to the last layer before it that does not.
-    pub fn budgets(&self, n_layer: usize, n: usize, is_local: impl Fn(usize) -> bool) -> Vec<LayerBudget> {
+    /// MSDP for a prompt of n tokens. A layer that attends through a sliding window holds every candidate, and so does a recurrent
+    /// one, but that its FFN skips once a layer has scored; the prune of a stage moves to its last layer that is neither.
+    pub fn budgets(&self, n_layer: usize, n: usize, kind: impl Fn(usize) -> Kind) -> Vec<LayerBudget> {
         let staying = self.sinks + self.queries.max(self.recent);
         let first_budget = self.stages[0].1.max(staying) as f64;
         let staying = staying.min(n);
@@ -98,18 +109,22 @@ impl Layout {
             _ => count,
         };
         let mut candidates = n;
+        let mut scored = false;
         let mut first = self.skip_from;
         let mut layers = vec![LayerBudget::dense(n); first];
         for (number, (last, budget, cut)) in self.stages.iter().copied().enumerate() {
             let prunes = self.prune && !self.keeping.contains(&number);
-            let pruning_layer = (first..=last).rfind(|l| !is_local(*l));
+            let pruning_layer = (first..=last).rfind(|l| kind(*l) == Kind::Full);
             let (left, budget) = (ramped(budget - cut).max(staying), ramped(budget));
             for l in first..=last {
                 let mut layer = LayerBudget::dense(candidates);
-                if !is_local(l) {
-                    let active = budget.max(staying).min(candidates);
-                    layer.active_attn = if self.skip_attn { active } else { candidates };
-                    layer.active_ffn = if self.skip_ffn { active } else { candidates };
+                let active = budget.max(staying).min(candidates);
+                scored |= kind(l) == Kind::Full;
+                if kind(l) == Kind::Full && self.skip_attn {
+                    layer.active_attn = active;
+                }
+                if kind(l) != Kind::Local && scored && self.skip_ffn {
+                    layer.active_ffn = active;
                 }
                 if prunes && pruning_layer == Some(l) && left < candidates {
                     layer.prune_to = Some(left);

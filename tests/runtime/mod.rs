@@ -57,7 +57,7 @@ impl Pair {
         if self.tiny.arch == Arch::Gemma3 { 1e-3 } else { 1e-5 }
     }
 
-    /// [`Pair::tolerance`] for a shape that nobody chose. Random weights of a few features can make much of a last bit: how much, the
+    /// [`Pair::tolerance`] where that is too near. Random weights of a few features can make much of a last bit: how much, the
     /// reference itself says, when half of its embedding moves by two of them.
     pub fn tolerance_of_rounding(&self, tokens: &[u32]) -> f32 {
         let mut moved = self.reference.clone();

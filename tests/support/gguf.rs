@@ -62,6 +62,12 @@ impl From<Vec<i32>> for Value {
     }
 }
 
+impl From<Vec<bool>> for Value {
+    fn from(v: Vec<bool>) -> Self {
+        Value::Array(7, v.into_iter().map(Value::Bool).collect())
+    }
+}
+
 /// A tensor, widened to f32. `shape` is in ggml order: the fastest dimension first.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Tensor {

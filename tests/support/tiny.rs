@@ -18,6 +18,9 @@ pub enum Arch {
     GptOss,
     Olmo2,
     Glm4,
+    Qwen3Next,
+    Qwen35,
+    Qwen35Moe,
 }
 
 impl Arch {
@@ -35,6 +38,9 @@ impl Arch {
             Arch::GptOss => "gpt-oss",
             Arch::Olmo2 => "olmo2",
             Arch::Glm4 => "glm4",
+            Arch::Qwen3Next => "qwen3next",
+            Arch::Qwen35 => "qwen35",
+            Arch::Qwen35Moe => "qwen35moe",
         }
     }
 }
@@ -52,6 +58,40 @@ pub enum Scaling {
     Yarn(f32, u32),
     /// Divisors for short and long contexts, told apart at this context length; attention factor.
     LongRope(u32, f32),
+}
+
+/// Gated delta nets in some of the layers.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Delta {
+    /// Layers that have one: a list, or all but every n-th.
+    pub layers: DeltaLayers,
+    pub n_head_k: usize,
+    pub n_head_v: usize,
+    pub head_dim: usize,
+    pub d_conv: usize,
+}
+
+/// How a file says which layers are recurrent.
+#[derive(Clone, Debug, PartialEq)]
+pub enum DeltaLayers {
+    /// `full_attention_interval`
+    ButEvery(usize),
+    /// `attention.recurrent_layers`
+    List(Vec<bool>),
+}
+
+impl Delta {
+    /// Whether a layer is recurrent.
+    pub fn is_in(&self, il: usize) -> bool {
+        match &self.layers {
+            DeltaLayers::ButEvery(n) => !(il + 1).is_multiple_of(*n),
+            DeltaLayers::List(layers) => layers[il],
+        }
+    }
+
+    fn n_channels(&self) -> usize {
+        (2 * self.n_head_k + self.n_head_v) * self.head_dim
+    }
 }
 
 /// What a tiny model looks like. Change fields with struct update syntax: `Tiny { head_dim: 64, ..Tiny::named("llama") }`.
@@ -78,11 +118,13 @@ pub struct Tiny {
     pub vocab: Vocab,
     /// Experts of a layer, and how many compute a token; `n_ff` is then the width of one.
     pub experts: Option<(usize, usize)>,
+    /// In place of attention.
+    pub delta: Option<Delta>,
     pub seed: u64,
 }
 
 /// Names of the committed models.
-pub const NAMES: [&str; 16] = [
+pub const NAMES: [&str; 19] = [
     "llama",
     "llama-rope-freqs",
     "llama-linear",
@@ -99,6 +141,9 @@ pub const NAMES: [&str; 16] = [
     "olmo2",
     "olmo3",
     "glm4",
+    "qwen35",
+    "qwen35moe",
+    "qwen3next",
 ];
 
 impl Tiny {
@@ -121,6 +166,7 @@ impl Tiny {
             window: None,
             vocab: Vocab::Bpe("llama-bpe", true),
             experts: None,
+            delta: None,
             seed: 1,
         };
         match name {
@@ -293,6 +339,72 @@ impl Tiny {
                 vocab: Vocab::Bpe("glm4", false),
                 ..llama
             },
+            // Attention in the layers 1, 3 and 5; of its heads a part is rotated.
+            "qwen35" => Tiny {
+                name: "qwen35",
+                arch: Arch::Qwen35,
+                n_layer: 6,
+                n_embd: 20,
+                n_head: 4,
+                n_head_kv: 2,
+                head_dim: 10,
+                n_rot: 6,
+                n_ff: 22,
+                tied: true,
+                delta: Some(Delta {
+                    layers: DeltaLayers::ButEvery(2),
+                    n_head_k: 2,
+                    n_head_v: 4,
+                    head_dim: 9,
+                    d_conv: 4,
+                }),
+                vocab: Vocab::Bpe("qwen35", false),
+                ..llama
+            },
+            // Attention in the layers 1 and 2; of three key heads each has one value head; gate and up in one tensor.
+            "qwen35moe" => Tiny {
+                name: "qwen35moe",
+                arch: Arch::Qwen35Moe,
+                n_layer: 5,
+                n_embd: 20,
+                n_head: 4,
+                n_head_kv: 2,
+                n_rot: 4,
+                n_ff: 7,
+                tied: true,
+                experts: Some((5, 2)),
+                delta: Some(Delta {
+                    layers: DeltaLayers::List(vec![true, false, false, true, true]),
+                    n_head_k: 3,
+                    n_head_v: 3,
+                    head_dim: 5,
+                    d_conv: 3,
+                }),
+                vocab: Vocab::Bpe("qwen35", false),
+                ..llama
+            },
+            // Two value heads to a key head, neighbours.
+            "qwen3next" => Tiny {
+                name: "qwen3next",
+                arch: Arch::Qwen3Next,
+                n_layer: 5,
+                n_embd: 20,
+                n_head: 4,
+                n_head_kv: 2,
+                n_rot: 4,
+                n_ff: 8,
+                tied: true,
+                experts: Some((5, 2)),
+                delta: Some(Delta {
+                    layers: DeltaLayers::ButEvery(2),
+                    n_head_k: 2,
+                    n_head_v: 4,
+                    head_dim: 7,
+                    d_conv: 4,
+                }),
+                vocab: Vocab::Bpe("qwen2", false),
+                ..llama
+            },
             other => panic!("no tiny model is called {other}"),
         }
     }
@@ -342,6 +454,23 @@ impl Tiny {
             file.set(key("expert_count"), n_expert as u32);
             file.set(key("expert_used_count"), n_used as u32);
             file.set(key("expert_feed_forward_length"), self.n_ff as u32);
+            if self.has_shared_expert() {
+                file.set(key("expert_shared_feed_forward_length"), self.n_ff_shared() as u32);
+            }
+        }
+        if let Some(delta) = &self.delta {
+            if self.arch != Arch::Qwen3Next {
+                file.set(key("rope.dimension_sections"), self.sections());
+            }
+            file.set(key("ssm.conv_kernel"), delta.d_conv as u32);
+            file.set(key("ssm.state_size"), delta.head_dim as u32);
+            file.set(key("ssm.group_count"), delta.n_head_k as u32);
+            file.set(key("ssm.time_step_rank"), delta.n_head_v as u32);
+            file.set(key("ssm.inner_size"), (delta.n_head_v * delta.head_dim) as u32);
+            match &delta.layers {
+                DeltaLayers::ButEvery(n) => file.set(key("full_attention_interval"), *n as u32),
+                DeltaLayers::List(layers) => file.set(key("attention.recurrent_layers"), layers.clone()),
+            }
         }
         match self.arch {
             Arch::Granite => {
@@ -375,6 +504,51 @@ impl Tiny {
         }
     }
 
+    /// Experts with gate and up in one tensor, and a shared one.
+    fn write_shared(&self, file: &mut File, name: &dyn Fn(&str) -> String, n_expert: usize) {
+        let (d, f, shared) = (self.n_embd, self.n_ff, self.n_ff_shared());
+        let std = |gain: f64, n_in: usize| gain / (n_in as f64).sqrt();
+        self.uniform(file, &name("ffn_gate_up_exps.weight"), &[d, 2 * f, n_expert], std(1.25, d));
+        self.uniform(file, &name("ffn_down_exps.weight"), &[f, d, n_expert], std(1.0, f));
+        self.uniform(file, &name("ffn_gate_inp_shexp.weight"), &[d], std(1.5, d));
+        self.matrix(file, &name("ffn_gate_shexp.weight"), d, shared, 1.25);
+        self.matrix(file, &name("ffn_up_shexp.weight"), d, shared, 1.25);
+        self.matrix(file, &name("ffn_down_shexp.weight"), shared, d, 1.0);
+    }
+
+    fn has_shared_expert(&self) -> bool {
+        matches!(self.arch, Arch::Qwen35Moe | Arch::Qwen3Next)
+    }
+
+    /// Width of a shared expert.
+    fn n_ff_shared(&self) -> usize {
+        self.n_ff + 2
+    }
+
+    /// The rotated pairs in three parts that take turns.
+    fn sections(&self) -> Vec<i32> {
+        let n = self.n_rot as i32 / 2;
+        vec![(n + 2) / 3, (n + 1) / 3, n / 3, 0]
+    }
+
+    fn write_delta(&self, file: &mut File, name: &dyn Fn(&str) -> String, delta: &Delta) {
+        let (d, values) = (self.n_embd, delta.n_head_v * delta.head_dim);
+        self.matrix(file, &name("attn_qkv.weight"), d, delta.n_channels(), 1.0);
+        self.matrix(file, &name("attn_gate.weight"), d, values, 1.0);
+        if self.arch == Arch::Qwen3Next {
+            self.matrix(file, &name("ssm_ba.weight"), d, 2 * delta.n_head_v, 1.0);
+        } else {
+            self.matrix(file, &name("ssm_beta.weight"), d, delta.n_head_v, 1.0);
+            self.matrix(file, &name("ssm_alpha.weight"), d, delta.n_head_v, 1.0);
+        }
+        self.matrix(file, &name("ssm_conv1d.weight"), delta.d_conv, delta.n_channels(), 1.25);
+        self.uniform(file, &name("ssm_dt.bias"), &[delta.n_head_v], 0.5);
+        // From slow decays to fast ones.
+        file.add(name("ssm_a"), &[delta.n_head_v], (0..delta.n_head_v).map(|i| -0.05 * 3f32.powi(i as i32)).collect());
+        self.norm(file, &name("ssm_norm.weight"), delta.head_dim, 1.0);
+        self.matrix(file, &name("ssm_out.weight"), values, d, 0.5);
+    }
+
     fn write_tensors(&self, file: &mut File) {
         let (d, f) = (self.n_embd, self.n_ff);
         let (q, kv) = (self.n_head * self.head_dim, self.n_head_kv * self.head_dim);
@@ -399,10 +573,15 @@ impl Tiny {
                 self.norm(file, &name("attn_norm.weight"), d, 1.0);
             }
             // Queries and keys above unit size: attention that prefers some tokens, hence scores that differ.
-            if self.arch == Arch::Phi3 {
+            let delta = self.delta.as_ref().filter(|delta| delta.is_in(il));
+            if let Some(delta) = delta {
+                self.write_delta(file, &name, delta);
+            } else if self.arch == Arch::Phi3 {
                 self.matrix(file, &name("attn_qkv.weight"), d, q + 2 * kv, 1.25);
             } else {
-                self.matrix(file, &name("attn_q.weight"), d, q, 1.5);
+                // With a gate for each head.
+                let gated = if self.delta.is_some() { 2 * q } else { q };
+                self.matrix(file, &name("attn_q.weight"), d, gated, 1.5);
                 self.matrix(file, &name("attn_k.weight"), d, kv, 1.5);
                 self.matrix(file, &name("attn_v.weight"), d, kv, 1.0);
             }
@@ -411,11 +590,16 @@ impl Tiny {
                 self.uniform(file, &name("attn_k.bias"), &[kv], 0.5);
                 self.uniform(file, &name("attn_v.bias"), &[kv], 0.5);
             }
-            if matches!(self.arch, Arch::Qwen3 | Arch::Qwen3Moe | Arch::Gemma3) {
-                self.norm(file, &name("attn_q_norm.weight"), self.head_dim, 1.5);
-                self.norm(file, &name("attn_k_norm.weight"), self.head_dim, 1.5);
+            let norms_heads = matches!(self.arch, Arch::Qwen3 | Arch::Qwen3Moe | Arch::Gemma3) || self.delta.is_some();
+            if norms_heads && delta.is_none() {
+                // Recurrent layers make rounding larger by themselves.
+                let size = if self.delta.is_some() { 1.2 } else { 1.5 };
+                self.norm(file, &name("attn_q_norm.weight"), self.head_dim, size);
+                self.norm(file, &name("attn_k_norm.weight"), self.head_dim, size);
             }
-            self.matrix(file, &name("attn_output.weight"), q, d, 0.75);
+            if delta.is_none() {
+                self.matrix(file, &name("attn_output.weight"), q, d, 0.75);
+            }
             if self.arch == Arch::Olmo2 {
                 self.norm(file, &name("attn_q_norm.weight"), q, 1.5);
                 self.norm(file, &name("attn_k_norm.weight"), kv, 1.5);
@@ -426,11 +610,17 @@ impl Tiny {
                 self.uniform(file, &name("attn_sinks.weight"), &[self.n_head], 1.5);
             }
             if self.arch != Arch::Olmo2 {
-                self.norm(file, &name(if oss { "post_attention_norm.weight" } else { "ffn_norm.weight" }), d, 1.0);
+                let is_behind = oss || self.delta.is_some();
+                let ffn_norm = if is_behind { "post_attention_norm.weight" } else { "ffn_norm.weight" };
+                self.norm(file, &name(ffn_norm), d, 1.0);
             }
             if let Some((n_expert, _)) = self.experts {
                 // Experts that differ much, and are chosen clearly.
                 self.matrix(file, &name("ffn_gate_inp.weight"), d, n_expert, 2.0);
+                if self.has_shared_expert() {
+                    self.write_shared(file, &name, n_expert);
+                    continue;
+                }
                 // Those of gpt-oss clamp some of what they multiply.
                 let [gain, gain_down] = if oss { [3.5, 0.25] } else { [1.25, 1.0] };
                 for (part, n_in, n_out, gain) in [("gate", d, f, gain), ("up", d, f, gain), ("down", f, d, gain_down)] {

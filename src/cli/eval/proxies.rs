@@ -49,10 +49,11 @@ pub(super) fn run(args: &ProxiesArgs) -> Result<(Json, String), Failure> {
     let Some(schedule) = subject.schedule(&args.spts)? else {
         return Err(Failure::Failed("--no-spts: without token skipping there is no probe to compare with".into()));
     };
-    // The layers that can skip under this schedule, as far as there are proxies for them.
+    // The layers that can skip under this schedule, as far as there are proxies for them and they have scores of their own.
     let last = schedule.stages.last().map_or(0, |s| s.last_layer);
-    let mut layers: Vec<usize> =
-        sidecar.layers().iter().copied().filter(|l| (schedule.skip_from..=last).contains(l)).collect();
+    let attends = |l: &usize| subject.model.shape().recurrence(*l).is_none();
+    let skips = |l: &usize| (schedule.skip_from..=last).contains(l);
+    let mut layers: Vec<usize> = sidecar.layers().iter().copied().filter(skips).filter(attends).collect();
     layers.sort_unstable();
     let options =
         SessionOptions { n_threads: subject.n_threads(), sidecar: Some(sidecar.clone()), ..SessionOptions::default() };

@@ -151,7 +151,7 @@ impl<'a> Lowerer<'a, '_> {
         let key = positions(node.src[4], from, n_real);
         let query = self.ops.reshape(positions(node.src[4], first, n), [1, n, 1]);
         // distance = pos_k - pos_q, visible in (-window, 0]
-        let zero = self.ops.scale(self.ops.repeat(key, [n_real, n]), 1.0);
+        let zero = self.ops.scale(self.ops.repeat(key, [n_real, n, 1]), 1.0);
         let distance = self.ops.sub(zero, query);
         let not_later = self.ops.step(self.ops.scale_bias(distance, -1.0, 0.5));
         let not_too_early = self.ops.step(self.ops.scale_bias(distance, 1.0, window as f32 - 0.5));

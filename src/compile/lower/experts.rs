@@ -26,7 +26,16 @@ impl<'a> Lowerer<'a, '_> {
             bias.map_or(y, |bias| self.ops.add_id(y, self.memory.weight(bias), chosen))
         };
         let gated = product(gate, biases.map(|b| b.gate), x);
-        let hidden = self.ops.glu(act, gated, product(up, biases.map(|b| b.up), x));
+        let hidden = if gate == up {
+            let n_ff = gated.ne(0) / 2; // of [2 n_ff, n_used, n]
+            let half = |i: usize| {
+                let ne = [n_ff, n_used, n];
+                self.ops.view_3d(gated, ne, [gated.nb(1), gated.nb(2)], i * n_ff * gated.nb(0))
+            };
+            self.ops.glu(act, half(0), half(1))
+        } else {
+            self.ops.glu(act, gated, product(up, biases.map(|b| b.up), x))
+        };
         let each = self.ops.mul(product(down, biases.map(|b| b.down), hidden), factors);
         let of = |i: usize| self.ops.view_2d(each, [n_embd, n], each.nb(2), i * each.nb(1));
         let all = (1..n_used).fold(of(0), |sum, i| self.ops.add(sum, of(i)));

@@ -92,7 +92,7 @@ impl<'a> Lowerer<'a, '_> {
         let filled = self.ops.pad(scores, n.next_multiple_of(width) - n);
         let best = self.ops.max_of_chunks(filled, width);
         let n_chunks = best.ne(0);
-        let spread = self.ops.repeat(self.ops.reshape(best, [1, n_chunks, 1]), [width, n_chunks]);
+        let spread = self.ops.repeat(self.ops.reshape(best, [1, n_chunks, 1]), [width, n_chunks, 1]);
         self.ops.view_2d(spread, [n, 1], 4 * n, 0)
     }
 

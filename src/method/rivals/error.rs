@@ -23,6 +23,9 @@ pub enum RivalError {
     /// A layer behind which nothing is left to compute.
     #[error("method '{method}': layer {layer}; expected 0 to {last}, so that a layer of the model's {n_layer} comes after it", last = n_layer.saturating_sub(2))]
     LayerOutOfRange { method: &'static str, layer: usize, n_layer: usize },
+    /// A recurrent layer has no attention to search.
+    #[error("method '{method}': layer {layer} is recurrent and scores no tokens; expected one that attends, as layer {other} does")]
+    Recurrent { method: &'static str, layer: usize, other: usize },
     /// Layers that attend through a sliding window cannot be searched for tokens, nor miss some.
     #[error("method '{method}' does not run models with sliding windows; the schedules of spts do")]
     Windows { method: &'static str },

@@ -81,14 +81,17 @@ impl Rival {
         ((self.share * n_tokens as f64) as usize).max(least).min(n_tokens)
     }
 
-    /// The layer where it chooses, which is not the last one: as asked for, or `of_32` in 32 layers.
+    /// The layer where it chooses, which attends and is not the last one: as asked for, or `of_32` in 32 layers.
     fn layer(self, shape: &Shape, of_32: usize) -> Result<usize, RivalError> {
         let n_layer = shape.n_layer;
-        let layer = self.layer.unwrap_or(of_32 * n_layer / 32);
+        let layer = self.layer.unwrap_or_else(|| attending(shape, of_32 * n_layer / 32));
         if layer + 1 >= n_layer {
             return Err(RivalError::LayerOutOfRange { method: self.name, layer, n_layer });
         }
-        Ok(layer)
+        match attending(shape, layer) {
+            other if other != layer => Err(RivalError::Recurrent { method: self.name, layer, other }),
+            _ => Ok(layer),
+        }
     }
 
     /// Refuses what no rival reads.
@@ -108,6 +111,12 @@ impl Rival {
         let dense = Budgets::dense(shape.n_layer, prompt.n_tokens);
         Ok(Budgets { layers: vec![LayerBudget::dense(left); shape.n_layer], ..dense })
     }
+}
+
+/// A layer that attends: this one, or else the last one before it, or the first of all. (Recurrent layers score no tokens.)
+fn attending(shape: &Shape, layer: usize) -> usize {
+    let attends = |l: &usize| shape.recurrence(*l).is_none();
+    (0..=layer).rev().find(attends).or_else(|| (layer..shape.n_layer).find(attends)).unwrap_or(layer)
 }
 
 /// The share that a method leaves unless told otherwise: its paper's, or a third for a control.

@@ -48,6 +48,29 @@ fn what_does_not_fit_the_model_is_refused() {
 }
 
 #[test]
+fn in_hybrids_layers_that_attend_choose() {
+    // Layers 3, 7, 11 and so on attend.
+    let hybrid = Shape::named("qwen3.6-27b").unwrap();
+    let pruned = |text: &str| -> Vec<usize> {
+        let budgets = parsed(text).budgets(&hybrid, Prompt::of(32_768)).unwrap();
+        budgets.layers.iter().enumerate().filter(|(_, b)| b.prune_to.is_some()).map(|(l, _)| l).collect()
+    };
+    assert_eq!(pruned("fastkv"), [27]);
+    assert_eq!(pruned("fastkv:0.2@31"), [31]);
+    assert_eq!(pruned("sliminfer"), [19, 39, 59]);
+    assert_eq!(pruned("uniprefill"), (3..63).step_by(4).collect::<Vec<usize>>());
+    for name in ["fastkv", "gemfilter"] {
+        let e = parsed(&format!("{name}:0.5@30")).budgets(&hybrid, Prompt::of(100)).unwrap_err();
+        assert_eq!(e, MethodError::Rival(RivalError::Recurrent { method: name, layer: 30, other: 27 }));
+        assert!(e.to_string().contains("layer 30 is recurrent and scores no tokens"), "{e}");
+    }
+    match parsed("gemfilter").entry(&hybrid, Prompt::of(100)).unwrap() {
+        Entry::Best(search) => assert_eq!(search.reader, crate::method::entry::Reader::Layer(23)),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
 fn every_rival_leaves_its_share_of_prompts_of_any_length() {
     for name in RIVAL_NAMES {
         for share in [0.01, 0.1, 0.5, 1.0] {

@@ -6,7 +6,7 @@
 //! not moved to host memory.
 
 use super::pruning::{Steps, geometric, prune};
-use super::{Budgets, Method, Prompt, Rival, RivalError};
+use super::{Budgets, Method, Prompt, Rival, RivalError, attending};
 use crate::graph::Graph;
 use crate::graph::ir::Pool;
 use crate::graph::verify::VerifyError;
@@ -27,7 +27,7 @@ impl SlimInfer {
     fn steps(&self, shape: &Shape, prompt: Prompt) -> Result<Steps, RivalError> {
         self.0.check(shape, prompt)?;
         let n = prompt.n_tokens;
-        let mut layers = LAYERS.map(|l| l * shape.n_layer / 32).to_vec();
+        let mut layers = LAYERS.map(|l| attending(shape, l * shape.n_layer / 32)).to_vec();
         layers.dedup();
         layers.retain(|&l| l + 1 < shape.n_layer);
         let left = geometric(n, self.0.left(n, QUERIES), layers.len());

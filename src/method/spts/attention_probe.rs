@@ -1,7 +1,7 @@
 //! Pass 1, PAP (partial attention probing): scores every candidate with the last tokens' queries and lets attention work on
 //! the best alone.
 //!
-//! In every probing layer, before:
+//! Layers that attend do; recurrent ones go over all candidates, in order. In every probing layer, before:
 //! ```text
 //! ffn_inp = inp + attn_out(inp)
 //! ```
@@ -70,7 +70,7 @@ pub fn insert_attention_probes(graph: &Graph, budgets: &[LayerBudget], probe: &P
     let mut anchors = Vec::with_capacity(graph.layers.len());
     let mut carried = None;
     for (layer, a) in graph.layers.iter().enumerate() {
-        if !budgets[layer].probe {
+        if !budgets[layer].probe || a.attention().is_none() {
             rw.copy_through(a.out);
             anchors.push(rw.copied_anchors(layer));
             continue;
@@ -97,23 +97,24 @@ fn probe_layer(
     carried: &mut Option<NodeId>,
 ) -> LayerAnchors {
     let a = rw.old.layers[layer];
-    let Op::Attention { heads, .. } = rw.old.node(a.attn).op else {
+    let Some(&old) = a.attention() else { unreachable!("a layer that probes has attention") };
+    let Op::Attention { heads, .. } = rw.old.node(old.attn).op else {
         unreachable!("the anchor of a layer's attention is an attention node");
     };
-    let old_positions = rw.old.node(a.attn).src[3];
+    let old_positions = rw.old.node(old.attn).src[3];
     rw.b.set_layer(Some(layer));
     let inp = rw.map[&a.inp];
     let positions = rw.map[&old_positions];
     let n = rw.b.node(inp).n_rows;
     let queries = probe.queries.min(n);
 
-    let k = rw.recompute(a.k);
+    let k = rw.recompute(old.k);
     let scores = match probe.selection {
         Selection::Probe => {
             let inp_probe = rw.b.push(Op::LastRows { rows: queries }, &[inp], "probe_inp");
             let pos_probe = rw.b.push(Op::LastRows { rows: queries }, &[positions], "probe_pos");
             let mut subst = HashMap::from([(a.inp, inp_probe), (old_positions, pos_probe)]);
-            let q = rw.recompute_with(&mut subst, a.q);
+            let q = rw.recompute_with(&mut subst, old.q);
             let own = rw.b.push(Op::ProbeScores { heads, join: probe.join }, &[q, k], "probe_scores");
             let scores = match carried.filter(|_| probe.carry != 0.0) {
                 Some(before) => rw.b.push(Op::AddScaled { factor: probe.carry }, &[own, before], "probe_carried"),
@@ -128,21 +129,20 @@ fn probe_layer(
         Selection::Random { seed } => rw.b.push(Op::RandomScores { seed, layer }, &[inp], "random_scores"),
     };
 
-    let mut new = LayerAnchors { inp, k, scores: Some(scores), ..a };
+    let mut new = LayerAnchors { inp, scores: Some(scores), ..a };
     if budget.active_attn >= budget.candidates && !probe.forced {
         // Attention stays whole: copy its region as it is, on top of the keys already made.
         new.attn_out = rw.recompute(a.attn_out);
         new.ffn_inp = rw.recompute(a.ffn_inp);
-        (new.q, new.v, new.attn) = (rw.map[&a.q], rw.map[&a.v], rw.map[&a.attn]);
+        new.mixer = a.mixer.map(|id| rw.map[&id]);
     } else {
         let active = rw.b.push(probe.held.top(budget.active_attn), &[scores], "active_attn");
         let inp_active = rw.b.push(Op::GetRows, &[inp, active], "inp_active");
         let pos_active = rw.b.push(Op::GetRows, &[positions, active], "pos_active");
         let k_active = rw.b.push(Op::GetRows, &[k, active], "k_active");
-        let mut subst = HashMap::from([(a.inp, inp_active), (old_positions, pos_active), (a.k, k_active)]);
+        let mut subst = HashMap::from([(a.inp, inp_active), (old_positions, pos_active), (old.k, k_active)]);
         new.attn_out = rw.recompute_with(&mut subst, a.attn_out);
-        new.k = k_active;
-        (new.q, new.v, new.attn) = (subst[&a.q], subst[&a.v], subst[&a.attn]);
+        new.mixer = a.mixer.map(|id| subst[&id]);
         new.active_attn = Some(active);
         new.ffn_inp = rw.b.push(Op::ScatterAdd, &[inp, active, new.attn_out], "ffn_inp");
         rw.map.insert(a.ffn_inp, new.ffn_inp);

@@ -10,7 +10,8 @@
 //! B   = top_k(C * S, M), last tokens always in    S: the same layer's attention probe
 //! out = ffn_inp with ffn(ffn_inp[B]) added to the rows B
 //! ```
-//! Without proxies B = top_k(S, M). The proxy's output is never added to the residual stream.
+//! Without proxies B = top_k(S, M). The proxy's output is never added to the residual stream. A recurrent layer has no probe: its S
+//! is that of the last layer that has one.
 
 use std::collections::HashMap;
 
@@ -24,9 +25,13 @@ use crate::method::LayerBudget;
 pub fn insert_ffn_proxies(graph: &Graph, budgets: &[LayerBudget], probe: &ProbeSettings) -> Graph {
     let mut rw = Rewrite::new(graph);
     let mut anchors = Vec::with_capacity(graph.layers.len());
+    let mut last_scores = None;
     for (layer, a) in graph.layers.iter().enumerate() {
         let m = budgets[layer].active_ffn;
-        let selects = a.scores.is_some() && (m < budgets[layer].candidates || probe.forced);
+        last_scores = a.scores.or(last_scores);
+        // Layers with windows have none, and neither do those behind the last stage.
+        let scores = if a.attention().is_some() { a.scores } else { last_scores };
+        let selects = scores.is_some() && (m < budgets[layer].candidates || probe.forced);
         rw.copy_through(if selects { a.ffn_inp } else { a.out });
         if !selects {
             anchors.push(rw.copied_anchors(layer));
@@ -34,7 +39,7 @@ pub fn insert_ffn_proxies(graph: &Graph, budgets: &[LayerBudget], probe: &ProbeS
         }
         rw.b.set_layer(Some(layer));
         let ffn_inp = rw.map[&a.ffn_inp];
-        let mut scores = rw.map[&a.scores.expect("checked above")];
+        let mut scores = rw.map[&scores.expect("checked above")];
         if budgets[layer].proxy {
             let y = rw.recompute(a.ffn_norm);
             let norm = rw.b.push(Op::ProxyNorm { layer, act: a.act, norm: None }, &[y], "proxy_norm");

@@ -49,7 +49,7 @@ impl Method for Spts {
 
     fn budgets(&self, shape: &Shape, prompt: Prompt) -> Result<Budgets, MethodError> {
         let schedule = self.schedule.for_question(prompt.n_tokens, prompt.question_start);
-        Ok(schedule.resolve(shape.n_layer, prompt.n_tokens, &|l| shape.is_swa(l), self.reach)?)
+        Ok(schedule.resolve(shape.n_layer, prompt.n_tokens, &|l| shape.layer_kind(l), self.reach)?)
     }
 
     fn rewrite(&self, dense: &Graph, budgets: &Budgets) -> Result<Graph, VerifyError> {

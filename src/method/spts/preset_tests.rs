@@ -77,7 +77,7 @@ fn the_default_goes_by_table_and_width() {
         let schedule = default(&shape);
         for n in [1, 1000, 1 << 17, 1 << 24] {
             let layers = shape.n_layer;
-            let budgets = schedule.resolve(layers, n, &|l| shape.is_swa(l), Default::default()).unwrap();
+            let budgets = schedule.resolve(layers, n, &|l| shape.layer_kind(l), Default::default()).unwrap();
             assert!(budgets.is_dense(), "{name}: {n} tokens");
         }
     }

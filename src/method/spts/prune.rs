@@ -11,13 +11,14 @@
 //! out       = hidden + ffn(hidden), times 0 for rows that are not in B
 //! positions = positions[T']                                     the later layers rotate by original positions
 //! ```
-//! Scores that later layers add to their own go through the prune as well: the rows that stay are gathered.
+//! Scores that later layers read, to add them to their own or, in recurrent layers, to choose by them, go through the prune as well:
+//! the rows that stay are gathered. Recurrent layers behind it never see the others.
 //!
 //! The method prunes behind the layer (`h[T']` of its result). That is the same: an FFN looks at one token alone, and T' was
 //! known before it, so what it adds to the pruned tokens is read by nobody. T' is as large as the budget says, while how many
 //! of it are in B is only known when they are chosen; hence the factor, and not a smaller set.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use crate::graph::ir::*;
 use crate::graph::rewrite::Rewrite;
@@ -35,18 +36,23 @@ pub fn insert_pruning(graph: &Graph, budgets: &[LayerBudget], held: Held) -> Gra
         };
         rw.copy_through(a.out);
         anchors.push(LayerAnchors { kept, ..rw.copied_anchors(layer) });
-        if let (Some(kept), Some(carried)) = (kept, carried_behind(graph, a.out)) {
+        if let Some(kept) = kept {
             rw.b.set_layer(Some(layer));
-            let left = rw.b.push(Op::GetRows, &[rw.map[&carried], kept], "carried_kept");
-            rw.map.insert(carried, left);
+            for scores in scores_read_behind(graph, a.out) {
+                let left = rw.b.push(Op::GetRows, &[rw.map[&scores], kept], "carried_kept");
+                rw.map.insert(scores, left);
+            }
         }
     }
     rw.finish(anchors)
 }
 
-/// The scores that the next probing layer behind `out` adds to its own.
-fn carried_behind(graph: &Graph, out: NodeId) -> Option<NodeId> {
-    graph.nodes[out.index()..].iter().find_map(|n| matches!(n.op, Op::AddScaled { .. }).then(|| n.src[1]))
+/// Scores made up to `out` that nodes behind it read.
+fn scores_read_behind(graph: &Graph, out: NodeId) -> Vec<NodeId> {
+    let behind = graph.nodes[out.index() + 1..].iter().flat_map(|n| n.src.iter().copied());
+    let are_scores = |id: &NodeId| *id < out && graph.node(*id).n_feat == 1 && graph.node(*id).dtype == DType::F32;
+    let found: BTreeSet<NodeId> = behind.filter(are_scores).collect();
+    found.into_iter().collect()
 }
 
 /// Copies a layer up to what its FFN reads and the selection of its rows, and puts the prune and an FFN of the rows that are

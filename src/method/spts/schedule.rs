@@ -12,6 +12,7 @@ use std::fmt;
 use thiserror::Error;
 
 use crate::method::{Budgets, Held, LayerBudget};
+use crate::model::shape::LayerKind;
 
 pub use crate::graph::ir::{Join, Pool};
 
@@ -401,9 +402,10 @@ impl Schedule {
     /// - On a somewhat longer one the later budgets are nearer to the first, if the schedule has a ramp ([`Schedule::ramp`]).
     /// - An active set has exactly `min(M, candidates)` members. The tokens that are always active are among them, so a budget
     ///   below their number counts as that number.
-    /// - `is_swa(layer)` says which layers attend through a sliding window. They neither score nor skip: they hold all
-    ///   candidates and are only pruned. A stage prunes behind its last layer that is not such a one; a stage of nothing
-    ///   else neither skips nor prunes.
+    /// - `kind(layer)` says how a layer's tokens see each other. Those that attend through a sliding window neither score nor skip:
+    ///   they hold all candidates and are only pruned. Recurrent ones go over all candidates and score none either, but their FFNs
+    ///   skip by the scores of the last layer that did, if any did. A stage prunes behind its last layer with full attention; a
+    ///   stage without any neither scores nor prunes.
     /// - Behind a stage without a cut all candidates go on: what it skipped may be active again.
     /// - A layer is probed only if something hangs on its scores: what it selects, or, where scores are carried, what a
     ///   later layer selects. It has a proxy only if its FFN skips.
@@ -414,7 +416,7 @@ impl Schedule {
         &self,
         n_layer: usize,
         n_tokens: usize,
-        is_swa: &dyn Fn(usize) -> bool,
+        kind: &dyn Fn(usize) -> LayerKind,
         reach: Reach,
     ) -> Result<Budgets, ScheduleError> {
         let forced = reach == Reach::EveryLayer;
@@ -429,6 +431,8 @@ impl Schedule {
             return Ok(Budgets { n_tokens, layers, queries, held, forced });
         }
         let mut n = n_tokens;
+        // The last layer whose scores later ones can have.
+        let mut scoring: Option<usize> = None;
         layers.resize(self.skip_from, LayerBudget::dense(n));
         for stage in &self.stages {
             let first = layers.len();
@@ -441,16 +445,27 @@ impl Schedule {
             // What is left behind the stage, and the layer that prunes down to it.
             let cut = stage.cut.filter(|_| self.prune);
             let left = cut.map(|cut| at_this_length(full.saturating_sub(cut.resolve(n_tokens))));
-            let prune_layer = (first..=stage.last_layer).rev().find(|&l| !is_swa(l));
+            let prune_layer = (first..=stage.last_layer).rev().find(|&l| kind(l) == LayerKind::Full);
             for layer in first..=stage.last_layer {
                 let mut l = LayerBudget::dense(n);
-                if !is_swa(layer) {
-                    let active = budget.min(n);
-                    l.active_attn = if self.skip_attn { active } else { n };
-                    l.active_ffn = if self.skip_ffn { active } else { n };
-                    l.prune_to = left.filter(|&left| prune_layer == Some(layer) && left < n);
-                    l.probe = forced || l.active_attn < n || l.active_ffn < n || l.prune_to.is_some();
-                    l.proxy = self.use_proxy && l.probe && (l.active_ffn < n || forced);
+                let active = budget.min(n);
+                match kind(layer) {
+                    LayerKind::Full => {
+                        l.active_attn = if self.skip_attn { active } else { n };
+                        l.active_ffn = if self.skip_ffn { active } else { n };
+                        l.prune_to = left.filter(|&left| prune_layer == Some(layer) && left < n);
+                        l.probe = forced || l.active_attn < n || l.active_ffn < n || l.prune_to.is_some();
+                        l.proxy = self.use_proxy && l.probe && (l.active_ffn < n || forced);
+                        scoring = Some(layer);
+                    }
+                    LayerKind::Recurrent => {
+                        if let Some(scoring) = scoring.filter(|_| self.skip_ffn && (forced || active < n)) {
+                            l.active_ffn = active;
+                            l.proxy = self.use_proxy;
+                            layers[scoring].probe = true;
+                        }
+                    }
+                    LayerKind::Windowed => {}
                 }
                 n = l.prune_to.unwrap_or(n);
                 layers.push(l);
@@ -460,7 +475,7 @@ impl Schedule {
         if self.carries()
             && let Some(last) = layers.iter().rposition(|l| l.probe)
         {
-            let scoring = (self.skip_from..=last).filter(|&l| !is_swa(l));
+            let scoring = (self.skip_from..=last).filter(|&l| kind(l) == LayerKind::Full);
             scoring.for_each(|l| layers[l].probe = true);
         }
         Ok(Budgets { n_tokens, layers, queries, held, forced })

@@ -3,10 +3,14 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::model::shape::Shape;
+use crate::model::shape::{LayerKind, Shape};
 
-const NO_SWA: &dyn Fn(usize) -> bool = &|_| false;
+const NO_SWA: &dyn Fn(usize) -> LayerKind = &|_| LayerKind::Full;
 const K: usize = 1024;
+
+fn windowed(is_swa: bool) -> LayerKind {
+    if is_swa { LayerKind::Windowed } else { LayerKind::Full }
+}
 
 fn llama() -> Schedule {
     Schedule::paper_for(&Shape::named("llama-3.1-8b").unwrap()).unwrap()
@@ -101,13 +105,13 @@ fn switches_are_ablations() {
 #[test]
 fn carried_scores_are_made_in_every_layer_up_to_the_last_that_selects() {
     let pruning = Schedule { skip_attn: false, skip_ffn: false, ..llama() };
-    let probing = |s: &Schedule, is_swa: &dyn Fn(usize) -> bool| {
-        let r = s.resolve(32, 32 * K, is_swa, Reach::AboveFirstBudget).unwrap();
+    let probing = |s: &Schedule, kind: &dyn Fn(usize) -> LayerKind| {
+        let r = s.resolve(32, 32 * K, kind, Reach::AboveFirstBudget).unwrap();
         (0..32).filter(|&l| r.layers[l].probe).collect::<Vec<usize>>()
     };
     let carrying = Schedule { probe: Probe { carry: 0.7, ..Probe::PAPER }, ..pruning.clone() };
     assert_eq!(probing(&carrying, NO_SWA), (10..=28).collect::<Vec<_>>());
-    assert_eq!(probing(&carrying, &|l| l % 3 != 0), [12, 15, 18, 21, 24, 27]);
+    assert_eq!(probing(&carrying, &|l| windowed(l % 3 != 0)), [12, 15, 18, 21, 24, 27]);
     let by_chance = Schedule { selection: Selection::Random { seed: 1 }, ..carrying.clone() };
     assert_eq!(probing(&by_chance, NO_SWA), [13, 18, 23, 28]);
     assert_eq!(probing(&Schedule { prune: false, ..carrying }, NO_SWA), [0; 0]);
@@ -116,13 +120,13 @@ fn carried_scores_are_made_in_every_layer_up_to_the_last_that_selects() {
 #[test]
 fn sliding_window_layers_are_only_pruned() {
     // Stages 10-13, 14-18, 19-23, 24-28. Full attention in 12, 15, 16 alone.
-    let r = llama().resolve(32, 32 * K, &|l| ![12, 15, 16].contains(&l), Reach::AboveFirstBudget).unwrap();
+    let r = llama().resolve(32, 32 * K, &|l| windowed(![12, 15, 16].contains(&l)), Reach::AboveFirstBudget).unwrap();
     assert_eq!((r.layers[12].prune_to, r.layers[12].active_attn), (Some(8 * K), 9 * K));
     assert_eq!(r.layers[13], LayerBudget::dense(8 * K));
     assert_eq!((r.layers[15].prune_to, r.layers[15].active_ffn), (None, 7 * K));
     assert_eq!(r.layers[16].prune_to, Some(6 * K));
     assert!(r.layers[17..].iter().all(|l| *l == LayerBudget::dense(6 * K)));
-    assert!(llama().resolve(32, 32 * K, &|_| true, Reach::AboveFirstBudget).unwrap().is_dense());
+    assert!(llama().resolve(32, 32 * K, &|_| LayerKind::Windowed, Reach::AboveFirstBudget).unwrap().is_dense());
 }
 
 #[test]
@@ -272,6 +276,34 @@ pub(crate) fn any_schedule(n_layer: usize) -> impl Strategy<Value = Schedule> {
     )
 }
 
+#[test]
+fn recurrent_layers_take_what_the_last_layer_with_attention_says() {
+    // Stages 10-13, 14-18, 19-23, 24-28. Full attention in every fourth layer: 3, 7, 11, 15 and so on.
+    let kind = |l: usize| if l % 4 == 3 { LayerKind::Full } else { LayerKind::Recurrent };
+    let r = llama().resolve(32, 32 * K, &kind, Reach::AboveFirstBudget).unwrap();
+    // Nothing has scored yet.
+    assert_eq!(r.layers[10], LayerBudget::dense(32 * K));
+    assert_eq!(r.dense_layers(), 11);
+    assert_eq!((r.layers[11].active_attn, r.layers[11].prune_to), (9 * K, Some(8 * K)));
+    // Pruned to fewer than the stage's budget.
+    assert_eq!(r.layers[12], LayerBudget::dense(8 * K));
+    // All of them in the recurrence, the best of them in the FFN.
+    let l = r.layers[14];
+    assert_eq!((l.candidates, l.active_attn, l.active_ffn, l.probe, l.proxy), (8 * K, 8 * K, 7 * K, false, true));
+    assert_eq!(r.layers[16], LayerBudget::dense(6 * K));
+    assert_eq!((r.layers[19].prune_to, r.layers[27].prune_to), (None, Some(K)));
+    let without = Schedule { use_proxy: false, skip_attn: false, prune: false, ..llama() };
+    let r = without.resolve(32, 32 * K, &kind, Reach::AboveFirstBudget).unwrap();
+    assert_eq!((r.layers[11].active_attn, r.layers[11].probe, r.layers[12].active_ffn), (32 * K, true, 9 * K));
+    assert!(r.layers.iter().all(|l| !l.proxy));
+    // A stage of recurrent layers alone, behind one that scores for them.
+    let stage = |last_layer, budget| Stage { last_layer, budget: Budget::Tokens(budget), cut: None };
+    let two = Schedule { skip_from: 3, stages: vec![stage(3, 50), stage(5, 20)], ..llama() };
+    let r = two.resolve(8, 100, &kind, Reach::AnyLength).unwrap();
+    let active: Vec<usize> = r.layers.iter().map(|l| l.active_ffn).collect();
+    assert_eq!(active, [100, 100, 100, 50, 20, 20, 100, 100]);
+}
+
 proptest! {
     /// The probing tokens are held, and as many others as were asked for where the prompt has them.
     #[test]
@@ -283,9 +315,10 @@ proptest! {
     }
 
     #[test]
-    fn counts_are_always_possible(s in any_schedule(12), n in 1usize..6000, swa in any::<[bool; 12]>(), how in 0usize..3) {
+    fn counts_are_always_possible(s in any_schedule(12), n in 1usize..6000, kinds in any::<[u8; 12]>(), how in 0usize..3) {
+        let kinds = kinds.map(|k| [LayerKind::Full, LayerKind::Windowed, LayerKind::Recurrent][k as usize % 3]);
         let reach = [Reach::AboveFirstBudget, Reach::AnyLength, Reach::EveryLayer][how];
-        let r = s.resolve(12, n, &|l| swa[l], reach).unwrap();
+        let r = s.resolve(12, n, &|l| kinds[l], reach).unwrap();
         prop_assert_eq!(r.layers.len(), 12);
         let mut candidates = n;
         let mut active_before = (n, n);
@@ -296,11 +329,17 @@ proptest! {
             prop_assert!(candidates <= l.candidates && candidates >= r.held.count());
             prop_assert!(l.prune_to.is_none_or(|m| m < l.candidates && l.probe && s.prune));
             // Sets are possible and hold the probing tokens.
+            let scored = match kinds[i] {
+                LayerKind::Recurrent => r.layers[..i].iter().any(|before| before.probe),
+                _ => l.probe,
+            };
             for m in [l.active_attn, l.active_ffn] {
                 prop_assert!(r.held.count() <= m && m <= l.candidates);
-                prop_assert!(m == l.candidates || l.probe);
+                prop_assert!(m == l.candidates || scored);
             }
-            prop_assert!(!(swa[i] && (l.probe || l.active_attn < l.candidates || l.active_ffn < l.candidates)));
+            let computes_all = l.active_attn == l.candidates && l.prune_to.is_none() && !l.probe;
+            prop_assert!(kinds[i] == LayerKind::Full || computes_all);
+            prop_assert!(kinds[i] != LayerKind::Windowed || l.active_ffn == l.candidates);
             // Budgets never grow from one skipping layer to the next.
             if l.active_attn < l.candidates {
                 prop_assert!(l.active_attn <= active_before.0);
