@@ -254,9 +254,64 @@ fn statements_that_are_rewritten_mean_the_same() {
     ] {
         assert_eq!(render(source).unwrap(), expected, "{source}");
     }
-    // As Jinja2.
+}
+
+/// As Jinja2: what is undefined is an empty list, `none` is none at all.
+#[test]
+fn none_is_not_iterable() {
     let e = render("\n{% for t in tools %}{% endfor %}").unwrap_err().to_string();
     assert!(e.contains("line 2: 'None' is not iterable"), "{e}");
+    for filter in [
+        "list", "join", "join(', ')", "map('upper') | list", "map(attribute='a')", "select | list", "reject | list",
+        "selectattr('a') | list", "rejectattr('a') | list", "first", "last", "min", "max", "sum", "sort", "unique | list",
+        "reverse", "length", "count", "items | list", "dictsort", "batch(2) | list", "slice(2) | list", "groupby('a')",
+    ] {
+        for none in ["none", "tools", "(none)", "{'a': none}.a", "1 ~ (tools"] {
+            let closing = if none.contains("~ (") { ")" } else { "" };
+            let e = render(&format!("\n{{{{ {none} | {filter}{closing} }}}}")).unwrap_err().to_string();
+            assert!(e.contains("line 2: 'None' is not iterable"), "{none} | {filter}: {e}");
+        }
+    }
+    for (source, expected) in [
+        ("{{ nothing | list }}{{ nothing | join }}{{ nothing | map('upper') | list }}{{ nothing | length }}", "[][]0"),
+        ("{{ none | default('d', true) | list | length }}{{ none | string }}{{ none is none }}", "1NoneTrue"),
+        ("{{ [2, 1] | sort | join(',') }}{{ 'ab' | list | last }}{{ [1, none] | first }}", "1,2b1"),
+    ] {
+        assert_eq!(render(source).unwrap(), expected, "{source}");
+    }
+}
+
+#[test]
+fn comparisons_mean_what_they_did() {
+    for (source, expected) in [
+        ("{{ 1 + 1 == 2 }}{{ 'a' ~ 'b' != 'ab' }}{{ -1 < 0 <= 0 }}{{ 2 ** 2 >= 4 > 3 }}", "TrueFalseTrueTrue"),
+        ("{{ not 'a' in 'abc' }}{{ 'a' not in 'bc' }}{{ 1 in [1, 2] and 3 not in (1, 2) }}", "FalseTrueTrue"),
+        ("{{ 4 is divisibleby 2 == true }}{{ 1 is in [1] }}{{ 1 is not in [1] }}{{ 1 is eq(1) }}", "TrueTrueFalseTrue"),
+        ("{% for i in [1, 2, 3] if i in [1, 3] %}{{ i }}{% endfor %}{% for a, b in [(1, 2)] if a < b %}{{ b }}{% endfor %}", "132"),
+        ("{% set x = {'in': 1}.in == 1 %}{{ x }}{{ [1, 2] | select('gt', 1) | list }}{{ [1, 1] | map('eq', 1) | list if false else '' }}", "True[2]"),
+        ("{%- if messages[0].role=='user' and messages[0]['content']|trim=='hi' %}y{% elif 1<2 %}n{% endif %}", "y"),
+        ("{{ nothing == 1 }}{{ messages[0].nothing == none }}{{ 'x' if 'q' == 'q' else 'y' }}", "FalseFalsex"),
+    ] {
+        assert_eq!(render(source).unwrap(), expected, "{source}");
+    }
+}
+
+/// One that spends what a template may spend has no second try.
+#[test]
+fn spent_fuel_is_the_end() {
+    let (t, _) = model("llama");
+    let source = "{% if messages[0].content is string %}{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}\
+        {% endfor %}{% endif %}{% for p in messages[0].content %}{{ p.text }}{% endfor %}";
+    let e = ChatTemplate::new(source, "", "").encode(&t, &user("x"), true).unwrap_err().to_string();
+    assert!(e.contains("does more work than a chat template has to"), "{e}");
+    // Long texts are compared, within bounds.
+    let compares = "{% for i in range(99999) %}{% if messages[0].content ~ '' == messages[0].content %}{% endif %}{% endfor %}x";
+    let start = Instant::now();
+    let e = ChatTemplate::new(compares, "", "").encode(&t, &user(&"the rain ".repeat(1 << 18)), true).unwrap_err();
+    assert!(e.to_string().contains("does more work"), "{e}");
+    assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
+    let once = "{{ messages[0].content if messages[0].content != '' and messages[0].content == messages[0].content | trim }}";
+    ChatTemplate::new(once, "", "").encode(&t, &user(&"the rain. ".repeat(1 << 18).trim()), true).unwrap();
 }
 
 #[test]
@@ -318,6 +373,12 @@ fn hostile_templates_end_in_one_line() {
         "{% set s = 'x' * 10000000 %}{% for i in range(99999) %}{% if s.count('xy') %}{% endif %}{% endfor %}{{ 1 // 0 }}",
         "{% set s = 'x' * 1000000 %}{{ s.join(range(99999)) }}",
         "{% set s = 'x' * 2000000 %}{{ s }}",
+        "{% set a = 'x' * 3000000 %}{% set b = 'x' * 3000000 %}{% for i in range(99999) %}{% if a == b %}{% endif %}{% endfor %}{{ 1 // 0 }}",
+        "{% set a = 'x' * 3000000 %}{% set b = 'x' * 3000000 %}{% for i in range(99999) if a < b %}{% endfor %}{{ 1 // 0 }}",
+        "{% set a = 'x' * 3000000 %}{% set b = 'x' * 3000000 %}{{ [a] * 99999 | select('equalto', b) | list | length }}{{ 1 // 0 }}",
+        "{% set a = 'x' * 3000000 %}{% set b = 'x' * 3000000 %}{% set l = [a, b] * 50000 %}{{ l | sort | length }}{{ 1 // 0 }}",
+        "{% set a = 'x' * 3000000 %}{% set b = 'x' * 2999999 ~ 'y' %}{% set l = [a] * 99999 %}{{ b in l }}{{ 1 // 0 }}",
+        "{% set a = 'x' * 3000000 %}{% set b = 'x' * 2999999 ~ 'y' %}{% set l = [a] * 99999 %}{{ b is in l }}{{ 1 // 0 }}",
         "{% include 'x' %}",
         "{{ debug() }}",
     ]

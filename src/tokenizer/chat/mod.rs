@@ -27,10 +27,12 @@
 //! |---|---|
 //! | `source` | limits and rewriting before the engine sees a template |
 //! | `engine` | runs it, within bounds |
+//! | `compare` | what comparisons cost |
 //! | `given` | templates and variables that a caller gives |
 //! | `python` | `json.dumps`, `strftime` |
 //! | `marks` | marks in messages and what they say afterwards |
 
+mod compare;
 mod engine;
 mod given;
 mod marks;
@@ -43,7 +45,7 @@ use std::sync::Arc;
 use super::special::Plain;
 use super::{Tokenizer, TokenizerError};
 use crate::gguf::Gguf;
-use engine::{Setting, Turn};
+use engine::{Failed, Setting, Turn};
 use marks::{Marks, Unmarked, joined, trimmed};
 
 pub use engine::THREAD as TEMPLATE_THREAD;
@@ -210,7 +212,7 @@ impl ChatTemplate {
     /// As [`ChatTemplate::encode`], but for lost messages.
     pub fn apply(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String, TokenizerError> {
         let setting = self.setting(add_generation_prompt);
-        self.render(messages, &setting, |_, m| m.content.clone()).map_err(|e| self.blame(e))
+        self.render(messages, &setting, |_, m| m.content.clone()).map_err(|e| self.blame(e.error))
     }
 
     /// The tokens of `messages`, with the beginning of the assistant's answer if `add_generation_prompt`. Control tokens
@@ -232,7 +234,8 @@ impl ChatTemplate {
             Ok(Outcome::Lost(message)) => {
                 TokenizerError::MessageLost { role: crate::printable::printable(&messages[message].role) }
             }
-            Err(e) => e,
+            Err(Failed { error, is_spent: true }) => return Err(self.blame(error)),
+            Err(Failed { error, .. }) => error,
         };
         setting.as_parts = true;
         match self.write(tokenizer, messages, &setting) {
@@ -249,6 +252,7 @@ impl ChatTemplate {
             as_parts: false,
             variables: self.variables.clone(),
             now: jiff::ZonedDateTime::now(),
+            deadline: std::time::Instant::now() + engine::TIMEOUT,
         }
     }
 
@@ -258,13 +262,13 @@ impl ChatTemplate {
         messages: &[Message],
         setting: &Setting,
         content: impl Fn(usize, &Message) -> String,
-    ) -> Result<String, TokenizerError> {
+    ) -> Result<String, Failed> {
         let turn = |(i, m): (usize, &Message)| Turn { role: m.role.clone(), content: content(i, m) };
         engine::render(&self.source, messages.iter().enumerate().map(turn).collect(), setting.clone())
     }
 
     /// Writes the messages in one form, and finds out what is whose, as the module's documentation says.
-    fn write(&self, tokenizer: &Tokenizer, messages: &[Message], setting: &Setting) -> Result<Outcome, TokenizerError> {
+    fn write(&self, tokenizer: &Tokenizer, messages: &[Message], setting: &Setting) -> Result<Outcome, Failed> {
         let mut texts: Vec<&str> = messages.iter().map(|m| &*m.content).collect();
         texts.push(&self.source);
         let marks = Marks::unused_in(&texts).ok_or_else(|| TokenizerError::Template {
@@ -278,8 +282,12 @@ impl ChatTemplate {
         let plain = self.render(messages, setting, |_, m| m.content.clone())?;
         let beginnings = tokenizer.specials.hidden_beginnings();
         let marked = self.render(messages, setting, |i, m| marks.mark(&m.content, &parts[i], firsts[i], &beginnings));
-        // A template that fails on marked messages only looks into them.
-        let marked = marked.map_or_else(|_| Unmarked::default(), |text| marks.unmark(&text));
+        let marked = match marked {
+            Ok(text) => marks.unmark(&text),
+            Err(e) if e.is_spent => return Err(e),
+            // A template that fails on marked messages only looks into them.
+            Err(_) => Unmarked::default(),
+        };
         for (i, m) in messages.iter().enumerate() {
             for (part, range) in (firsts[i]..).zip(&parts[i]) {
                 let body = &m.content[trimmed(&m.content, range.clone())];
