@@ -139,8 +139,13 @@ fn run(source: &str, turns: &[Turn], setting: &Setting) -> Result<String, Failed
         Ok(value)
     });
     env.add_template("chat", &prepared.text).map_err(|e| broken(&e))?;
+    // A key that shows where a template prints the list instead of its text.
+    let mut shown = String::from("_part");
+    while source.contains(&shown) || turns.iter().any(|t| t.content.contains(&shown)) {
+        shown.push('_');
+    }
     let content = |text: &str| match setting.as_parts {
-        true => Value::from(vec![Value::from_pairs([("type", "text"), ("text", text)])]),
+        true => Value::from(vec![Value::from_pairs([(&*shown, ""), ("type", "text"), ("text", text)])]),
         false => Value::from(text),
     };
     let messages: Vec<Value> = turns
@@ -159,6 +164,9 @@ fn run(source: &str, turns: &[Turn], setting: &Setting) -> Result<String, Failed
         is_spent: e.kind() == ErrorKind::OutOfFuel,
         error: failed(&e, turns),
     })?;
+    if setting.as_parts && text.contains(&shown) {
+        return Err(template("writes the list of a message's parts, expected their text".into()).into());
+    }
     let most = MAX_OWN_BYTES.saturating_add(n_bytes.saturating_mul(4));
     if text.len() > most {
         return Err(template(format!("writes {} bytes, expected {most} at most", text.len())).into());
