@@ -11,7 +11,7 @@ use spts::session::generate::StopReason;
 use spts::tokenizer::Message;
 
 use super::failure::Failure;
-use super::prompt::{self, Document};
+use super::prompt::Document;
 use super::questions::summary;
 use super::runner::{Answer, Runner};
 use super::{inputs, interrupt, note};
@@ -40,7 +40,7 @@ enum Line<'l> {
 impl Line<'_> {
     fn parse(line: &str) -> Line<'_> {
         let line = line.trim();
-        if prompt::is_without_text(line) {
+        if spts::tokenizer::is_without_text(line) {
             return Line::Nothing;
         }
         let Some(command) = line.strip_prefix('/') else { return Line::Question(line) };

@@ -26,7 +26,7 @@ struct Answered<'a> {
 pub fn read(path: &Path) -> Result<Vec<String>, Failure> {
     let text = prompt::read_document(path)?;
     let questions: Vec<String> =
-        text.lines().map(str::trim).filter(|line| !prompt::is_without_text(line)).map(str::to_owned).collect();
+        text.lines().map(str::trim).filter(|line| !spts::tokenizer::is_without_text(line)).map(str::to_owned).collect();
     match questions.is_empty() {
         true => Err(Failure::Failed(format!("{}: no question; there is one in each line", path.display()))),
         false => Ok(questions),

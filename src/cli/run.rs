@@ -76,7 +76,7 @@ impl Asked {
 
 /// A document without a question, and somebody at the terminal who has one.
 fn wants_conversation(args: &RunArgs) -> bool {
-    let asks_nothing = args.prompt.as_deref().is_none_or(prompt::is_without_text);
+    let asks_nothing = args.prompt.as_deref().is_none_or(spts::tokenizer::is_without_text);
     let one_answer = args.json || args.no_cnv || args.dump_selection.is_some() || args.predict == 0;
     asks_nothing && !one_answer && io::stdin().is_terminal() && io::stdout().is_terminal()
 }

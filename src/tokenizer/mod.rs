@@ -32,7 +32,7 @@ pub(crate) mod unicode;
 mod vocab;
 
 pub use chat::{ChatPrompt, ChatTemplate, Message, TEMPLATE_THREAD, TemplateVariables};
-pub use prompt_text::{PromptKeys, PromptText};
+pub use prompt_text::{PromptKeys, PromptText, is_without_text};
 pub use stop::{StopFilter, StopStrings};
 pub(crate) use stream::Pending;
 pub use stream::StreamDecoder;
