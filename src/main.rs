@@ -20,21 +20,26 @@ fn main() -> ExitCode {
         Parsed::Usage(message) => return fail(&message, USAGE),
         Parsed::Text(text) => write_stdout(&text),
         Parsed::Command(Command::Run(args)) => cli::run::run(&args),
-        Parsed::Command(Command::ListDevices) => write_stdout(&cli::info::devices()),
-        Parsed::Command(Command::Info(args)) => cli::info::info(&args).and_then(|text| write_stdout(&text)),
+        Parsed::Command(Command::ListDevices) => write_report(&cli::info::devices()),
+        Parsed::Command(Command::Info(args)) => cli::info::info(&args).and_then(|text| write_report(&text)),
         Parsed::Command(Command::Calibrate(args)) => cli::calibrate::calibrate(&args),
-        Parsed::Command(Command::Eval(args)) => cli::eval::eval(&args).and_then(|text| write_stdout(&text)),
-        Parsed::Command(Command::Quantize(args)) => cli::quantize::quantize(&args).and_then(|text| write_stdout(&text)),
+        Parsed::Command(Command::Eval(args)) => cli::eval::eval(&args).and_then(|text| write_report(&text)),
+        Parsed::Command(Command::Quantize(args)) => cli::quantize::quantize(&args).and_then(|text| write_report(&text)),
         Parsed::Command(Command::Tokenize(args)) => cli::tokenize::tokenize(&args),
-        Parsed::Command(Command::Tune(args)) => cli::tune::tune(&args).and_then(|text| write_stdout(&text)),
-        Parsed::Command(Command::Bench(args)) => cli::bench::bench(&args).and_then(|text| write_stdout(&text)),
-        Parsed::Command(Command::Plan(args)) => cli::plan::plan(&args).and_then(|text| write_stdout(&text)),
+        Parsed::Command(Command::Tune(args)) => cli::tune::tune(&args).and_then(|text| write_report(&text)),
+        Parsed::Command(Command::Bench(args)) => cli::bench::bench(&args).and_then(|text| write_report(&text)),
+        Parsed::Command(Command::Plan(args)) => cli::plan::plan(&args).and_then(|text| write_report(&text)),
     };
     match result {
         Ok(()) | Err(Failure::BrokenPipe) => ExitCode::SUCCESS,
         Err(Failure::Failed(message)) => fail(&message, FAILED),
         Err(Failure::Interrupted) => ExitCode::from(INTERRUPTED),
     }
+}
+
+/// A report: names in it come from files.
+fn write_report(text: &str) -> Result<(), Failure> {
+    write_stdout(&spts::printable::printable_report(text))
 }
 
 fn write_stdout(text: &str) -> Result<(), Failure> {

@@ -5,6 +5,7 @@
 use std::fmt::Write;
 
 use super::statistics::Estimate;
+use crate::printable::printable;
 
 /// Both schemes' colours: text, lines, background, and the marks.
 const STYLE: &str = "<style>\
@@ -263,10 +264,10 @@ fn open(width: f64, height: f64, title: &str) -> String {
     )
 }
 
-/// Text that XML does not take for markup; characters that XML does not know are left out.
+/// Text that XML does not take for markup, nor its viewer for anything but text; characters that XML does not know are left out.
 fn escaped(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
-    for c in text.chars() {
+    for c in printable(text).chars() {
         match c {
             '&' => out.push_str("&amp;"),
             '<' => out.push_str("&lt;"),
@@ -394,7 +395,7 @@ mod tests {
 
     #[test]
     fn texts_are_no_markup() {
-        let odd = "a<b & \"c\">\u{1}";
+        let odd = "a<b & \"c\">\u{1}\u{202e}";
         let map = HeatMap { columns: vec![odd.into(); 2], rows: vec![odd.into(); 2], ..map(odd) };
         let svg = heat_maps(odd, odd, odd, &[map]);
         assert_well_formed(&svg);
