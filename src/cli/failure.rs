@@ -50,8 +50,11 @@ fn remedy(e: &spts::Error) -> Option<&'static str> {
         spts::Error::Document(spts::DocumentError::OtherTypes { .. }) => "-ctk and -ctv",
         spts::Error::Ggml(GgmlError::OutOfMemory { .. }) => "-ngl, -ub, -ctk and -ctv",
         spts::Error::Gguf(GgufError::Lock { .. }) => "without --mlock",
-        spts::Error::Tokenizer(TokenizerError::MessageLost { role }) if role == "system" => "without -sys",
-        spts::Error::Tokenizer(TokenizerError::Template { .. } | TokenizerError::MessageLost { .. }) => "--no-cnv",
+        spts::Error::Tokenizer(e) => match e.inner() {
+            TokenizerError::MessageLost { role } if role == "system" => "without -sys",
+            TokenizerError::Template { .. } | TokenizerError::MessageLost { .. } => "--no-cnv",
+            _ => return None,
+        },
         spts::Error::Quantize(QuantizeError::Requantize { .. }) => "--allow-requantize",
         _ => return None,
     })
