@@ -431,6 +431,17 @@ pub fn parse(argv: impl IntoIterator<Item = OsString>) -> Parsed {
     }
 }
 
+/// Whether some command has this flag, as it is typed.
+#[cfg(test)]
+fn is_flag(flag: &str) -> bool {
+    fn any(command: &clap::Command, flag: &str) -> bool {
+        flags::has(command, flag) || command.get_subcommands().any(|c| any(c, flag))
+    }
+    let mut built = Cli::command();
+    built.build();
+    any(&built, flag)
+}
+
 /// A line on standard error; a closed one is no reason to stop.
 pub fn note(text: &str) {
     let _ = writeln!(std::io::stderr(), "spts-cli: {}", fit(text));
@@ -587,6 +598,12 @@ mod tests {
             ("-m m -p x -temp 0", "unknown flag -temp (did you mean --temp?)"),
             ("-model m -p x", "unknown flag -model (did you mean --model?)"),
             ("-m m -p x -nglx 3", "unknown flag -nglx"),
+            ("-m m -fabc", "unknown flag -fabc; a value stands behind a blank, as in -f abc"),
+            ("-m m -f d -rcp", "unknown flag -rcp"),
+            ("-m m -f d -ra", "unknown flag -ra"),
+            ("-m m -p x -t4x", "unknown flag -t4x"),
+            ("-m m -p x -vv", "unknown flag -vv"),
+            ("bench -m m -p512x", "unknown flag -p512x"),
             ("-m m -p x -gpu 3", "unknown flag -gpu"),
             ("-m m -p x --n-tokens 3", "--n-tokens is no flag of a run, only of plan, eval needle"),
             ("plan -m m -n 5 --temp 0", "--temp is no flag of plan, only of a run"),
@@ -626,6 +643,7 @@ mod tests {
             ("-m m -p x -np 4", "one prompt is computed at a time"),
             ("-m m -p x -ncmoe 3", "a layer is on the GPU or on the CPU as a whole"),
             ("-m m -p x -nkvo", "-ngl N moves layers"),
+            ("-m m -p x -mmdev CUDA0", "text only: there are no images and no sound"),
             ("-hf user/model -p x", "nothing is downloaded; -m takes a GGUF file"),
             ("-m m -p x --yarn-beta-fast 16", "--override-kv sets what the model file says"),
             ("-m m -p x --grammar x", "cannot be held to a grammar"),
@@ -654,6 +672,9 @@ mod tests {
         assert!(matches!(line("bench -m m -r 3"), Parsed::Command(Command::Bench(a)) if a.repetitions == 3));
         assert!(matches!(line("quantize -m a -o b --type q8_0"), Parsed::Command(Command::Quantize(_))));
         assert_eq!(run("-m m -p x --ctx_size 5 -n5").ctx_size, Some(5));
+        let glued = run("-m m -p x -ngl99 -n 5 -t4 -ub64");
+        assert_eq!((glued.device.placement.n_gpu_layers, glued.predict, glued.device.threads), (Some(99), 5, Some(4)));
+        assert!(matches!(line("bench -m m -p512,1024 -n8"), Parsed::Command(Command::Bench(a)) if a.prompts == [512, 1024]));
         assert_eq!(run("-m m -p x -r User: --reverse_prompt Q:").reverse_prompt, ["User:", "Q:"]);
     }
 
