@@ -122,6 +122,35 @@ pub enum Command {
     Tokenize(tokenize::TokenizeArgs),
 }
 
+impl Command {
+    /// The names of the subcommand and of its own; none of a run.
+    fn path(&self) -> Vec<&'static str> {
+        match self {
+            Command::Run(_) | Command::ListDevices => Vec::new(),
+            Command::Info(_) => vec!["info"],
+            Command::Plan(_) => vec!["plan"],
+            Command::Calibrate(_) => vec!["calibrate"],
+            Command::Eval(args) => vec!["eval", args.name()],
+            Command::Tune(_) => vec!["tune"],
+            Command::Bench(_) => vec!["bench"],
+            Command::Quantize(_) => vec!["quantize"],
+            Command::Tokenize(_) => vec!["tokenize"],
+        }
+    }
+
+    /// As clap knows it.
+    pub fn flags(&self) -> clap::Command {
+        self.path().into_iter().fold(built(), |c, name| c.find_subcommand(name).cloned().unwrap_or(c))
+    }
+}
+
+/// The program's command, with what clap adds to it.
+fn built() -> clap::Command {
+    let mut command = with_negative_numbers(Cli::command());
+    command.build();
+    command
+}
+
 /// Answering a prompt.
 #[derive(Args, Clone, Debug)]
 pub struct RunArgs {
@@ -404,8 +433,7 @@ pub enum Parsed {
 /// Parses argv, the program's name included.
 pub fn parse(argv: impl IntoIterator<Item = OsString>) -> Parsed {
     let command = with_negative_numbers(Cli::command());
-    let mut built = command.clone();
-    built.build();
+    let built = built();
     let (argv, typed) = match flags::expand(argv, &built) {
         Ok(expanded) => expanded,
         Err(message) => return Parsed::Usage(format!("{message}; see --help")),
@@ -437,9 +465,7 @@ fn is_flag(flag: &str) -> bool {
     fn any(command: &clap::Command, flag: &str) -> bool {
         flags::has(command, flag) || command.get_subcommands().any(|c| any(c, flag))
     }
-    let mut built = Cli::command();
-    built.build();
-    any(&built, flag)
+    any(&built(), flag)
 }
 
 /// A line on standard error; a closed one is no reason to stop.

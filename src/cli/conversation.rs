@@ -14,7 +14,7 @@ use super::failure::Failure;
 use super::prompt::Document;
 use super::questions::summary;
 use super::runner::{Answer, Runner};
-use super::{inputs, interrupt, note};
+use super::{built, inputs, interrupt, note};
 use crate::report::mib;
 
 const HELP: &str = "\
@@ -113,11 +113,9 @@ fn ask(runner: &mut Runner, document: &Document, turns: &mut Vec<Message>, quest
         Err(Failure::BrokenPipe) => return Err(Failure::BrokenPipe),
         Err(e) => {
             turns.pop();
-            match e {
-                Failure::Failed(message) => {
-                    note(&format!("{message}; the turns before are still there, /new forgets them"))
-                }
-                _ => note("stopped; the question is not part of the conversation"),
+            match e.message(&built()) {
+                Some(message) => note(&format!("{message}; the turns before are still there, /new forgets them")),
+                None => note("stopped; the question is not part of the conversation"),
             }
             return Ok(());
         }
@@ -147,8 +145,7 @@ fn save(runner: &Runner, file: &str) {
     let saved = inputs::create_output(path, runner.args, None).and_then(|out| Ok(document.save_into(out)?));
     match saved {
         Ok(()) => note(&format!("{file}: {size} written; --prompt-cache '{file}' begins with it")),
-        Err(Failure::Failed(message)) => note(&message),
-        Err(_) => note("stopped"),
+        Err(e) => note(&e.message(&built()).unwrap_or_else(|| "stopped".into())),
     }
 }
 

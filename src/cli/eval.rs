@@ -47,6 +47,18 @@ enum What {
     Kl(kl::KlArgs),
 }
 
+impl EvalArgs {
+    /// The name of the command behind `eval`.
+    pub fn name(&self) -> &'static str {
+        match self.what {
+            What::Tasks(_) => "tasks",
+            What::Needle(_) => "needle",
+            What::Proxies(_) => "proxies",
+            What::Kl(_) => "kl",
+        }
+    }
+}
+
 /// What every measurement needs.
 #[derive(Args, Clone, Debug)]
 struct TextArgs {
