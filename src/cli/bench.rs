@@ -101,10 +101,16 @@ pub fn bench(args: &BenchArgs) -> Result<String, Failure> {
     progress.borrow_mut().clear();
     warn(model.file());
     // Random weights were not trained at all.
-    let (n_ctx_train, longest) =
-        (model.hparams().n_ctx_train, args.prompts.iter().copied().max().unwrap_or(0) as usize);
-    if args.synthetic.is_none() && longest > n_ctx_train {
-        run::note_beyond_training("-p", longest, n_ctx_train);
+    if args.synthetic.is_none() {
+        let longest = args.prompts.iter().copied().max().unwrap_or(0) as usize;
+        let n_ctx_train = model.hparams().n_ctx_train;
+        let behind = [("-n", args.n_gen as usize), ("--questions", args.questions.unwrap_or(0) as usize)];
+        let (flag, most) = behind.into_iter().max_by_key(|(_, n)| *n).unwrap_or_default();
+        if longest > n_ctx_train {
+            run::note_beyond_training("-p", longest, n_ctx_train);
+        } else {
+            run::note_beyond_training(&format!("-p {longest} with {flag} {most}, together"), longest + most, n_ctx_train);
+        }
     }
 
     let (schedule, sidecar) = skipping(args, &model)?.unzip();

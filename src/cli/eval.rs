@@ -80,7 +80,7 @@ pub fn eval(args: &EvalArgs) -> Result<String, Failure> {
     // Nothing but a plot that is not finished is cleaned up: Ctrl-C ends the process.
     interrupt::install()?;
     let (json, (object, table)) = match &args.what {
-        What::Tasks(a) => return tasks::run(a),
+        What::Tasks(a) => return tasks::print(a),
         What::Needle(a) => (a.text.json, needle::run(a)?),
         What::Proxies(a) => (a.text.json, proxies::run(a)?),
         What::Kl(a) => (a.text.json, kl::run(a)?),

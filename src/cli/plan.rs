@@ -22,16 +22,14 @@ pub fn plan(args: &PlanArgs) -> Result<String, Failure> {
     let (shape, schedule) = match (&args.shape, &args.model) {
         (Some(name), _) => {
             let shape = Shape::named(name).ok_or_else(|| Failure::Failed(format!("--shape {name}: no such shape")))?;
+            note_beyond_training(n_tokens, Shape::trained_context(name));
             let schedule = args.spts.schedule(&shape)?;
             (shape, schedule)
         }
         (None, Some(path)) if args.graph => return graph(args, path),
         (None, path) => {
             let file = open(path.as_deref().unwrap_or(Path::new("")))?;
-            let n_ctx_train = file.hparams().n_ctx_train;
-            if n_tokens > n_ctx_train {
-                run::note_beyond_training("-n", n_tokens, n_ctx_train);
-            }
+            note_beyond_training(n_tokens, Some(file.hparams().n_ctx_train));
             (file.shape().clone(), schedule::of_model(&args.spts, file.gguf().path(), file.shape())?)
         }
     };
@@ -53,6 +51,12 @@ pub fn plan(args: &PlanArgs) -> Result<String, Failure> {
     Ok(plan.to_string())
 }
 
+fn note_beyond_training(n_tokens: usize, n_ctx_train: Option<usize>) {
+    if let Some(n) = n_ctx_train {
+        run::note_beyond_training("-n", n_tokens, n);
+    }
+}
+
 fn open(path: &Path) -> Result<ModelFile, Failure> {
     let file = ModelFile::open(path, OpenOptions { mmap: true, mlock: false })?;
     warn(&file);
@@ -62,6 +66,7 @@ fn open(path: &Path) -> Result<ModelFile, Failure> {
 /// The program that would run, all rewrites done, with the devices of its layers.
 fn graph(args: &PlanArgs, path: &Path) -> Result<String, Failure> {
     let file = open(path)?;
+    note_beyond_training(args.n_tokens as usize, Some(file.hparams().n_ctx_train));
     let schedule = schedule::of_model(&args.spts, file.gguf().path(), file.shape())?;
     let placement = Placement::choose(
         file.shape().n_layer,

@@ -269,14 +269,15 @@ fn check_context(args: &RunArgs, model: &ModelFile, n_tokens: usize) -> Result<(
     if n_tokens > n_ctx {
         return Err(spts::Error::ContextFull { n_tokens, n_ctx, n_ctx_train }.into());
     }
-    if n_ctx > n_ctx_train {
-        note_beyond_training("-c", n_ctx, n_ctx_train);
-    }
+    note_beyond_training("-c", n_ctx, n_ctx_train);
     Ok(())
 }
 
-/// Says that `flag` asks for more tokens than the model knows.
+/// Says that `flag` asks for more tokens than the model knows, if it does.
 pub fn note_beyond_training(flag: &str, n_tokens: usize, n_ctx_train: usize) {
+    if n_tokens <= n_ctx_train {
+        return;
+    }
     note(&format!(
         "{flag} {n_tokens}: the model was trained with {n_ctx_train} tokens; beyond them its answers get worse"
     ));

@@ -27,7 +27,7 @@ use super::eval::tasks::device_names;
 use super::failure::Failure;
 use super::options::{DeviceArgs, MemoryArgs};
 use super::proxies::{self as sidecars, Waiting};
-use super::{interrupt, note, prompt, warn};
+use super::{interrupt, note, prompt, run, warn};
 use crate::report::{Progress, grouped};
 use prompts::{data_hash, hidden_numbers, with_answers};
 use report::{Outcome, check_dense, nothing_found, tried};
@@ -132,6 +132,7 @@ pub fn tune(args: &TuneArgs) -> Result<String, Failure> {
     args.device.set_up_process();
     let model = Model::open(&args.model, args.device.model_options(None))?;
     warn(model.file());
+    run::note_beyond_training("-c", args.n_ctx().unwrap_or(0), model.hparams().n_ctx_train);
     let base = parse_schedule_arg(args.base(model.shape()), model.shape())?;
     let prompts = match args.text {
         Some(_) => hidden_numbers(args, &model, &base, &source)?,

@@ -25,7 +25,7 @@ use crate::cli::failure::Failure;
 use crate::cli::options::{DeviceArgs, MemoryArgs};
 use crate::cli::pace::Pace;
 use crate::cli::proxies::{self as sidecars, Waiting};
-use crate::cli::{note, prompt, schedule};
+use crate::cli::{note, prompt, run, schedule};
 use crate::report::{Progress, grouped};
 
 /// For help texts.
@@ -101,7 +101,7 @@ pub(super) struct TasksArgs {
 }
 
 /// The text to print.
-pub(super) fn run(args: &TasksArgs) -> Result<String, Failure> {
+pub(super) fn print(args: &TasksArgs) -> Result<String, Failure> {
     let read = [&args.model, &args.data, &args.out].into_iter().flatten().chain(&args.report);
     let inputs: Vec<&Path> = read.map(PathBuf::as_path).collect();
     // A place that cannot be written is better known before the work.
@@ -172,6 +172,7 @@ fn measure(args: &TasksArgs) -> Result<(Results, Vec<String>), Failure> {
     }
     let model = Model::open(args.model.as_deref().unwrap_or("".as_ref()), args.device.model_options(None))?;
     let n_ctx = args.ctx_size.filter(|&n| n > 0).map(|n| n as usize);
+    run::note_beyond_training("-c", n_ctx.unwrap_or(0), model.hparams().n_ctx_train);
     let prompts = encode(&model, &chosen, n_ctx.unwrap_or(model.hparams().n_ctx_train))?;
     let mut progress = Progress::new();
     let (ready, sidecar) = prepare(args, &model, &configs, &prompts, &mut progress)?;
