@@ -31,7 +31,7 @@ pub mod usage;
 
 use std::ffi::OsString;
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
@@ -135,6 +135,21 @@ impl Command {
             Command::Bench(_) => vec!["bench"],
             Command::Quantize(_) => vec!["quantize"],
             Command::Tokenize(_) => vec!["tokenize"],
+        }
+    }
+
+    /// Every file that a command may read, if it writes any: none of them is replaced. What is a file only if there is one of that
+    /// name (`--schedule`, `--chat-template`) is among them.
+    #[cfg(test)]
+    fn files(&self) -> Option<Vec<PathBuf>> {
+        match self {
+            Command::Run(args) => Some(args.files()),
+            Command::Calibrate(args) => Some(args.files()),
+            Command::Eval(args) => args.files(),
+            Command::Tune(args) => Some(args.files()),
+            Command::Bench(args) => Some(args.files()),
+            Command::Quantize(args) => Some(vec![args.model.clone()]),
+            Command::ListDevices | Command::Info(_) | Command::Plan(_) | Command::Tokenize(_) => None,
         }
     }
 
@@ -261,6 +276,25 @@ pub struct RunArgs {
     pub list_devices: bool,
 }
 
+impl RunArgs {
+    /// Every file that a run may read.
+    pub fn files(&self) -> Vec<PathBuf> {
+        let mut files = inputs::with_those_beside(self.model.as_deref());
+        let template = self.chat_template.as_deref().map(Path::new);
+        let given = [self.file.as_deref(), self.questions.as_deref(), template, self.prompt_cache.as_deref()];
+        files.extend(given.into_iter().flatten().chain(self.spts.files()).map(Path::to_owned));
+        files
+    }
+
+    /// The same, without a file that this run both reads and writes.
+    pub fn files_but(&self, own: &Path) -> Vec<PathBuf> {
+        let cache = self.prompt_cache.as_deref();
+        let mut files = RunArgs { prompt_cache: None, ..self.clone() }.files();
+        files.extend(cache.filter(|cache| *cache != own).map(Path::to_owned));
+        files
+    }
+}
+
 /// Showing a file.
 #[derive(Args, Clone, Debug)]
 pub struct InfoArgs {
@@ -342,6 +376,13 @@ pub struct CalibrateArgs {
     pub device: DeviceArgs,
 }
 
+impl CalibrateArgs {
+    /// Every file that is read.
+    pub fn files(&self) -> Vec<PathBuf> {
+        std::iter::once(&self.model).chain(&self.files).cloned().collect()
+    }
+}
+
 /// Measuring.
 #[derive(Args, Clone, Debug)]
 pub struct BenchArgs {
@@ -388,6 +429,15 @@ pub struct BenchArgs {
     pub memory: MemoryArgs,
     #[command(flatten)]
     pub device: DeviceArgs,
+}
+
+impl BenchArgs {
+    /// Every file that is read.
+    pub fn files(&self) -> Vec<PathBuf> {
+        let mut files = inputs::with_those_beside(self.model.as_deref());
+        files.extend(self.spts.files().map(Path::to_owned));
+        files
+    }
 }
 
 /// Writing a model in other types.
@@ -700,8 +750,72 @@ mod tests {
         assert_eq!(run("-m m -p x --ctx_size 5 -n5").ctx_size, Some(5));
         let glued = run("-m m -p x -ngl99 -n 5 -t4 -ub64");
         assert_eq!((glued.device.placement.n_gpu_layers, glued.predict, glued.device.threads), (Some(99), 5, Some(4)));
-        assert!(matches!(line("bench -m m -p512,1024 -n8"), Parsed::Command(Command::Bench(a)) if a.prompts == [512, 1024]));
+        assert!(
+            matches!(line("bench -m m -p512,1024 -n8"), Parsed::Command(Command::Bench(a)) if a.prompts == [512, 1024])
+        );
         assert_eq!(run("-m m -p x -r User: --reverse_prompt Q:").reverse_prompt, ["User:", "Q:"]);
+    }
+
+    /// Flags of files that are written, and not read.
+    const WRITTEN: [&str; 5] = ["dump-selection", "output", "out", "svg", "write"];
+
+    /// Every flag that takes a file is among those that no output replaces.
+    #[test]
+    fn no_output_replaces_what_a_flag_names() {
+        let places: [(&str, &[(&str, &str)]); 7] = [
+            ("", &[("model", "m"), ("file", "f")]),
+            ("calibrate", &[("model", "m"), ("file", "f")]),
+            ("eval tasks", &[("model", "m"), ("data", "d")]),
+            ("eval needle", &[("model", "m"), ("file", "f")]),
+            ("tune", &[("model", "m"), ("data", "d")]),
+            ("bench", &[("model", "m")]),
+            ("quantize", &[("model", "m"), ("output", "o"), ("type", "q8_0")]),
+        ];
+        // No other command writes a file.
+        fn count(command: &clap::Command) -> usize {
+            let writes = command.get_arguments().any(|a| a.get_long().is_some_and(|long| WRITTEN.contains(&long)));
+            usize::from(writes) + command.get_subcommands().map(count).sum::<usize>()
+        }
+        assert_eq!(count(&built()), places.len());
+        let mut n = 0;
+        for (place, needed) in places {
+            let command = place.split_whitespace().fold(built(), |c, name| c.find_subcommand(name).unwrap().clone());
+            for argument in command.get_arguments() {
+                let Some(long) = argument.get_long() else { continue };
+                let names = argument.get_value_names().unwrap_or_default();
+                let may_be_file = ["schedule", "chat-template", "config"].contains(&long);
+                if WRITTEN.contains(&long) || !(may_be_file || names.iter().any(|name| name.as_str() == "FILE")) {
+                    continue;
+                }
+                let value = if long == "config" {
+                    "--config=--sidecar read.gguf".into()
+                } else {
+                    format!("--{long}=read.gguf")
+                };
+                let more = match long {
+                    "model-draft" => &["--method", "specprefill"][..],
+                    _ => &[],
+                };
+                let left_out = |name: &str| {
+                    name == long || (long == "report" && place == "eval tasks") || (long == "text" && name == "data")
+                };
+                let mut argv: Vec<String> =
+                    std::iter::once("spts-cli").chain(place.split_whitespace()).map(str::to_owned).collect();
+                for (name, value) in needed.iter().filter(|(name, _)| !left_out(name)) {
+                    argv.push(format!("--{name}={value}"));
+                }
+                argv.push(value);
+                argv.extend(more.iter().map(|m| (*m).to_owned()));
+                let command = match parse(argv.iter().map(OsString::from)) {
+                    Parsed::Command(command) => command,
+                    other => panic!("{argv:?}: {other:?}"),
+                };
+                let files = command.files().unwrap();
+                assert!(files.contains(&PathBuf::from("read.gguf")), "{argv:?}: {files:?}");
+                n += 1;
+            }
+        }
+        assert!(n >= 22, "{n}");
     }
 
     #[test]

@@ -141,14 +141,17 @@ fn roles_are_words() {
 /// The answer of a model that thinks keeps its marks; the document that spells them has none.
 #[test]
 fn thoughts_are_left_out_by_templates_that_do_so() {
-    let strips = CHATML.replace("m.content", "(m.content.split('</think>')[-1] if m.role == 'assistant' else m.content)");
+    let strips =
+        CHATML.replace("m.content", "(m.content.split('</think>')[-1] if m.role == 'assistant' else m.content)");
     let (t, template) = user_defined(&strips, &["<think>", "</think>"]);
     let text = "a</think>b<|im_end|>";
     let messages = [Message::new("user", text), Message::new("assistant", format!("<think>\nhm</think>{text}"))];
     let prompt = template.encode(&t, &messages, true).unwrap();
     assert_eq!(
         prompt.text,
-        format!("<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n{text}<|im_end|>\n<|im_start|>assistant\n<think>")
+        format!(
+            "<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n{text}<|im_end|>\n<|im_start|>assistant\n<think>"
+        )
     );
     assert_eq!((count(&t, &prompt.tokens, "</think>"), count(&t, &prompt.tokens, "<|im_end|>")), (0, 2));
     assert_eq!(content(&t, &prompt, &prompt.contents[1]), text);
@@ -304,7 +307,8 @@ fn a_lost_message_is_an_error() {
     // As a whole.
     let long = "the rain in here ".repeat(20) + "</think> the rest";
     for change in ["[-60:]", "[:60]", "[1:]", ".split('rest')[0]", ".split('the ')[-1]"] {
-        let source = format!("{{% for m in messages %}}<|im_start|>{{{{ m.content{change} }}}}<|im_end|>{{% endfor %}}");
+        let source =
+            format!("{{% for m in messages %}}<|im_start|>{{{{ m.content{change} }}}}<|im_end|>{{% endfor %}}");
         for messages in [user(&long), vec![Message::about(&long, "why?")]] {
             let e = match ChatTemplate::new(&source, "", "").encode(&t, &messages, true) {
                 Err(e) => e,
@@ -315,7 +319,8 @@ fn a_lost_message_is_an_error() {
     }
     // What is short enough is whole.
     for change in ["[-60:]", "[:60]", " | trim", ".strip()"] {
-        let source = format!("{{% for m in messages %}}<|im_start|>{{{{ m.content{change} }}}}<|im_end|>{{% endfor %}}");
+        let source =
+            format!("{{% for m in messages %}}<|im_start|>{{{{ m.content{change} }}}}<|im_end|>{{% endfor %}}");
         let prompt = ChatTemplate::new(&source, "", "").encode(&t, &user(" the <|im_end|> "), true).unwrap();
         assert_eq!(prompt.text.replace(' ', ""), "<|im_start|>the<|im_end|><|im_end|>", "{change}");
         assert_eq!(controls(&t, &prompt).len(), 3, "{change}");
@@ -425,9 +430,30 @@ fn none_is_not_iterable() {
     let e = render("\n{% for t in tools %}{% endfor %}").unwrap_err().to_string();
     assert!(e.contains("line 2: 'None' is not iterable"), "{e}");
     for filter in [
-        "list", "join", "join(', ')", "map('upper') | list", "map(attribute='a')", "select | list", "reject | list",
-        "selectattr('a') | list", "rejectattr('a') | list", "first", "last", "min", "max", "sum", "sort", "unique | list",
-        "reverse", "length", "count", "items | list", "dictsort", "batch(2) | list", "slice(2) | list", "groupby('a')",
+        "list",
+        "join",
+        "join(', ')",
+        "map('upper') | list",
+        "map(attribute='a')",
+        "select | list",
+        "reject | list",
+        "selectattr('a') | list",
+        "rejectattr('a') | list",
+        "first",
+        "last",
+        "min",
+        "max",
+        "sum",
+        "sort",
+        "unique | list",
+        "reverse",
+        "length",
+        "count",
+        "items | list",
+        "dictsort",
+        "batch(2) | list",
+        "slice(2) | list",
+        "groupby('a')",
     ] {
         for none in ["none", "tools", "(none)", "{'a': none}.a", "1 ~ (tools"] {
             let closing = if none.contains("~ (") { ")" } else { "" };
@@ -450,8 +476,14 @@ fn comparisons_mean_what_they_did() {
         ("{{ 1 + 1 == 2 }}{{ 'a' ~ 'b' != 'ab' }}{{ -1 < 0 <= 0 }}{{ 2 ** 2 >= 4 > 3 }}", "TrueFalseTrueTrue"),
         ("{{ not 'a' in 'abc' }}{{ 'a' not in 'bc' }}{{ 1 in [1, 2] and 3 not in (1, 2) }}", "FalseTrueTrue"),
         ("{{ 4 is divisibleby 2 == true }}{{ 1 is in [1] }}{{ 1 is not in [1] }}{{ 1 is eq(1) }}", "TrueTrueFalseTrue"),
-        ("{% for i in [1, 2, 3] if i in [1, 3] %}{{ i }}{% endfor %}{% for a, b in [(1, 2)] if a < b %}{{ b }}{% endfor %}", "132"),
-        ("{% set x = {'in': 1}.in == 1 %}{{ x }}{{ [1, 2] | select('gt', 1) | list }}{{ [1, 1] | map('eq', 1) | list if false else '' }}", "True[2]"),
+        (
+            "{% for i in [1, 2, 3] if i in [1, 3] %}{{ i }}{% endfor %}{% for a, b in [(1, 2)] if a < b %}{{ b }}{% endfor %}",
+            "132",
+        ),
+        (
+            "{% set x = {'in': 1}.in == 1 %}{{ x }}{{ [1, 2] | select('gt', 1) | list }}{{ [1, 1] | map('eq', 1) | list if false else '' }}",
+            "True[2]",
+        ),
         ("{%- if messages[0].role=='user' and messages[0]['content']|trim=='x hi' %}y{% elif 1<2 %}n{% endif %}", "y"),
         ("{{ nothing == 1 }}{{ messages[0].nothing == none }}{{ 'x' if 'q' == 'q' else 'y' }}", "FalseFalsex"),
     ] {
@@ -468,12 +500,14 @@ fn spent_fuel_is_the_end() {
     let e = ChatTemplate::new(source, "", "").encode(&t, &user("x"), true).unwrap_err().to_string();
     assert!(e.contains("does more work than a chat template has to"), "{e}");
     // Long texts are compared, within bounds.
-    let compares = "{% for i in range(99999) %}{% if messages[0].content ~ '' == messages[0].content %}{% endif %}{% endfor %}x";
+    let compares =
+        "{% for i in range(99999) %}{% if messages[0].content ~ '' == messages[0].content %}{% endif %}{% endfor %}x";
     let start = Instant::now();
     let e = ChatTemplate::new(compares, "", "").encode(&t, &user(&"the rain ".repeat(1 << 18)), true).unwrap_err();
     assert!(e.to_string().contains("does more work"), "{e}");
     assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
-    let once = "{{ messages[0].content if messages[0].content != '' and messages[0].content == messages[0].content | trim }}";
+    let once =
+        "{{ messages[0].content if messages[0].content != '' and messages[0].content == messages[0].content | trim }}";
     ChatTemplate::new(once, "", "").encode(&t, &user(&"the rain. ".repeat(1 << 18).trim()), true).unwrap();
 }
 

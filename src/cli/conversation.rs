@@ -142,7 +142,7 @@ fn save(runner: &Runner, file: &str) {
     if path.exists() && DocumentFile::open(path).is_err() {
         return note(&format!("{file}: is there, and holds no document: choose another name"));
     }
-    let saved = inputs::create_output(path, runner.args, None).and_then(|out| Ok(document.save_into(out)?));
+    let saved = inputs::create_output(path, &runner.args.files_but(path)).and_then(|out| Ok(document.save_into(out)?));
     match saved {
         Ok(()) => note(&format!("{file}: {size} written; --prompt-cache '{file}' begins with it")),
         Err(e) => note(&e.message(&built()).unwrap_or_else(|| "stopped".into())),

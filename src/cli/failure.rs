@@ -25,7 +25,8 @@ impl Failure {
         match self {
             Failure::Failed(message) => Some(message.clone()),
             Failure::Mendable(message, flags) => {
-                let has = |words: &&str| words.split(' ').filter(|w| w.starts_with('-')).all(|w| flags::has(command, w));
+                let has =
+                    |words: &&str| words.split(' ').filter(|w| w.starts_with('-')).all(|w| flags::has(command, w));
                 let there: Vec<&str> = flags.split(", ").filter(has).collect();
                 Some(if there.is_empty() { message.clone() } else { format!("{message} ({})", there.join(", ")) })
             }

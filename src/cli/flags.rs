@@ -94,7 +94,8 @@ pub fn expand(argv: impl IntoIterator<Item = OsString>, command: &Command) -> Re
             if several_letters && find(command, &format!("-{flag}")).is_some() {
                 return Err(format!("unknown flag {flag} (did you mean -{flag}?)"));
             }
-            if let Some(tip) = option.as_ref().filter(|_| several_letters).and_then(|o| refuse_glued(command, flag, o)) {
+            if let Some(tip) = option.as_ref().filter(|_| several_letters).and_then(|o| refuse_glued(command, flag, o))
+            {
                 return Err(format!("unknown flag {flag}{tip}"));
             }
         }
@@ -135,7 +136,8 @@ fn refuse_glued(command: &Command, flag: &str, option: &Found) -> Option<String>
 /// Whether a text is a number, or several with commas.
 fn is_number(text: &str) -> bool {
     let digits = text.trim_start_matches(['-', '+']);
-    digits.starts_with(|c: char| c.is_ascii_digit()) && digits.chars().all(|c| c.is_ascii_digit() || ",.eE-+".contains(c))
+    digits.starts_with(|c: char| c.is_ascii_digit())
+        && digits.chars().all(|c| c.is_ascii_digit() || ",.eE-+".contains(c))
 }
 
 /// Whether an option's value is a number, as its name in the help text says.

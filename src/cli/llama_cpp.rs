@@ -188,7 +188,8 @@ mod tests {
         for block in source.split("add_opt(common_arg(").skip(1) {
             // Up to the function that takes the value.
             let head = block.split("[](").next().unwrap_or_default();
-            let code = head.lines().map(|line| line.split("//").next().unwrap_or_default()).collect::<Vec<_>>().join("\n");
+            let code =
+                head.lines().map(|line| line.split("//").next().unwrap_or_default()).collect::<Vec<_>>().join("\n");
             let is_flag = |text: &&str| {
                 let letters = text.trim_start_matches('-');
                 letters.len() < text.len()
@@ -213,7 +214,8 @@ mod tests {
         for flag in all {
             let argv = ["spts-cli", &flag, "1", "-m", "m", "-p", "x"].map(std::ffi::OsString::from);
             match crate::cli::parse(argv) {
-                crate::cli::Parsed::Usage(message) if message.starts_with(&format!("{flag} is a flag of llama.cpp")) => {}
+                crate::cli::Parsed::Usage(message)
+                    if message.starts_with(&format!("{flag} is a flag of llama.cpp")) => {}
                 _ if crate::cli::is_flag(&flag) => {}
                 other => unknown.push(format!("{flag}: {other:?}")),
             }

@@ -218,7 +218,7 @@ fn used(session: &Session, prefill: &PrefillReport) {
 
 /// The file of `--dump-selection`, which is none of the files that the run reads.
 fn create_dump(path: &Path, args: &RunArgs) -> Result<OutputFile, Failure> {
-    inputs::create_output(path, args, args.prompt_cache.as_deref())
+    inputs::create_output(path, &args.files())
 }
 
 fn place(args: &RunArgs, file: ModelFile, progress: &SharedProgress) -> Result<Arc<Model>, Failure> {

@@ -16,7 +16,7 @@ use spts::method::spts::schedule::Schedule;
 use spts::method::spts::schedule_file::{parse_schedule_arg, path_beside};
 use spts::method::spts::sidecar::{Sidecar, fingerprint};
 use spts::model::shape::Shape;
-use spts::output_file::OutputFile;
+use spts::output_file::{OutputFile, refuse_inputs};
 use spts::tune::halves::halves;
 use spts::tune::halving::{self, Search};
 use spts::tune::space::{Candidate, candidates};
@@ -27,7 +27,7 @@ use super::eval::tasks::device_names;
 use super::failure::Failure;
 use super::options::{DeviceArgs, MemoryArgs};
 use super::proxies::{self as sidecars, Waiting};
-use super::{interrupt, note, prompt, run, warn};
+use super::{inputs, interrupt, note, prompt, run, warn};
 use crate::report::{Progress, grouped};
 use prompts::{data_hash, hidden_numbers, with_answers};
 use report::{Outcome, check_dense, nothing_found, tried};
@@ -101,6 +101,18 @@ fn points(text: &str) -> Result<f64, String> {
 impl TuneArgs {
     fn source(&self) -> &Path {
         self.data.as_deref().or(self.text.as_deref()).unwrap_or(Path::new(""))
+    }
+
+    /// Every file that is read.
+    pub fn files(&self) -> Vec<PathBuf> {
+        let sidecar = Sidecar::path_beside(&self.model);
+        let base = self.schedule.as_deref().map(PathBuf::from);
+        [self.model.clone(), sidecar]
+            .into_iter()
+            .chain(self.data.clone())
+            .chain(self.text.clone())
+            .chain(base)
+            .collect()
     }
 
     fn n_ctx(&self) -> Option<usize> {
@@ -233,9 +245,10 @@ fn failed(e: impl Into<EvalError>) -> Failure {
 
 /// Creates the schedule's file before the work. A file that this command has not written stays, and what is read.
 fn create(out: &Path, args: &TuneArgs) -> Result<OutputFile, Failure> {
-    let sidecar = Sidecar::path_beside(&args.model);
-    let base = Path::new(args.schedule.as_deref().unwrap_or(""));
-    let file = OutputFile::create(out, &[&args.model, args.source(), &sidecar, base])?;
+    // The schedule beside the model is not read, but written; results are kept under another name.
+    let inputs = args.files();
+    refuse_inputs(&journal(out), &inputs.iter().map(PathBuf::as_path).collect::<Vec<_>>())?;
+    let file = inputs::create_output(out, &inputs)?;
     if out.is_file() && !std::fs::read(out).is_ok_and(|bytes| bytes.starts_with(MARK.as_bytes())) {
         return Err(Failure::Failed(format!(
             "{}: exists, and was not written by tune; choose another --out, or remove it",

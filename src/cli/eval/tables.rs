@@ -62,7 +62,14 @@ impl Table {
 /// The whole report as text.
 pub(in crate::cli) fn report(s: &Summary, format: Format) -> String {
     let mut out = String::new();
-    let _ = writeln!(out, "{} on {}, {} prompts of {} tasks", printable(&s.model), printable(&s.device), grouped(s.n_prompts), s.tasks.len());
+    let _ = writeln!(
+        out,
+        "{} on {}, {} prompts of {} tasks",
+        printable(&s.model),
+        printable(&s.device),
+        grouped(s.n_prompts),
+        s.tasks.len()
+    );
     if s.incomplete > 0 {
         let _ = writeln!(out, "left out, as not every configuration has answered them: {}", grouped(s.incomplete));
     }

@@ -16,12 +16,14 @@ use spts::ggml::backend;
 use spts::method::Method;
 use spts::method::spts::schedule::Schedule;
 use spts::method::spts::sidecar::{Sidecar, fingerprint};
+use spts::output_file::refuse_inputs;
 use spts::tokenizer::ChatPrompt;
 use spts::{Model, Session, SessionOptions};
 
 use super::configuration::{Configuration, configuration, or_default};
 use super::tables::{self, Format};
 use crate::cli::failure::Failure;
+use crate::cli::inputs::create_output;
 use crate::cli::options::{DeviceArgs, MemoryArgs};
 use crate::cli::pace::Pace;
 use crate::cli::proxies::{self as sidecars, Waiting};
@@ -100,12 +102,22 @@ pub(super) struct TasksArgs {
     device: DeviceArgs,
 }
 
+impl TasksArgs {
+    /// Every file that is read; that of `--out`, which is written as well, is not among them.
+    pub(super) fn files(&self) -> Vec<PathBuf> {
+        super::files(self.model.as_deref(), self.data.iter().chain(&self.report), &self.configs)
+    }
+}
+
 /// The text to print.
 pub(super) fn print(args: &TasksArgs) -> Result<String, Failure> {
-    let read = [&args.model, &args.data, &args.out].into_iter().flatten().chain(&args.report);
-    let inputs: Vec<&Path> = read.map(PathBuf::as_path).collect();
+    let mut inputs = args.files();
+    if let Some(out) = &args.out {
+        refuse_inputs(out, &inputs.iter().map(PathBuf::as_path).collect::<Vec<_>>())?;
+        inputs.push(out.clone());
+    }
     // A place that cannot be written is better known before the work.
-    let svg = args.svg.as_deref().map(|path| super::create_plot(path, &inputs, &args.configs)).transpose()?;
+    let svg = args.svg.as_deref().map(|path| create_output(path, &inputs)).transpose()?;
     let (results, only) = match args.report.as_slice() {
         [] => measure(args)?,
         [path, ..] => {
