@@ -161,7 +161,7 @@ fn an_answer_ends_before_a_stop_string() {
     for args in [
         &["-r", &inside][..],
         &["--reverse-prompt", &inside, "-r", "-never said"],
-        &["-r", "never said", &format!("-r{inside}")],
+        &["-r", "never said", "-r", &inside],
     ] {
         let json = json_of(args);
         assert_eq!((json["text"].as_str(), json["stop"].as_str()), (Some(before), Some("stop_string")), "{args:?}");
