@@ -47,15 +47,18 @@ fn bytes_within(state: &State, value: &Value, n_items: &mut u64) -> Result<u64, 
     Ok(bytes)
 }
 
+/// A test of two values.
+type Test = fn(&Value, &Value) -> bool;
+
 /// Puts tests that pay in the places of those that compare.
 pub(super) fn add_tests(env: &mut Environment) {
-    fn paid(test: fn(&Value, &Value) -> bool) -> impl Fn(&State, Value, Value) -> Result<bool, Error> + Copy {
+    fn paid(test: Test) -> impl Fn(&State, Value, Value) -> Result<bool, Error> + Copy {
         move |state, a, b| {
             pay(state, &a)?;
             Ok(test(&a, &b))
         }
     }
-    let comparing: [(&[&'static str], fn(&Value, &Value) -> bool); 7] = [
+    let comparing: [(&[&'static str], Test); 7] = [
         (&["eq", "equalto", "=="], tests::is_eq),
         (&["ne", "!="], tests::is_ne),
         (&["lt", "lessthan", "<"], tests::is_lt),

@@ -232,7 +232,7 @@ impl ChatTemplate {
 
     /// Writes the messages in one form, and finds out what is whose, as the module's documentation says.
     fn write(&self, tokenizer: &Tokenizer, messages: &[Message], setting: &Setting) -> Result<Outcome, Failed> {
-        let mut texts: Vec<&str> = messages.iter().map(|m| &*m.content()).collect();
+        let mut texts: Vec<&str> = messages.iter().map(Message::content).collect();
         texts.push(&self.source);
         let marks = Marks::unused_in(&texts).ok_or_else(|| TokenizerError::Template {
             reason: "the messages use every character of Unicode's plane 16".into(),

@@ -15,10 +15,11 @@ const MAX_TAG_TOKENS: usize = 4096;
 /// `elif` tags: each nests in the one before.
 const MAX_ELIFS: usize = 2048;
 
-/// Filters that go through what they get, as Jinja2 does.
-const ITERATING: [&str; 23] = [
-    "batch", "count", "dictsort", "first", "groupby", "items", "join", "last", "length", "list", "map", "max", "min",
-    "reject", "rejectattr", "reverse", "select", "selectattr", "slice", "sort", "sum", "unique", "zip",
+/// Filters that go through what they get, and in Jinja2 refuse `none`. Not `map`, `select` and their kind, which there take what is
+/// false for empty.
+const ITERATING: [&str; 17] = [
+    "batch", "count", "dictsort", "first", "groupby", "items", "join", "last", "length", "list", "max", "min", "reverse",
+    "slice", "sort", "sum", "unique",
 ];
 /// Those among them that compare the items.
 const ORDERING: [&str; 6] = ["dictsort", "groupby", "max", "min", "sort", "unique"];
