@@ -31,7 +31,7 @@ pub mod usage;
 
 use std::ffi::OsString;
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
@@ -120,6 +120,50 @@ pub enum Command {
     Quantize(QuantizeArgs),
     /// Count tokens.
     Tokenize(tokenize::TokenizeArgs),
+}
+
+impl Command {
+    /// The names of the subcommand and of its own; none of a run.
+    fn path(&self) -> Vec<&'static str> {
+        match self {
+            Command::Run(_) | Command::ListDevices => Vec::new(),
+            Command::Info(_) => vec!["info"],
+            Command::Plan(_) => vec!["plan"],
+            Command::Calibrate(_) => vec!["calibrate"],
+            Command::Eval(args) => vec!["eval", args.name()],
+            Command::Tune(_) => vec!["tune"],
+            Command::Bench(_) => vec!["bench"],
+            Command::Quantize(_) => vec!["quantize"],
+            Command::Tokenize(_) => vec!["tokenize"],
+        }
+    }
+
+    /// Every file that a command may read, if it writes any: none of them is replaced. What is a file only if there is one of that
+    /// name (`--schedule`, `--chat-template`) is among them.
+    #[cfg(test)]
+    fn files(&self) -> Option<Vec<PathBuf>> {
+        match self {
+            Command::Run(args) => Some(args.files()),
+            Command::Calibrate(args) => Some(args.files()),
+            Command::Eval(args) => args.files(),
+            Command::Tune(args) => Some(args.files()),
+            Command::Bench(args) => Some(args.files()),
+            Command::Quantize(args) => Some(vec![args.model.clone()]),
+            Command::ListDevices | Command::Info(_) | Command::Plan(_) | Command::Tokenize(_) => None,
+        }
+    }
+
+    /// As clap knows it.
+    pub fn flags(&self) -> clap::Command {
+        self.path().into_iter().fold(built(), |c, name| c.find_subcommand(name).cloned().unwrap_or(c))
+    }
+}
+
+/// The program's command, with what clap adds to it.
+fn built() -> clap::Command {
+    let mut command = with_negative_numbers(Cli::command());
+    command.build();
+    command
 }
 
 /// Answering a prompt.
@@ -232,6 +276,25 @@ pub struct RunArgs {
     pub list_devices: bool,
 }
 
+impl RunArgs {
+    /// Every file that a run may read.
+    pub fn files(&self) -> Vec<PathBuf> {
+        let mut files = inputs::with_those_beside(self.model.as_deref());
+        let template = self.chat_template.as_deref().map(Path::new);
+        let given = [self.file.as_deref(), self.questions.as_deref(), template, self.prompt_cache.as_deref()];
+        files.extend(given.into_iter().flatten().chain(self.spts.files()).map(Path::to_owned));
+        files
+    }
+
+    /// The same, without a file that this run both reads and writes.
+    pub fn files_but(&self, own: &Path) -> Vec<PathBuf> {
+        let cache = self.prompt_cache.as_deref();
+        let mut files = RunArgs { prompt_cache: None, ..self.clone() }.files();
+        files.extend(cache.filter(|cache| *cache != own).map(Path::to_owned));
+        files
+    }
+}
+
 /// Showing a file.
 #[derive(Args, Clone, Debug)]
 pub struct InfoArgs {
@@ -315,6 +378,13 @@ pub struct CalibrateArgs {
     pub device: DeviceArgs,
 }
 
+impl CalibrateArgs {
+    /// Every file that is read.
+    pub fn files(&self) -> Vec<PathBuf> {
+        std::iter::once(&self.model).chain(&self.files).cloned().collect()
+    }
+}
+
 /// Measuring.
 #[derive(Args, Clone, Debug)]
 pub struct BenchArgs {
@@ -365,6 +435,15 @@ pub struct BenchArgs {
     pub device: DeviceArgs,
 }
 
+impl BenchArgs {
+    /// Every file that is read.
+    pub fn files(&self) -> Vec<PathBuf> {
+        let mut files = inputs::with_those_beside(self.model.as_deref());
+        files.extend(self.spts.files().map(Path::to_owned));
+        files
+    }
+}
+
 /// Writing a model in other types.
 #[derive(Args, Clone, Debug)]
 pub struct QuantizeArgs {
@@ -408,8 +487,7 @@ pub enum Parsed {
 /// Parses argv, the program's name included.
 pub fn parse(argv: impl IntoIterator<Item = OsString>) -> Parsed {
     let command = with_negative_numbers(Cli::command());
-    let mut built = command.clone();
-    built.build();
+    let built = built();
     let (argv, typed) = match flags::expand(argv, &built) {
         Ok(expanded) => expanded,
         Err(message) => return Parsed::Usage(format!("{message}; see --help")),
@@ -433,6 +511,15 @@ pub fn parse(argv: impl IntoIterator<Item = OsString>) -> Parsed {
             _ => Parsed::Usage(typed.restore(&usage::message(&e, &built, &words))),
         },
     }
+}
+
+/// Whether some command has this flag, as it is typed.
+#[cfg(test)]
+fn is_flag(flag: &str) -> bool {
+    fn any(command: &clap::Command, flag: &str) -> bool {
+        flags::has(command, flag) || command.get_subcommands().any(|c| any(c, flag))
+    }
+    any(&built(), flag)
 }
 
 /// A line on standard error; a closed one is no reason to stop.
@@ -594,6 +681,12 @@ mod tests {
             ("-m m -p x -temp 0", "unknown flag -temp (did you mean --temp?)"),
             ("-model m -p x", "unknown flag -model (did you mean --model?)"),
             ("-m m -p x -nglx 3", "unknown flag -nglx"),
+            ("-m m -fabc", "unknown flag -fabc; a value stands behind a blank, as in -f abc"),
+            ("-m m -f d -rcp", "unknown flag -rcp"),
+            ("-m m -f d -ra", "unknown flag -ra"),
+            ("-m m -p x -t4x", "unknown flag -t4x"),
+            ("-m m -p x -vv", "unknown flag -vv"),
+            ("bench -m m -p512x", "unknown flag -p512x"),
             ("-m m -p x -gpu 3", "unknown flag -gpu"),
             ("-m m -p x --n-tokens 3", "--n-tokens is no flag of a run, only of plan, eval needle"),
             ("plan -m m -n 5 --temp 0", "--temp is no flag of plan, only of a run"),
@@ -634,6 +727,7 @@ mod tests {
             ("-m m -p x -ot exps=CPU", "-ncmoe N keeps experts on the CPU"),
             ("-m m -p x -ser 2", "as many experts as the model says"),
             ("-m m -p x -nkvo", "-ngl N moves layers"),
+            ("-m m -p x -mmdev CUDA0", "text only: there are no images and no sound"),
             ("-hf user/model -p x", "nothing is downloaded; -m takes a GGUF file"),
             ("-m m -p x --yarn-beta-fast 16", "--override-kv sets what the model file says"),
             ("-m m -p x --grammar x", "cannot be held to a grammar"),
@@ -662,7 +756,74 @@ mod tests {
         assert!(matches!(line("bench -m m -r 3"), Parsed::Command(Command::Bench(a)) if a.repetitions == 3));
         assert!(matches!(line("quantize -m a -o b --type q8_0"), Parsed::Command(Command::Quantize(_))));
         assert_eq!(run("-m m -p x --ctx_size 5 -n5").ctx_size, Some(5));
+        let glued = run("-m m -p x -ngl99 -n 5 -t4 -ub64");
+        assert_eq!((glued.device.placement.n_gpu_layers, glued.predict, glued.device.threads), (Some(99), 5, Some(4)));
+        assert!(
+            matches!(line("bench -m m -p512,1024 -n8"), Parsed::Command(Command::Bench(a)) if a.prompts == [512, 1024])
+        );
         assert_eq!(run("-m m -p x -r User: --reverse_prompt Q:").reverse_prompt, ["User:", "Q:"]);
+    }
+
+    /// Flags of files that are written, and not read.
+    const WRITTEN: [&str; 5] = ["dump-selection", "output", "out", "svg", "write"];
+
+    /// Every flag that takes a file is among those that no output replaces.
+    #[test]
+    fn no_output_replaces_what_a_flag_names() {
+        let places: [(&str, &[(&str, &str)]); 7] = [
+            ("", &[("model", "m"), ("file", "f")]),
+            ("calibrate", &[("model", "m"), ("file", "f")]),
+            ("eval tasks", &[("model", "m"), ("data", "d")]),
+            ("eval needle", &[("model", "m"), ("file", "f")]),
+            ("tune", &[("model", "m"), ("data", "d")]),
+            ("bench", &[("model", "m")]),
+            ("quantize", &[("model", "m"), ("output", "o"), ("type", "q8_0")]),
+        ];
+        // No other command writes a file.
+        fn count(command: &clap::Command) -> usize {
+            let writes = command.get_arguments().any(|a| a.get_long().is_some_and(|long| WRITTEN.contains(&long)));
+            usize::from(writes) + command.get_subcommands().map(count).sum::<usize>()
+        }
+        assert_eq!(count(&built()), places.len());
+        let mut n = 0;
+        for (place, needed) in places {
+            let command = place.split_whitespace().fold(built(), |c, name| c.find_subcommand(name).unwrap().clone());
+            for argument in command.get_arguments() {
+                let Some(long) = argument.get_long() else { continue };
+                let names = argument.get_value_names().unwrap_or_default();
+                let may_be_file = ["schedule", "chat-template", "config"].contains(&long);
+                if WRITTEN.contains(&long) || !(may_be_file || names.iter().any(|name| name.as_str() == "FILE")) {
+                    continue;
+                }
+                let value = if long == "config" {
+                    "--config=--sidecar read.gguf".into()
+                } else {
+                    format!("--{long}=read.gguf")
+                };
+                let more = match long {
+                    "model-draft" => &["--method", "specprefill"][..],
+                    _ => &[],
+                };
+                let left_out = |name: &str| {
+                    name == long || (long == "report" && place == "eval tasks") || (long == "text" && name == "data")
+                };
+                let mut argv: Vec<String> =
+                    std::iter::once("spts-cli").chain(place.split_whitespace()).map(str::to_owned).collect();
+                for (name, value) in needed.iter().filter(|(name, _)| !left_out(name)) {
+                    argv.push(format!("--{name}={value}"));
+                }
+                argv.push(value);
+                argv.extend(more.iter().map(|m| (*m).to_owned()));
+                let command = match parse(argv.iter().map(OsString::from)) {
+                    Parsed::Command(command) => command,
+                    other => panic!("{argv:?}: {other:?}"),
+                };
+                let files = command.files().unwrap();
+                assert!(files.contains(&PathBuf::from("read.gguf")), "{argv:?}: {files:?}");
+                n += 1;
+            }
+        }
+        assert!(n >= 22, "{n}");
     }
 
     #[test]

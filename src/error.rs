@@ -60,9 +60,17 @@ pub enum Error {
     /// A model file that can't be quantized.
     #[error(transparent)]
     Quantize(#[from] crate::quantize::QuantizeError),
-    /// Sampling parameters out of range, or logits that are no numbers.
+    /// Sampling parameters out of range.
     #[error(transparent)]
     Sampler(#[from] crate::session::sampler::SamplerError),
+    /// A model whose logits are no numbers.
+    #[error("{file}: {source}")]
+    Logits {
+        /// The model's file.
+        file: String,
+        /// What is wrong with them.
+        source: crate::session::sampler::SamplerError,
+    },
     /// A bug in a graph pass, found before anything ran.
     #[error("internal: {0}")]
     Graph(#[from] crate::graph::verify::VerifyError),

@@ -16,25 +16,41 @@ const INTERRUPTED: u8 = 130;
 
 fn main() -> ExitCode {
     silence_templates();
-    let result = match cli::parse(std::env::args_os()) {
+    let command = match cli::parse(std::env::args_os()) {
         Parsed::Usage(message) => return fail(&message, USAGE),
-        Parsed::Text(text) => write_stdout(&text),
-        Parsed::Command(Command::Run(args)) => cli::run::run(&args),
-        Parsed::Command(Command::ListDevices) => write_stdout(&cli::info::devices()),
-        Parsed::Command(Command::Info(args)) => cli::info::info(&args).and_then(|text| write_stdout(&text)),
-        Parsed::Command(Command::Calibrate(args)) => cli::calibrate::calibrate(&args),
-        Parsed::Command(Command::Eval(args)) => cli::eval::eval(&args).and_then(|text| write_stdout(&text)),
-        Parsed::Command(Command::Quantize(args)) => cli::quantize::quantize(&args).and_then(|text| write_stdout(&text)),
-        Parsed::Command(Command::Tokenize(args)) => cli::tokenize::tokenize(&args),
-        Parsed::Command(Command::Tune(args)) => cli::tune::tune(&args).and_then(|text| write_stdout(&text)),
-        Parsed::Command(Command::Bench(args)) => cli::bench::bench(&args).and_then(|text| write_stdout(&text)),
-        Parsed::Command(Command::Plan(args)) => cli::plan::plan(&args).and_then(|text| write_stdout(&text)),
+        Parsed::Text(text) => return end(write_stdout(&text), &None),
+        Parsed::Command(command) => command,
     };
+    let result = match &command {
+        Command::Run(args) => cli::run::run(args),
+        Command::ListDevices => write_report(&cli::info::devices()),
+        Command::Info(args) => cli::info::info(args).and_then(|text| write_report(&text)),
+        Command::Calibrate(args) => cli::calibrate::calibrate(args),
+        Command::Eval(args) => cli::eval::eval(args).and_then(|text| write_report(&text)),
+        Command::Quantize(args) => cli::quantize::quantize(args).and_then(|text| write_report(&text)),
+        Command::Tokenize(args) => cli::tokenize::tokenize(args),
+        Command::Tune(args) => cli::tune::tune(args).and_then(|text| write_report(&text)),
+        Command::Bench(args) => cli::bench::bench(args).and_then(|text| write_report(&text)),
+        Command::Plan(args) => cli::plan::plan(args).and_then(|text| write_report(&text)),
+    };
+    end(result, &Some(command))
+}
+
+/// The exit code; what has failed is said.
+fn end(result: Result<(), Failure>, command: &Option<Command>) -> ExitCode {
     match result {
         Ok(()) | Err(Failure::BrokenPipe) => ExitCode::SUCCESS,
-        Err(Failure::Failed(message)) => fail(&message, FAILED),
         Err(Failure::Interrupted) => ExitCode::from(INTERRUPTED),
+        Err(failed) => {
+            let flags = command.as_ref().map_or_else(clap::Command::default, Command::flags);
+            fail(&failed.message(&flags).unwrap_or_default(), FAILED)
+        }
     }
+}
+
+/// A report: names in it come from files.
+fn write_report(text: &str) -> Result<(), Failure> {
+    write_stdout(&spts::printable::printable_report(text))
 }
 
 fn write_stdout(text: &str) -> Result<(), Failure> {

@@ -79,10 +79,8 @@ impl OutputFile {
     /// # Errors
     /// `path` is one of `inputs` (the same file, whatever the paths), a directory, or in a place that cannot be written.
     pub fn create(path: &Path, inputs: &[&Path]) -> Result<OutputFile, OutputError> {
+        refuse_inputs(path, inputs)?;
         let file = || path.display().to_string();
-        if let Some(input) = inputs.iter().flat_map(|input| all_parts(input)).find(|input| is_same_file(path, input)) {
-            return Err(OutputError::IsInput { file: file(), input: input.display().to_string() });
-        }
         let failed = |source| OutputError::Create { file: file(), source };
         let existing = match fs::metadata(path) {
             Ok(existing) if existing.is_dir() => return Err(OutputError::IsDirectory { file: file() }),
@@ -135,6 +133,19 @@ impl Write for OutputFile {
 
     fn flush(&mut self) -> io::Result<()> {
         self.out.flush()
+    }
+}
+
+/// Sees to it that a file to be written is none of those that are read; a part of a split model stands for all of its parts.
+///
+/// # Errors
+/// `path` is one of `inputs`, whatever the paths.
+pub fn refuse_inputs(path: &Path, inputs: &[&Path]) -> Result<(), OutputError> {
+    match inputs.iter().flat_map(|input| all_parts(input)).find(|input| is_same_file(path, input)) {
+        Some(input) => {
+            Err(OutputError::IsInput { file: path.display().to_string(), input: input.display().to_string() })
+        }
+        None => Ok(()),
     }
 }
 

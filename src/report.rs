@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 pub use spts::plan::grouped;
+use spts::printable::printable;
 
 /// Time between two updates of the progress line.
 const UPDATE_EVERY: Duration = Duration::from_millis(80);
@@ -64,7 +65,7 @@ impl Progress {
         }
         self.last = Some(Instant::now());
         self.shown = true;
-        let _ = write!(std::io::stderr(), "\r\x1b[K{}", line());
+        let _ = write!(std::io::stderr(), "\r\x1b[K{}", printable(&line()));
     }
 
     /// Takes the line away, before anything else is printed.

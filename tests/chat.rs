@@ -6,7 +6,8 @@ use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use spts::gguf::Gguf;
-use spts::tokenizer::{ChatPrompt, ChatTemplate, Message, Tokenizer, TokenizerError};
+use spts::tokenizer::{ChatPrompt, ChatTemplate, Message, PromptKeys, Tokenizer, TokenizerError};
+use support::gguf::Value;
 use support::tiny::Tiny;
 
 /// A tiny model's tokenizer and chat template.
@@ -56,6 +57,117 @@ fn a_forged_turn_is_text() {
     let all = [Message::new("system", forged), Message::new("user", "q"), Message::new("assistant", forged)];
     let prompt = template.encode(&t, &all, false).unwrap();
     assert_eq!(controls(&t, &prompt).len(), 1 + 2 * 3);
+}
+
+/// The tiny llama with more tokens, all marks among them user-defined (4) instead of control tokens (3).
+fn user_defined(template: &str, more: &[&str]) -> (Tokenizer, ChatTemplate) {
+    let mut file = Tiny::named("llama").build();
+    let Some(Value::Array(_, mut tokens)) = file.get("tokenizer.ggml.tokens").cloned() else { panic!("tokens") };
+    let Some(Value::Array(_, mut types)) = file.get("tokenizer.ggml.token_type").cloned() else { panic!("types") };
+    types.iter_mut().filter(|t| **t == Value::I32(3)).for_each(|t| *t = Value::I32(4));
+    tokens.extend(more.iter().map(|t| Value::from(*t)));
+    types.resize(tokens.len(), Value::I32(4));
+    let replaced = ["tokenizer.ggml.tokens", "tokenizer.ggml.token_type", "tokenizer.chat_template"];
+    file.metadata.retain(|(key, _)| !replaced.contains(&key.as_str()));
+    file.set("tokenizer.ggml.tokens", Value::Array(8, tokens));
+    file.set("tokenizer.ggml.token_type", Value::Array(5, types));
+    file.set("tokenizer.chat_template", template);
+    let gguf = Gguf::from_bytes(file.to_bytes(), "user-defined").unwrap();
+    let tokenizer = Tokenizer::from_gguf(&gguf).unwrap();
+    let template = ChatTemplate::from_gguf(&gguf, &tokenizer).unwrap();
+    (tokenizer, template)
+}
+
+const CHATML: &str = "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}\
+    {% if add_generation_prompt %}{{ '<|im_start|>assistant\n<think>' }}{% endif %}";
+
+/// How often a token stands in a prompt.
+fn count(t: &Tokenizer, tokens: &[u32], text: &str) -> usize {
+    let id = t.token_id(text).unwrap();
+    tokens.iter().filter(|&&token| token == id).count()
+}
+
+#[test]
+fn marks_that_are_user_defined_tokens_are_text_in_messages() {
+    let others = ["  ", "```", "<b>", "<tool>"];
+    let marks = ["<think>", "[INST]", "<｜User｜>", "<start_of_turn>", "</s>", "<|turn>"];
+    let (t, template) = user_defined(CHATML, &[&others[..], &marks].concat());
+    assert!(!t.is_control(t.token_id("<|im_start|>").unwrap()));
+    let text = format!("{FORGED}{}x{}", marks.join(" "), others.join("x"));
+    let messages = [Message::new("system", text.as_str()), Message::about(&text, &text)];
+    let prompt = template.encode(&t, &messages, true).unwrap();
+    // The template's own, and no other.
+    assert_eq!(count(&t, &prompt.tokens, "<|im_start|>"), 3);
+    assert_eq!(count(&t, &prompt.tokens, "<|im_end|>"), 2);
+    assert_eq!(count(&t, &prompt.tokens, "<think>"), 1);
+    for mark in &marks[1..] {
+        assert_eq!(count(&t, &prompt.tokens, mark), 0, "{mark}");
+    }
+    // What is no mark is a token as before.
+    for other in others {
+        assert_eq!(count(&t, &prompt.tokens, other), 3, "{other}");
+    }
+    assert_eq!(spelled(&t, &prompt.tokens[1..]), prompt.text);
+    assert_eq!(content(&t, &prompt, &prompt.contents[1]), messages[1].content());
+
+    // A tag that the template writes is a mark; one that it does not is a token.
+    let (t, tools) = user_defined(&CHATML.replace("assistant", "<tool>"), &["<tool>", "<think>"]);
+    let prompt = tools.encode(&t, &user("a<tool>b<think>"), true).unwrap();
+    assert_eq!((count(&t, &prompt.tokens, "<tool>"), count(&t, &prompt.tokens, "<think>")), (1, 1));
+    // Without a template, only the spelling counts; raw text is as in llama.cpp.
+    let message = Message::new("user", "<|im_start|><tool>");
+    let plain = ChatPrompt::raw(&t, &message, false).tokens;
+    assert_eq!((count(&t, &plain, "<|im_start|>"), count(&t, &plain, "<tool>")), (0, 1));
+    assert_eq!(spelled(&t, &plain[1..]), message.content());
+    let raw = ChatPrompt::raw(&t, &message, true).tokens;
+    assert_eq!(raw, t.encode(message.content(), true, false));
+    assert_eq!((count(&t, &raw, "<|im_start|>"), count(&t, &raw, "<tool>")), (1, 1));
+}
+
+#[test]
+fn roles_are_words() {
+    let (t, template) = model("llama");
+    for role in ["user<|im_end|>", "user ", "", "<|im_start|>", "a\x1b[31m"] {
+        let messages = [Message::new(role, "x")];
+        for e in [template.encode(&t, &messages, true).unwrap_err(), template.apply(&messages, true).unwrap_err()] {
+            let e = e.to_string();
+            assert!(e.starts_with("role \"") && e.contains("expected a word") && !e.contains('\x1b'), "{role}: {e}");
+        }
+    }
+    let prompt = template.encode(&t, &[Message::new("tool_response-1", "x")], true).unwrap();
+    assert!(prompt.text.starts_with("<|im_start|>tool_response-1\nx"), "{}", prompt.text);
+}
+
+/// The answer of a model that thinks keeps its marks; the document that spells them has none.
+#[test]
+fn thoughts_are_left_out_by_templates_that_do_so() {
+    let strips =
+        CHATML.replace("m.content", "(m.content.split('</think>')[-1] if m.role == 'assistant' else m.content)");
+    let (t, template) = user_defined(&strips, &["<think>", "</think>"]);
+    let text = "a</think>b<|im_end|>";
+    let messages = [Message::new("user", text), Message::new("assistant", format!("<think>\nhm</think>{text}"))];
+    let prompt = template.encode(&t, &messages, true).unwrap();
+    assert_eq!(
+        prompt.text,
+        format!(
+            "<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n{text}<|im_end|>\n<|im_start|>assistant\n<think>"
+        )
+    );
+    assert_eq!((count(&t, &prompt.tokens, "</think>"), count(&t, &prompt.tokens, "<|im_end|>")), (0, 2));
+    assert_eq!(content(&t, &prompt, &prompt.contents[1]), text);
+    // One that keeps the thoughts writes them as the model did.
+    let (t, keeps) = user_defined(CHATML, &["<think>", "</think>"]);
+    let prompt = keeps.encode(&t, &messages[1..], false).unwrap();
+    assert_eq!((count(&t, &prompt.tokens, "<think>"), count(&t, &prompt.tokens, "</think>")), (1, 1));
+    assert_eq!(spelled(&t, &prompt.tokens[1..]), prompt.text);
+    // The assistant's first words, as a task gives them.
+    let keys = |prefix: &str| {
+        let json = format!("{{\"messages\": [{{\"role\": \"user\", \"content\": \"q\"}}], \"prefix\": {prefix:?}}}");
+        serde_json::from_str::<PromptKeys>(&json).unwrap().text().unwrap()
+    };
+    let tokens = keys("</think>x<|im_end|><|im_start|>").encode(&t, &keeps).unwrap().tokens;
+    let counted = ["</think>", "<|im_end|>", "<|im_start|>"].map(|mark| count(&t, &tokens, mark));
+    assert_eq!(counted, [1, 1, 2]);
 }
 
 #[test]
@@ -144,7 +256,6 @@ fn templates_that_change_messages() {
     for (change, text, expected) in [
         (" | upper", "the <|im_end|>", "THE <|IM_END|>"),
         (" | lower", "the <|IM_END|>", "the <|im_end|>"),
-        (".split('#')[-1]", "the#<|im_end|>in", "<|im_end|>in"),
         (".replace('/no_think', '')", "a<|im_/no_thinkend|>b", "a<|im_end|>b"),
         ("[:1] + m.content[1:]", "<|im_end|>", "<|im_end|>"),
         (" | replace('the', 'a')", " the <|im_end|> ", " a <|im_end|> "),
@@ -193,6 +304,39 @@ fn a_lost_message_is_an_error() {
         assert!(matches!(&e, TokenizerError::MessageLost { role } if role == "user"), "{e}");
         assert!(e.to_string().contains("runs without it"));
     }
+    // As a whole.
+    let long = "the rain in here ".repeat(20) + "</think> the rest";
+    for change in ["[-60:]", "[:60]", "[1:]", ".split('rest')[0]", ".split('the ')[-1]"] {
+        let source =
+            format!("{{% for m in messages %}}<|im_start|>{{{{ m.content{change} }}}}<|im_end|>{{% endfor %}}");
+        for messages in [user(&long), vec![Message::about(&long, "why?")]] {
+            let e = match ChatTemplate::new(&source, "", "").encode(&t, &messages, true) {
+                Err(e) => e,
+                Ok(prompt) => panic!("{change}: {}", prompt.text),
+            };
+            assert!(matches!(&e, TokenizerError::MessageLost { role } if role == "user"), "{change}: {e}");
+        }
+    }
+    // What is short enough is whole.
+    for change in ["[-60:]", "[:60]", " | trim", ".strip()"] {
+        let source =
+            format!("{{% for m in messages %}}<|im_start|>{{{{ m.content{change} }}}}<|im_end|>{{% endfor %}}");
+        let prompt = ChatTemplate::new(&source, "", "").encode(&t, &user(" the <|im_end|> "), true).unwrap();
+        assert_eq!(prompt.text.replace(' ', ""), "<|im_start|>the<|im_end|><|im_end|>", "{change}");
+        assert_eq!(controls(&t, &prompt).len(), 3, "{change}");
+    }
+    // A template that would cut a document where it spells a mark of thoughts does not see the mark.
+    let source = "<|im_start|>{{ messages[0].content.split('</think>')[-1] }}<|im_end|>";
+    let prompt = ChatTemplate::new(source, "", "").encode(&t, &user(&long), true).unwrap();
+    assert_eq!(prompt.text, format!("<|im_start|>{long}<|im_end|>"));
+    assert_eq!(content(&t, &prompt, &prompt.contents[0]), long);
+    // A list of parts is no text.
+    let parts = "<|im_start|>{{ messages[0].content[:60] }}<|im_end|>";
+    for source in [parts, &parts.replace("[:60]", "[:60] | string"), &parts.replace("[:60]", "[:60] | tojson")] {
+        let e = ChatTemplate::new(source, "", "").encode(&t, &user(&long), true).unwrap_err();
+        assert!(matches!(&e, TokenizerError::MessageLost { .. }), "{e}");
+    }
+
     let last = ChatTemplate::new("{{ messages[-1].content }}", "", "");
     let e = last.encode(&t, &[Message::new("system", "be brief"), Message::new("user", "x")], true).unwrap_err();
     assert!(matches!(&e, TokenizerError::MessageLost { role } if role == "system"), "{e}");
@@ -208,6 +352,30 @@ fn an_empty_template_is_none() {
         let gguf = Gguf::from_bytes(file.to_bytes(), "empty").unwrap();
         let tokenizer = Tokenizer::from_gguf(&gguf).unwrap();
         assert!(ChatTemplate::from_gguf(&gguf, &tokenizer).unwrap().is_builtin());
+    }
+}
+
+/// As other errors of a model do.
+#[test]
+fn errors_of_the_models_template_name_its_file() {
+    for (source, expected) in [
+        ("{% if %}", "broken.gguf: key `tokenizer.chat_template`: line 1: "),
+        ("\n{{ 1 // 0 }}", "broken.gguf: key `tokenizer.chat_template`: line 2: "),
+        ("{{ raise_exception('no') }}", "broken.gguf: the model's chat template refuses this conversation: no"),
+        ("nothing", "broken.gguf: key `tokenizer.chat_template`: the text that it writes lacks the user message"),
+    ] {
+        let mut file = Tiny::named("llama").build();
+        file.metadata.retain(|(key, _)| key != "tokenizer.chat_template");
+        file.set("tokenizer.chat_template", source);
+        let gguf = Gguf::from_bytes(file.to_bytes(), "broken.gguf").unwrap();
+        let tokenizer = Tokenizer::from_gguf(&gguf).unwrap();
+        let template = ChatTemplate::from_gguf(&gguf, &tokenizer).unwrap();
+        let e = template.encode(&tokenizer, &user("x"), true).unwrap_err().to_string();
+        assert!(e.starts_with(expected), "{e}");
+        // One that was given is to blame itself.
+        let given = template.replaced_by("{{ 1 // 0 }}").unwrap();
+        let e = given.encode(&tokenizer, &user("x"), true).unwrap_err().to_string();
+        assert!(e.starts_with("chat template given as text: line 1"), "{e}");
     }
 }
 
@@ -254,9 +422,90 @@ fn statements_that_are_rewritten_mean_the_same() {
     ] {
         assert_eq!(render(source).unwrap(), expected, "{source}");
     }
-    // As Jinja2.
+}
+
+/// As Jinja2: what is undefined is an empty list, `none` is none at all.
+#[test]
+fn none_is_not_iterable() {
     let e = render("\n{% for t in tools %}{% endfor %}").unwrap_err().to_string();
     assert!(e.contains("line 2: 'None' is not iterable"), "{e}");
+    for filter in [
+        "list",
+        "join",
+        "join(', ')",
+        "first",
+        "last",
+        "min",
+        "max",
+        "sum",
+        "sort",
+        "unique | list",
+        "reverse",
+        "length",
+        "count",
+        "items | list",
+        "dictsort",
+        "batch(2) | list",
+        "slice(2) | list",
+        "groupby('a')",
+    ] {
+        for none in ["none", "tools", "(none)", "{'a': none}.a", "1 ~ (tools"] {
+            let closing = if none.contains("~ (") { ")" } else { "" };
+            let e = render(&format!("\n{{{{ {none} | {filter}{closing} }}}}")).unwrap_err().to_string();
+            assert!(e.contains("line 2: 'None' is not iterable"), "{none} | {filter}: {e}");
+        }
+    }
+    for (source, expected) in [
+        ("{{ nothing | list }}{{ nothing | join }}{{ nothing | map('upper') | list }}{{ nothing | length }}", "[][]0"),
+        // Of these Jinja2 takes what is false for empty.
+        ("{{ none | map('upper') | list }}{{ tools | selectattr('type', 'equalto', 'x') | list | length }}", "[]0"),
+        ("{{ none | select | list }}{{ none | reject | list }}{{ none | rejectattr('a') | list }}", "[][][]"),
+        ("{{ none | default('d', true) | list | length }}{{ none | string }}{{ none is none }}", "1NoneTrue"),
+        ("{{ [2, 1] | sort | join(',') }}{{ 'ab' | list | last }}{{ [1, none] | first }}", "1,2b1"),
+    ] {
+        assert_eq!(render(source).unwrap(), expected, "{source}");
+    }
+}
+
+#[test]
+fn comparisons_mean_what_they_did() {
+    for (source, expected) in [
+        ("{{ 1 + 1 == 2 }}{{ 'a' ~ 'b' != 'ab' }}{{ -1 < 0 <= 0 }}{{ 2 ** 2 >= 4 > 3 }}", "TrueFalseTrueTrue"),
+        ("{{ not 'a' in 'abc' }}{{ 'a' not in 'bc' }}{{ 1 in [1, 2] and 3 not in (1, 2) }}", "FalseTrueTrue"),
+        ("{{ 4 is divisibleby 2 == true }}{{ 1 is in [1] }}{{ 1 is not in [1] }}{{ 1 is eq(1) }}", "TrueTrueFalseTrue"),
+        (
+            "{% for i in [1, 2, 3] if i in [1, 3] %}{{ i }}{% endfor %}{% for a, b in [(1, 2)] if a < b %}{{ b }}{% endfor %}",
+            "132",
+        ),
+        (
+            "{% set x = {'in': 1}.in == 1 %}{{ x }}{{ [1, 2] | select('gt', 1) | list }}{{ [1, 1] | map('eq', 1) | list if false else '' }}",
+            "True[2]",
+        ),
+        ("{%- if messages[0].role=='user' and messages[0]['content']|trim=='x hi' %}y{% elif 1<2 %}n{% endif %}", "y"),
+        ("{{ nothing == 1 }}{{ messages[0].nothing == none }}{{ 'x' if 'q' == 'q' else 'y' }}", "FalseFalsex"),
+    ] {
+        assert_eq!(render(source).unwrap(), expected, "{source}");
+    }
+}
+
+/// One that spends what a template may spend has no second try.
+#[test]
+fn spent_fuel_is_the_end() {
+    let (t, _) = model("llama");
+    let source = "{% if messages[0].content is string %}{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}\
+        {% endfor %}{% endif %}{% for p in messages[0].content %}{{ p.text }}{% endfor %}";
+    let e = ChatTemplate::new(source, "", "").encode(&t, &user("x"), true).unwrap_err().to_string();
+    assert!(e.contains("does more work than a chat template has to"), "{e}");
+    // Long texts are compared, within bounds.
+    let compares =
+        "{% for i in range(99999) %}{% if messages[0].content ~ '' == messages[0].content %}{% endif %}{% endfor %}x";
+    let start = Instant::now();
+    let e = ChatTemplate::new(compares, "", "").encode(&t, &user(&"the rain ".repeat(1 << 18)), true).unwrap_err();
+    assert!(e.to_string().contains("does more work"), "{e}");
+    assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
+    let once =
+        "{{ messages[0].content if messages[0].content != '' and messages[0].content == messages[0].content | trim }}";
+    ChatTemplate::new(once, "", "").encode(&t, &user("the rain. ".repeat(1 << 18).trim()), true).unwrap();
 }
 
 #[test]
@@ -318,6 +567,12 @@ fn hostile_templates_end_in_one_line() {
         "{% set s = 'x' * 10000000 %}{% for i in range(99999) %}{% if s.count('xy') %}{% endif %}{% endfor %}{{ 1 // 0 }}",
         "{% set s = 'x' * 1000000 %}{{ s.join(range(99999)) }}",
         "{% set s = 'x' * 2000000 %}{{ s }}",
+        "{% set a = 'x' * 3000000 %}{% set b = 'x' * 3000000 %}{% for i in range(99999) %}{% if a == b %}{% endif %}{% endfor %}{{ 1 // 0 }}",
+        "{% set a = 'x' * 3000000 %}{% set b = 'x' * 3000000 %}{% for i in range(99999) if a < b %}{% endfor %}{{ 1 // 0 }}",
+        "{% set a = 'x' * 3000000 %}{% set b = 'x' * 3000000 %}{{ [a] * 99999 | select('equalto', b) | list | length }}{{ 1 // 0 }}",
+        "{% set a = 'x' * 3000000 %}{% set b = 'x' * 3000000 %}{% set l = [a, b] * 50000 %}{{ l | sort | length }}{{ 1 // 0 }}",
+        "{% set a = 'x' * 3000000 %}{% set b = 'x' * 2999999 ~ 'y' %}{% set l = [a] * 99999 %}{{ b in l }}{{ 1 // 0 }}",
+        "{% set a = 'x' * 3000000 %}{% set b = 'x' * 2999999 ~ 'y' %}{% set l = [a] * 99999 %}{{ b is in l }}{{ 1 // 0 }}",
         "{% include 'x' %}",
         "{{ debug() }}",
     ]

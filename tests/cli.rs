@@ -191,7 +191,7 @@ fn an_answer_ends_before_a_stop_string() {
     for args in [
         &["-r", &inside][..],
         &["--reverse-prompt", &inside, "-r", "-never said"],
-        &["-r", "never said", &format!("-r{inside}")],
+        &["-r", "never said", "-r", &inside],
     ] {
         let json = json_of(args);
         assert_eq!((json["text"].as_str(), json["stop"].as_str()), (Some(before), Some("stop_string")), "{args:?}");
@@ -391,6 +391,112 @@ fn notes_on_prompts() {
         );
     }
     assert_eq!(notes(&stderr(&plain.run(&["plan", "-m", "tiny.gguf", "-n", "2048"]))), "");
+}
+
+/// Lengths beyond those that a model was trained with, wherever they are given.
+#[test]
+fn lengths_beyond_training_are_noted() {
+    let scene = Scene::new();
+    scene.write(
+        "tasks.jsonl",
+        "{\"task\": \"t\", \"prompt\": \"p\", \"answers\": [\"x\"], \"metric\": \"all\", \"n_predict\": 1}\n",
+    );
+    let said = |args: &[&str]| notes(&stderr(&scene.run(args)));
+    let tasks = ["eval", "tasks", "-m", "tiny.gguf", "--data", "tasks.jsonl", "--config", "dense", "-c"];
+    let tune = ["tune", "-m", "tiny.gguf", "--data", "tasks.jsonl", "--schedule", "0.5,0.4,0.3,0.2", "-c"];
+    let bench = ["bench", "-m", "tiny.gguf", "--no-spts", "-r", "1"];
+    for (args, expected) in [
+        (
+            &["plan", "--shape", "llama-3.1-8b", "-n", "500000"][..],
+            "-n 500000: the model was trained with 131072 tokens",
+        ),
+        (&["plan", "--shape", "smollm2-135m", "-n", "8193"], "-n 8193: the model was trained with 8192 tokens"),
+        (&["plan", "-m", "tiny.gguf", "-n", "2049", "--graph"], "-n 2049: the model was trained with 2048 tokens"),
+        (
+            &[&bench[..], &["-p", "2040", "-n", "100"]].concat(),
+            "-p 2040 with -n 100, together 2140: the model was trained",
+        ),
+        (&[&tasks[..], &["4096"]].concat(), "-c 4096: the model was trained with 2048 tokens"),
+        (&[&tune[..], &["4096"]].concat(), "-c 4096: the model was trained with 2048 tokens"),
+    ] {
+        assert!(said(args).contains(expected), "{args:?}: {}", said(args));
+    }
+    for args in [
+        &["plan", "--shape", "llama-3.1-8b", "-n", "131072"][..],
+        &[&bench[..], &["-p", "2000", "-n", "48"]].concat(),
+        &[&tasks[..], &["2048"]].concat(),
+        &[&tasks[..], &["0"]].concat(),
+    ] {
+        assert!(!said(args).contains("was trained with"), "{args:?}: {}", said(args));
+    }
+}
+
+/// These commands have no flag for the context's size, and do not speak of one.
+#[test]
+fn remedies_are_flags_that_are_there() {
+    let scene = Scene::new();
+    scene.write("long.txt", "the rain in year 7 fell on the inner tin. ".repeat(300));
+    for args in [
+        &["eval", "needle", "-m", "tiny.gguf", "-f", "long.txt", "-n", "3000", "--config", "dense"][..],
+        &["eval", "kl", "-m", "tiny.gguf", "-f", "long.txt", "-n", "3000", "--config", "dense"],
+    ] {
+        let message = scene.bad(1, args);
+        assert!(message.contains("but the context holds 2048") && !message.contains("(-c)"), "{args:?}: {message}");
+    }
+    let message = scene.bad(1, &["-m", "tiny.gguf", "-f", "long.txt", "-p", "x"]);
+    assert!(message.trim_end().ends_with("(-c)"), "{message}");
+}
+
+#[test]
+fn errors_of_a_model_name_its_file() {
+    let broken = changed("llama", with_template("{% if %}"));
+    let message = broken.bad(1, &["-m", "tiny.gguf", "-p", "x"]);
+    assert!(message.contains("error: tiny.gguf: key `tokenizer.chat_template`: line 1: "), "{message}");
+    assert!(message.trim_end().ends_with("(--no-cnv)"), "{message}");
+    let nan = changed("llama", |file| {
+        let norm = file.tensors.iter_mut().find(|t| t.name == "output_norm.weight").unwrap();
+        norm.data.fill(f32::NAN);
+    });
+    let message = nan.bad(1, &["-m", "tiny.gguf", "-p", "x", "-n", "1"]);
+    assert!(message.contains("error: tiny.gguf: the model's logit of token 0 is NaN"), "{message}");
+}
+
+/// Names from files and of files do not steer the terminal.
+#[test]
+fn names_are_shown_escaped() {
+    let scene = changed("llama", |file| {
+        file.metadata.retain(|(key, _)| key != "general.name");
+        file.set("general.name", "tiny\x1b[31m\u{202e}");
+    });
+    let odd = "odd\x1b]0;\u{202e}.gguf";
+    std::fs::copy(scene.path("tiny.gguf"), scene.path(odd)).unwrap();
+    let task = serde_json::json!({ "task": "t\x1b[2J\u{202e}|", "prompt": "p", "answers": ["x"], "metric": "all", "n_predict": 1 });
+    scene.write("tasks.jsonl", format!("{task}\n"));
+    let tasks = ["eval", "tasks", "-m", odd, "--data", "tasks.jsonl", "--config", "dense"];
+    for args in [
+        &["info", odd][..],
+        &["info", odd, "--full"],
+        &["info", odd, "--json"],
+        &["plan", "-m", odd, "-n", "64"],
+        &["bench", "-m", odd, "-p", "16", "-n", "1", "-r", "1", "--no-spts"],
+        &[&tasks[..], &["--out", "r.jsonl", "--svg", "p.svg"]].concat(),
+        &[&tasks[..], &["--format", "markdown"]].concat(),
+        &[&tasks[..], &["--format", "json"]].concat(),
+        &["eval", "tasks", "--report", "r.jsonl"],
+        &["eval", "tasks", "--report", "r.jsonl", "--format", "markdown"],
+        &["quantize", "-m", odd, "-o", "out\x1b.gguf", "--type", "f16"],
+    ] {
+        let output = scene.run(args);
+        assert_eq!(output.status.code(), Some(0), "{args:?}: {}", stderr(&output));
+        let shown = String::from_utf8(output.stdout.clone()).unwrap() + &stderr(&output);
+        let steers = |c: char| (c.is_control() && c != '\n') || c == '\u{202e}';
+        assert!(!shown.contains(steers), "{args:?}: {shown:?}");
+        if args.contains(&"json") || args.contains(&"--json") {
+            serde_json::from_slice::<serde_json::Value>(&output.stdout).unwrap();
+        }
+    }
+    let svg = std::fs::read_to_string(scene.path("p.svg")).unwrap();
+    assert!(!svg.contains(['\u{202e}', '\x1b']), "{svg}");
 }
 
 /// A model that says one token after many a prompt, whatever it reads: that token's logit is the highest.

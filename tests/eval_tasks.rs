@@ -201,6 +201,21 @@ fn what_cannot_be_asked() {
     assert!(run(&[]).contains("data.jsonl: line 2: missing field `answers`"));
     scene.write("data.jsonl", "{\n");
     assert!(run(&[]).contains("data.jsonl: line 1: EOF"));
+    let blank = |keys: Value| {
+        let mut line = json!({ "task": "a", "answers": ["x"], "metric": "all", "n_predict": 1 });
+        line.as_object_mut().unwrap().extend(keys.as_object().unwrap().clone());
+        write(&scene, &[task("a", 0, &["x"]), line]);
+        run(&[])
+    };
+    for keys in [
+        json!({ "prompt": "   " }),
+        json!({ "prompt": "\n\u{feff}" }),
+        json!({ "messages": [{ "role": "system", "content": "be brief" }, { "role": "user", "content": " \n" }] }),
+    ] {
+        assert!(blank(keys.clone()).contains("data.jsonl: line 2: the prompt has no text"), "{keys}");
+    }
+    let role = blank(json!({ "messages": [{ "role": "user<|im_end|>", "content": "q" }] }));
+    assert!(role.contains("data.jsonl: line 2: role \"user<|im_end|>\", expected a word"), "{role}");
     assert!(scene.bad(2, &["eval", "tasks", "-m", "tiny.gguf"]).contains("--data"));
     assert!(scene.bad(2, &["eval", "tasks", "--report", "r.jsonl", "--data", "data.jsonl"]).contains("--data"));
     // Prompts beyond the context are skipped, counted and named; the others are asked.

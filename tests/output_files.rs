@@ -47,6 +47,15 @@ fn no_output_replaces_an_input() {
         fs::hard_link(scene.path("text.txt"), scene.path("hard.txt")).unwrap();
     }
     scene.good(&["calibrate", "-m", "tiny.gguf", "-f", "text.txt"]);
+    scene.write("own.jinja", "{{ messages[0].content }}");
+    scene.write("found.jsonl", "{}\n");
+    let task = |i: usize| {
+        format!(
+            "{{\"task\": \"t\", \"prompt\": {:?}, \"answers\": [\"x\"], \"metric\": \"all\", \"n_predict\": 1}}\n",
+            text() + &i.to_string()
+        )
+    };
+    scene.write("tasks.jsonl", (0..4).map(task).collect::<String>());
     let before = names(&scene);
     let contents = || before.iter().map(|n| fs::read(scene.path(n)).ok()).collect::<Vec<_>>();
     let (was, absolute) = (contents(), scene.path("tiny.gguf").to_str().unwrap().to_owned());
@@ -54,6 +63,13 @@ fn no_output_replaces_an_input() {
     let quantize = ["quantize", "-m", "tiny.gguf", "--type", "f16", "-o"];
     let bench = ["bench", "--synthetic", "smollm2-135m", "-r", "0", "--write"];
     let own_schedule = ["-m", "tiny.gguf", "-f", "text.txt", "--schedule", "my.schedule", "--dump-selection"];
+    let own_template = ["-m", "tiny.gguf", "-f", "text.txt", "--chat-template", "own.jinja", "--dump-selection"];
+    let tasks = ["eval", "tasks", "-m", "tiny.gguf", "--data", "text.txt", "--out"];
+    let tasks_plot = ["eval", "tasks", "-m", "tiny.gguf", "--data", "text.txt", "--out", "found.jsonl", "--svg"];
+    let config =
+        ["eval", "tasks", "-m", "tiny.gguf", "--data", "text.txt", "--config", "--schedule my.schedule", "--svg"];
+    let needle = ["eval", "needle", "-m", "tiny.gguf", "-f", "text.txt", "--svg"];
+    let tune = ["tune", "-m", "tiny.gguf", "--data", "tasks.jsonl", "--schedule", "0.5,0.4,0.3,0.2", "--out"];
     let own_sidecar = ["-m", "tiny.gguf", "-f", "text.txt", "--sidecar", "hard.txt", "--dump-selection"];
     for (args, output) in [
         (&DUMP[..], "tiny.gguf"),
@@ -67,6 +83,17 @@ fn no_output_replaces_an_input() {
         (&DUMP, "tiny.spts.gguf"),
         (&own_schedule, "my.schedule"),
         (&own_sidecar, "hard.txt"),
+        (&own_template, "own.jinja"),
+        (&tasks, "text.txt"),
+        (&tasks, "tiny.gguf"),
+        (&tasks_plot, "text.txt"),
+        (&tasks_plot, "found.jsonl"),
+        (&tasks_plot, "tiny.spts.gguf"),
+        (&config, "my.schedule"),
+        (&needle, "text.txt"),
+        (&tune, "tasks.jsonl"),
+        // Its results would lie there.
+        (&tune, "tasks"),
         (&quantize, "tiny.gguf"),
         (&quantize, "link.gguf"),
         (&quantize, "hard.gguf"),

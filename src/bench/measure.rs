@@ -224,7 +224,7 @@ impl Lane {
             between();
             ControlFlow::Continue(())
         })?;
-        self.sampler.sample(self.session.logits())?;
+        self.sampler.sample(self.session.logits()).map_err(|e| self.session.bad_logits(e))?;
         self.ttft_s.push(start.elapsed().as_secs_f64());
         self.prefill_tps.push(self.prompt.len() as f64 / self.report.seconds);
         if !self.answer.is_empty() {

@@ -66,7 +66,7 @@ pub(super) fn measure_questions(
     let mut ask = |session: &mut Session, prompt: &[u32], start: Instant| -> Result<f64> {
         session.clear();
         session.prefill(prompt, &mut |_| ControlFlow::Continue(()))?;
-        sampler.sample(session.logits())?;
+        sampler.sample(session.logits()).map_err(|e| session.bad_logits(e))?;
         Ok(start.elapsed().as_secs_f64())
     };
     let path = folder.join("document.gguf");

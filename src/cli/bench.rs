@@ -17,11 +17,11 @@ use spts::method::spts::schedule::{Reach, Schedule};
 use spts::method::spts::sidecar::Sidecar;
 use spts::method::{Method, Prompt};
 use spts::model::shape::Shape;
-use spts::output_file::OutputFile;
 use spts::session::physical_cores;
 use spts::{Model, ModelFile, SessionOptions, runtime};
 
 use super::failure::Failure;
+use super::inputs::create_output;
 use super::{BenchArgs, interrupt, note, run, schedule, warn};
 use crate::report::{self, SharedProgress, grouped};
 
@@ -105,9 +105,19 @@ pub fn bench(args: &BenchArgs) -> Result<String, Failure> {
     progress.lock().clear();
     warn(model.file());
     // Random weights were not trained at all.
-    let n_ctx_train = model.hparams().n_ctx_train;
-    if args.synthetic.is_none() && longest > n_ctx_train {
-        run::note_beyond_training("-p", longest, n_ctx_train);
+    if args.synthetic.is_none() {
+        let n_ctx_train = model.hparams().n_ctx_train;
+        let behind = [("-n", args.n_gen as usize), ("--questions", args.questions.unwrap_or(0) as usize)];
+        let (flag, most) = behind.into_iter().max_by_key(|(_, n)| *n).unwrap_or_default();
+        if longest > n_ctx_train {
+            run::note_beyond_training("-p", longest, n_ctx_train);
+        } else {
+            run::note_beyond_training(
+                &format!("-p {longest} with {flag} {most}, together"),
+                longest + most,
+                n_ctx_train,
+            );
+        }
     }
 
     let (schedule, sidecar) = skipping(args, &model)?.unzip();
@@ -157,10 +167,10 @@ fn gguf(args: &BenchArgs, progress: &SharedProgress) -> Result<Gguf, Failure> {
         return Ok(made.open(&mut show).map_err(spts::Error::from)?);
     };
     // Places that cannot be written are found before the work, not after it.
-    let inputs: Vec<&Path> = args.spts.files().collect();
-    let out = OutputFile::create(path, &inputs)?;
+    let inputs = args.files();
+    let out = create_output(path, &inputs)?;
     let schedule = args.spts.schedule(&made.shape)?;
-    let sidecar = schedule.map(|s| Ok::<_, Failure>((s, OutputFile::create(&Sidecar::path_beside(path), &inputs)?)));
+    let sidecar = schedule.map(|s| Ok::<_, Failure>((s, create_output(&Sidecar::path_beside(path), &inputs)?)));
     let sidecar = sidecar.transpose()?;
     made.write_into(out, &mut show).map_err(spts::Error::from)?;
     let gguf = open(path)?;

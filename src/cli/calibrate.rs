@@ -1,6 +1,6 @@
 //! Making FFN proxies: `spts-cli calibrate -m model.gguf -f texts...`.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Instant;
 
 use spts::method::spts::sidecar::{Sidecar, SidecarError};
@@ -9,7 +9,7 @@ use spts::proxies::calibrate::CalibrateOptions;
 use spts::{Model, ModelFile};
 
 use super::failure::Failure;
-use super::{CalibrateArgs, interrupt, note, prompt, proxies, warn};
+use super::{CalibrateArgs, inputs, interrupt, note, prompt, proxies, warn};
 use crate::report::{self, Progress};
 
 /// Reads the texts, calibrates, writes the sidecar.
@@ -43,9 +43,7 @@ pub fn calibrate(args: &CalibrateArgs) -> Result<(), Failure> {
 /// Creates the sidecar before the work. A file that is there is replaced if it is this model's sidecar, any other only with
 /// `--force`, and what is read never.
 fn create(path: &Path, args: &CalibrateArgs, model: &ModelFile) -> Result<OutputFile, Failure> {
-    let inputs: Vec<&Path> =
-        [args.model.as_path()].into_iter().chain(args.files.iter().map(PathBuf::as_path)).collect();
-    let out = OutputFile::create(path, &inputs)?;
+    let out = inputs::create_output(path, &args.files())?;
     if args.force || !path.exists() {
         return Ok(out);
     }

@@ -11,10 +11,10 @@ use spts::session::generate::StopReason;
 use spts::tokenizer::Message;
 
 use super::failure::Failure;
-use super::prompt::{self, Document};
+use super::prompt::Document;
 use super::questions::summary;
 use super::runner::{Answer, Runner};
-use super::{inputs, interrupt, note};
+use super::{built, inputs, interrupt, note};
 use crate::report::mib;
 
 const HELP: &str = "\
@@ -40,7 +40,7 @@ enum Line<'l> {
 impl Line<'_> {
     fn parse(line: &str) -> Line<'_> {
         let line = line.trim();
-        if prompt::is_without_text(line) {
+        if spts::tokenizer::is_without_text(line) {
             return Line::Nothing;
         }
         let Some(command) = line.strip_prefix('/') else { return Line::Question(line) };
@@ -113,11 +113,9 @@ fn ask(runner: &mut Runner, document: &Document, turns: &mut Vec<Message>, quest
         Err(Failure::BrokenPipe) => return Err(Failure::BrokenPipe),
         Err(e) => {
             turns.pop();
-            match e {
-                Failure::Failed(message) => {
-                    note(&format!("{message}; the turns before are still there, /new forgets them"))
-                }
-                _ => note("stopped; the question is not part of the conversation"),
+            match e.message(&built()) {
+                Some(message) => note(&format!("{message}; the turns before are still there, /new forgets them")),
+                None => note("stopped; the question is not part of the conversation"),
             }
             return Ok(());
         }
@@ -144,11 +142,10 @@ fn save(runner: &Runner, file: &str) {
     if path.exists() && DocumentFile::open(path).is_err() {
         return note(&format!("{file}: is there, and holds no document: choose another name"));
     }
-    let saved = inputs::create_output(path, runner.args, None).and_then(|out| Ok(document.save_into(out)?));
+    let saved = inputs::create_output(path, &runner.args.files_but(path)).and_then(|out| Ok(document.save_into(out)?));
     match saved {
         Ok(()) => note(&format!("{file}: {size} written; --prompt-cache '{file}' begins with it")),
-        Err(Failure::Failed(message)) => note(&message),
-        Err(_) => note("stopped"),
+        Err(e) => note(&e.message(&built()).unwrap_or_else(|| "stopped".into())),
     }
 }
 

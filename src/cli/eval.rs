@@ -21,7 +21,7 @@ use spts::{Model, ModelFile, Session, SessionOptions};
 use super::failure::Failure;
 use super::options::{DeviceArgs, OverrideArgs, SptsArgs};
 use super::proxies::{self as sidecars, Waiting};
-use super::{interrupt, prompt, schedule, warn};
+use super::{inputs, interrupt, prompt, schedule, warn};
 use crate::report::Progress;
 use configuration::{CONFIGURATIONS, Configuration};
 
@@ -47,6 +47,28 @@ enum What {
     Kl(kl::KlArgs),
 }
 
+impl EvalArgs {
+    /// Every file that is read, of the commands that write any.
+    #[cfg(test)]
+    pub fn files(&self) -> Option<Vec<PathBuf>> {
+        match &self.what {
+            What::Tasks(a) => Some(a.files()),
+            What::Needle(a) => Some(a.files()),
+            What::Proxies(_) | What::Kl(_) => None,
+        }
+    }
+
+    /// The name of the command behind `eval`.
+    pub fn name(&self) -> &'static str {
+        match self.what {
+            What::Tasks(_) => "tasks",
+            What::Needle(_) => "needle",
+            What::Proxies(_) => "proxies",
+            What::Kl(_) => "kl",
+        }
+    }
+}
+
 /// What every measurement needs.
 #[derive(Args, Clone, Debug)]
 struct TextArgs {
@@ -70,7 +92,7 @@ pub fn eval(args: &EvalArgs) -> Result<String, Failure> {
     // Nothing but a plot that is not finished is cleaned up: Ctrl-C ends the process.
     interrupt::install()?;
     let (json, (object, table)) = match &args.what {
-        What::Tasks(a) => return tasks::run(a),
+        What::Tasks(a) => return tasks::print(a),
         What::Needle(a) => (a.text.json, needle::run(a)?),
         What::Proxies(a) => (a.text.json, proxies::run(a)?),
         What::Kl(a) => (a.text.json, kl::run(a)?),
@@ -78,11 +100,16 @@ pub fn eval(args: &EvalArgs) -> Result<String, Failure> {
     Ok(if json { format!("{object}\n") } else { table })
 }
 
-/// Creates the file of a plot before the work that it shows. `inputs` are the files that the command reads, besides those of its
-/// configurations.
-fn create_plot(path: &Path, inputs: &[&Path], configs: &[Configuration]) -> Result<OutputFile, Failure> {
-    let inputs: Vec<&Path> = inputs.iter().copied().chain(configs.iter().flat_map(|c| c.spts.files())).collect();
-    Ok(OutputFile::create(path, &inputs)?)
+/// The files of a measurement: the model's, those given, and those of the configurations.
+fn files<'a>(
+    model: Option<&Path>,
+    given: impl IntoIterator<Item = &'a PathBuf>,
+    configs: &[Configuration],
+) -> Vec<PathBuf> {
+    let mut files = inputs::with_those_beside(model);
+    files.extend(given.into_iter().cloned());
+    files.extend(configs.iter().flat_map(|c| c.spts.files()).map(Path::to_owned));
+    files
 }
 
 /// Writes a plot, which takes its name when it is complete.

@@ -5,7 +5,7 @@ use std::fmt::Write;
 use serde_json::{Map, Value as Json, json};
 use spts::ggml::backend;
 use spts::gguf::{Array, Gguf, OpenOptions, Value};
-use spts::printable::printable;
+use spts::printable::{printable, printable_within};
 use spts::session::document_file::ARCHITECTURE;
 
 use super::InfoArgs;
@@ -60,7 +60,7 @@ fn as_text(gguf: &Gguf, full: bool) -> String {
     let _ = writeln!(
         out,
         "{}: GGUF version {}, alignment {}, {}{files}\n",
-        gguf.path().display(),
+        printable_within(&gguf.path().display().to_string(), 4096),
         gguf.version(),
         gguf.alignment(),
         mib(gguf.n_bytes())

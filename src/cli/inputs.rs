@@ -1,6 +1,6 @@
 //! What the commands that answer prompts take in: turns of a conversation as tokens, and files that no output may replace.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use spts::ModelFile;
 use spts::method::spts::schedule_file::path_beside;
@@ -53,18 +53,12 @@ fn note_doubled_bos(tokenizer: &Tokenizer, tokens: &[u32], whose: &str) {
     }
 }
 
-/// A file that is none of those that the run reads.
-pub fn create_output(path: &Path, args: &RunArgs, also: Option<&Path>) -> Result<OutputFile, Failure> {
-    let sidecar = args.model.as_deref().map(Sidecar::path_beside);
-    let schedule = args.model.as_deref().map(path_beside);
-    let own = [
-        args.model.as_deref(),
-        sidecar.as_deref(),
-        schedule.as_deref(),
-        args.file.as_deref(),
-        args.questions.as_deref(),
-        also,
-    ];
-    let inputs: Vec<&Path> = own.into_iter().flatten().chain(args.spts.files()).collect();
-    Ok(OutputFile::create(path, &inputs)?)
+/// Creates a file that is none of those that a command reads ([`Command::files`](super::Command::files)).
+pub fn create_output(path: &Path, files: &[PathBuf]) -> Result<OutputFile, Failure> {
+    Ok(OutputFile::create(path, &files.iter().map(PathBuf::as_path).collect::<Vec<_>>())?)
+}
+
+/// A model's file, and those beside it that are taken unasked.
+pub fn with_those_beside(model: Option<&Path>) -> Vec<PathBuf> {
+    model.map_or_else(Vec::new, |m| vec![m.to_owned(), Sidecar::path_beside(m), path_beside(m)])
 }

@@ -122,7 +122,7 @@ const GROUPS: &[(&str, &str)] = &[
     ("adapters have to be merged into the model file first", "--lora* --control-vector*"),
     (
         "text only: there are no images and no sound",
-        "-mm --mmproj* --no-mmproj* -mmu --image* --audio --video* --mtmd-* --media-path --tts-* -mv \
+        "-mm -mmdev --mmproj* --no-mmproj* -mmu --image* --audio --video* --mtmd-* --media-path --tts-* -mv \
          --model-vocoder",
     ),
     (
@@ -164,4 +164,59 @@ pub fn advice(flag: &str) -> Option<&'static str> {
 #[cfg(test)]
 pub fn names() -> impl Iterator<Item = &'static str> {
     GROUPS.iter().flat_map(|(_, flags)| flags.split_whitespace())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    /// llama.cpp's `common/arg.cpp` in the package that brings ggml, where cargo keeps it.
+    fn arg_cpp() -> Option<PathBuf> {
+        let home = std::env::var_os("CARGO_HOME").map(PathBuf::from);
+        let home = home.or_else(|| Some(std::env::home_dir()?.join(".cargo")))?;
+        let registries = std::fs::read_dir(home.join("registry/src")).ok()?;
+        let path = "llama-cpp-sys-2-0.1.161/llama.cpp/common/arg.cpp";
+        registries.flatten().map(|registry| registry.path().join(path)).find(|path| path.is_file())
+    }
+
+    /// The spellings of all flags in the source of llama.cpp's parser.
+    fn spellings(source: &str) -> Vec<String> {
+        let mut found = Vec::new();
+        for block in source.split("add_opt(common_arg(").skip(1) {
+            // Up to the function that takes the value.
+            let head = block.split("[](").next().unwrap_or_default();
+            let code =
+                head.lines().map(|line| line.split("//").next().unwrap_or_default()).collect::<Vec<_>>().join("\n");
+            let is_flag = |text: &&str| {
+                let letters = text.trim_start_matches('-');
+                letters.len() < text.len()
+                    && letters.starts_with(|c: char| c.is_ascii_alphabetic())
+                    && letters.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
+            };
+            found.extend(code.split('"').skip(1).step_by(2).filter(is_flag).map(str::to_owned));
+        }
+        found
+    }
+
+    /// Every flag of llama.cpp is one of ours, or is refused by its name: none is read as another.
+    #[test]
+    fn all_of_llama_cpps_flags_are_known() {
+        let Some(path) = arg_cpp() else {
+            eprintln!("skipped: the package llama-cpp-sys-2 0.1.161 is not here");
+            return;
+        };
+        let all = spellings(&std::fs::read_to_string(path).unwrap());
+        assert!(all.len() > 500 && all.contains(&"-mmdev".to_owned()), "{}", all.len());
+        let mut unknown = Vec::new();
+        for flag in all {
+            let argv = ["spts-cli", &flag, "1", "-m", "m", "-p", "x"].map(std::ffi::OsString::from);
+            match crate::cli::parse(argv) {
+                crate::cli::Parsed::Usage(message)
+                    if message.starts_with(&format!("{flag} is a flag of llama.cpp")) => {}
+                _ if crate::cli::is_flag(&flag) => {}
+                other => unknown.push(format!("{flag}: {other:?}")),
+            }
+        }
+        assert!(unknown.is_empty(), "{unknown:#?}");
+    }
 }

@@ -23,6 +23,7 @@ pub fn plan(args: &PlanArgs) -> Result<String, Failure> {
     let (shape, schedule, cpu_experts) = match (&args.shape, &args.model) {
         (Some(name), _) => {
             let shape = Shape::named(name).ok_or_else(|| Failure::Failed(format!("--shape {name}: no such shape")))?;
+            note_beyond_training(n_tokens, Shape::trained_context(name));
             let schedule = args.spts.schedule(&shape)?;
             let cpu_experts = shape.expert_bytes(n_cpu_moe);
             (shape, schedule, cpu_experts)
@@ -30,10 +31,7 @@ pub fn plan(args: &PlanArgs) -> Result<String, Failure> {
         (None, Some(path)) if args.graph => return graph(args, path),
         (None, path) => {
             let file = open(args, path.as_deref().unwrap_or(Path::new("")))?;
-            let n_ctx_train = file.hparams().n_ctx_train;
-            if n_tokens > n_ctx_train {
-                run::note_beyond_training("-n", n_tokens, n_ctx_train);
-            }
+            note_beyond_training(n_tokens, Some(file.hparams().n_ctx_train));
             let schedule = schedule::of_model(&args.spts, file.gguf().path(), file.shape())?;
             (file.shape().clone(), schedule, file.expert_bytes(n_cpu_moe))
         }
@@ -57,6 +55,12 @@ pub fn plan(args: &PlanArgs) -> Result<String, Failure> {
     Ok(plan.to_string())
 }
 
+fn note_beyond_training(n_tokens: usize, n_ctx_train: Option<usize>) {
+    if let Some(n) = n_ctx_train {
+        run::note_beyond_training("-n", n_tokens, n);
+    }
+}
+
 fn open(args: &PlanArgs, path: &Path) -> Result<ModelFile, Failure> {
     let options = OpenOptions { mmap: true, mlock: false };
     let file = ModelFile::open_with(path, options, &args.overrides.library())?;
@@ -67,6 +71,7 @@ fn open(args: &PlanArgs, path: &Path) -> Result<ModelFile, Failure> {
 /// The program that would run, all rewrites done, with the devices of its layers.
 fn graph(args: &PlanArgs, path: &Path) -> Result<String, Failure> {
     let file = open(args, path)?;
+    note_beyond_training(args.n_tokens as usize, Some(file.hparams().n_ctx_train));
     let schedule = schedule::of_model(&args.spts, file.gguf().path(), file.shape())?;
     let placement = Placement::choose(
         file.shape().n_layer,

@@ -3,7 +3,7 @@
 use std::io::{IsTerminal, Read};
 use std::path::{Path, PathBuf};
 
-use spts::tokenizer::Message;
+use spts::tokenizer::{Message, is_without_text};
 use thiserror::Error;
 
 /// More bytes than any context holds: such a file was given by mistake, or never ends.
@@ -141,16 +141,6 @@ impl Prompt {
             (None, question) => Message::new("user", question.clone().unwrap_or_default()),
         }
     }
-}
-
-/// Whether a text has nothing but blanks, if anything.
-pub fn is_without_text(text: &str) -> bool {
-    text.trim_matches(is_blank).is_empty()
-}
-
-/// White space, and the marks of byte order and of zero width that look like none.
-fn is_blank(c: char) -> bool {
-    c.is_whitespace() || matches!(c, '\u{feff}' | '\u{200b}'..='\u{200d}' | '\u{2060}' | '\0')
 }
 
 /// Whether text waits on standard input that nobody will read. Neither waits nor takes anything.

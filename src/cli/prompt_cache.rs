@@ -32,7 +32,7 @@ impl PromptCache {
                 return Err(Failure::Failed(format!("{}: no such file, and --prompt-cache-ro", path.display())));
             }
             // A place that cannot be written is found before the work.
-            None => Some(inputs::create_output(path, args, None)?),
+            None => Some(inputs::create_output(path, &args.files_but(path))?),
             Some(_) => None,
         };
         Ok(Some(PromptCache { found, out, read_only }))

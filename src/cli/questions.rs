@@ -8,7 +8,7 @@ use spts::session::generate::StopReason;
 use super::failure::Failure;
 use super::prompt::{self, Document};
 use super::runner::{Answer, Runner};
-use super::{inputs, note};
+use super::{built, inputs, note};
 use crate::report::{RunReport, grouped, seconds};
 
 /// A line of `--json`: the question, then the keys of a single run.
@@ -26,7 +26,7 @@ struct Answered<'a> {
 pub fn read(path: &Path) -> Result<Vec<String>, Failure> {
     let text = prompt::read_document(path)?;
     let questions: Vec<String> =
-        text.lines().map(str::trim).filter(|line| !prompt::is_without_text(line)).map(str::to_owned).collect();
+        text.lines().map(str::trim).filter(|line| !spts::tokenizer::is_without_text(line)).map(str::to_owned).collect();
     match questions.is_empty() {
         true => Err(Failure::Failed(format!("{}: no question; there is one in each line", path.display()))),
         false => Ok(questions),
@@ -43,11 +43,13 @@ pub fn answer(runner: &mut Runner, document: &Document, questions: &[String]) ->
     for question in questions {
         match answer_one(runner, document, question) {
             Ok(()) => {}
-            Err(Failure::Failed(message)) => {
-                note(&format!("{question}: {message}"));
-                failed += 1;
-            }
-            Err(e) => return Err(e),
+            Err(e) => match e.message(&built()) {
+                Some(message) => {
+                    note(&format!("{question}: {message}"));
+                    failed += 1;
+                }
+                None => return Err(e),
+            },
         }
     }
     match failed {

@@ -74,7 +74,7 @@ impl Asked {
 
 /// A document without a question, and somebody at the terminal who has one.
 fn wants_conversation(args: &RunArgs) -> bool {
-    let asks_nothing = args.prompt.as_deref().is_none_or(prompt::is_without_text);
+    let asks_nothing = args.prompt.as_deref().is_none_or(spts::tokenizer::is_without_text);
     let one_answer = args.json || args.no_cnv || args.dump_selection.is_some() || args.predict == 0;
     asks_nothing && !one_answer && io::stdin().is_terminal() && io::stdout().is_terminal()
 }
@@ -216,7 +216,7 @@ fn used(session: &Session, prefill: &PrefillReport) {
 
 /// The file of `--dump-selection`, which is none of the files that the run reads.
 fn create_dump(path: &Path, args: &RunArgs) -> Result<OutputFile, Failure> {
-    inputs::create_output(path, args, args.prompt_cache.as_deref())
+    inputs::create_output(path, &args.files())
 }
 
 fn place(args: &RunArgs, file: ModelFile, progress: &SharedProgress) -> Result<Arc<Model>, Failure> {
@@ -267,14 +267,15 @@ fn check_context(args: &RunArgs, model: &ModelFile, n_tokens: usize) -> Result<(
     if n_tokens > n_ctx {
         return Err(spts::Error::ContextFull { n_tokens, n_ctx, n_ctx_train }.into());
     }
-    if n_ctx > n_ctx_train {
-        note_beyond_training("-c", n_ctx, n_ctx_train);
-    }
+    note_beyond_training("-c", n_ctx, n_ctx_train);
     Ok(())
 }
 
-/// Says that `flag` asks for more tokens than the model knows.
+/// Says that `flag` asks for more tokens than the model knows, if it does.
 pub fn note_beyond_training(flag: &str, n_tokens: usize, n_ctx_train: usize) {
+    if n_tokens <= n_ctx_train {
+        return;
+    }
     note(&format!(
         "{flag} {n_tokens}: the model was trained with {n_ctx_train} tokens; beyond them its answers get worse"
     ));

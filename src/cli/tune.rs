@@ -16,7 +16,7 @@ use spts::method::spts::schedule::Schedule;
 use spts::method::spts::schedule_file::{parse_schedule_arg, path_beside};
 use spts::method::spts::sidecar::{Sidecar, fingerprint};
 use spts::model::shape::Shape;
-use spts::output_file::OutputFile;
+use spts::output_file::{OutputFile, refuse_inputs};
 use spts::tune::halves::halves;
 use spts::tune::halving::{self, Search};
 use spts::tune::space::{Candidate, candidates};
@@ -27,7 +27,7 @@ use super::eval::tasks::device_names;
 use super::failure::Failure;
 use super::options::{DeviceArgs, MemoryArgs};
 use super::proxies::{self as sidecars, Waiting};
-use super::{interrupt, note, prompt, warn};
+use super::{inputs, interrupt, note, prompt, run, warn};
 use crate::report::{Progress, grouped};
 use prompts::{data_hash, hidden_numbers, with_answers};
 use report::{Outcome, check_dense, nothing_found, tried};
@@ -103,6 +103,18 @@ impl TuneArgs {
         self.data.as_deref().or(self.text.as_deref()).unwrap_or(Path::new(""))
     }
 
+    /// Every file that is read.
+    pub fn files(&self) -> Vec<PathBuf> {
+        let sidecar = Sidecar::path_beside(&self.model);
+        let base = self.schedule.as_deref().map(PathBuf::from);
+        [self.model.clone(), sidecar]
+            .into_iter()
+            .chain(self.data.clone())
+            .chain(self.text.clone())
+            .chain(base)
+            .collect()
+    }
+
     fn n_ctx(&self) -> Option<usize> {
         self.ctx_size.filter(|&n| n > 0).map(|n| n as usize)
     }
@@ -132,6 +144,7 @@ pub fn tune(args: &TuneArgs) -> Result<String, Failure> {
     args.device.set_up_process();
     let opened = ModelFile::open(&args.model, args.device.open_options())?;
     warn(&opened);
+    run::note_beyond_training("-c", args.n_ctx().unwrap_or(0), opened.hparams().n_ctx_train);
     let base = parse_schedule_arg(args.base(opened.shape()), opened.shape())?;
     let prompts = match args.text {
         Some(_) => hidden_numbers(args, &opened, &base, &source)?,
@@ -233,9 +246,10 @@ fn failed(e: impl Into<EvalError>) -> Failure {
 
 /// Creates the schedule's file before the work. A file that this command has not written stays, and what is read.
 fn create(out: &Path, args: &TuneArgs) -> Result<OutputFile, Failure> {
-    let sidecar = Sidecar::path_beside(&args.model);
-    let base = Path::new(args.schedule.as_deref().unwrap_or(""));
-    let file = OutputFile::create(out, &[&args.model, args.source(), &sidecar, base])?;
+    // The schedule beside the model is not read, but written; results are kept under another name.
+    let inputs = args.files();
+    refuse_inputs(&journal(out), &inputs.iter().map(PathBuf::as_path).collect::<Vec<_>>())?;
+    let file = inputs::create_output(out, &inputs)?;
     if out.is_file() && !std::fs::read(out).is_ok_and(|bytes| bytes.starts_with(MARK.as_bytes())) {
         return Err(Failure::Failed(format!(
             "{}: exists, and was not written by tune; choose another --out, or remove it",

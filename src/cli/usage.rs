@@ -20,9 +20,6 @@ pub fn message(error: &Error, root: &Command, words: &[String]) -> String {
         ErrorKind::ArgumentConflict => {
             context(error, ContextKind::InvalidSubcommand).first().map(|word| place.unknown(word, words))
         }
-        ErrorKind::InvalidValue | ErrorKind::ValueValidation => {
-            culprit().and_then(|argument| place.no_value(&argument, &context(error, ContextKind::InvalidValue), words))
-        }
         _ => None,
     };
     format!("{}; see {}", text.unwrap_or_else(|| one_line(error)), place.help())
@@ -188,17 +185,6 @@ impl<'a> Place<'a> {
         };
         format!("missing: {}", arguments.iter().map(shown).collect::<Vec<_>>().join("; "))
     }
-
-    /// `-nglx`, which clap takes for `-n` with a value of `glx`.
-    fn no_value(&self, argument: &str, value: &[String], words: &[String]) -> Option<String> {
-        let long = argument.split(' ').next()?;
-        let short = self.command().get_arguments().find(|a| a.get_long() == long.strip_prefix("--"))?.get_short()?;
-        let typed = format!("-{short}{}", value.first().filter(|v| v.starts_with(char::is_alphabetic))?);
-        words.contains(&typed).then(|| match similar(self.command(), &format!("-{typed}")) {
-            Some(other) => format!("unknown flag {typed} (did you mean {other}?)"),
-            None => format!("unknown flag {typed}"),
-        })
-    }
 }
 
 /// The long flags of a command, with their aliases.
@@ -225,7 +211,7 @@ fn owners(root: &Command, flag: &str) -> Vec<String> {
 }
 
 /// The flag that was probably meant: one that begins like it, or differs in few letters.
-fn similar(command: &Command, flag: &str) -> Option<String> {
+pub(super) fn similar(command: &Command, flag: &str) -> Option<String> {
     let name = flag.trim_start_matches('-').to_lowercase();
     let begins = long_flags(command).find(|long| name.len() >= 3 && long.starts_with(&name));
     let nearest = || long_flags(command).filter(|long| is_near(long, &name)).min_by_key(|long| distance(long, &name));

@@ -20,7 +20,7 @@ pub fn log_probs(
     session.prefill(prompt, progress)?;
     let mut out = Vec::with_capacity(continuation.len());
     for (i, &token) in continuation.iter().enumerate() {
-        check_logits(session.logits())?;
+        check_logits(session.logits()).map_err(|e| session.bad_logits(e))?;
         out.push(log_softmax(session.logits()));
         if i + 1 < continuation.len() {
             session.decode(token)?;

@@ -5,6 +5,7 @@
 use std::fmt::Write;
 
 use super::statistics::Estimate;
+use crate::printable::printable;
 
 /// Both schemes' colours: text, lines, background, and the marks.
 const STYLE: &str = "<style>\
@@ -263,16 +264,17 @@ fn open(width: f64, height: f64, title: &str) -> String {
     )
 }
 
-/// Text that XML does not take for markup; characters that XML does not know are left out.
+/// Text that XML does not take for markup: control characters and marks that turn the writing direction escaped as on a terminal,
+/// and what else XML does not know left out.
 fn escaped(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
-    for c in text.chars() {
+    for c in printable(text).chars() {
         match c {
             '&' => out.push_str("&amp;"),
             '<' => out.push_str("&lt;"),
             '>' => out.push_str("&gt;"),
             '"' => out.push_str("&quot;"),
-            c if c.is_control() || matches!(c, '\u{fffe}' | '\u{ffff}') => {}
+            '\u{fffe}' | '\u{ffff}' => {}
             c => out.push(c),
         }
     }
@@ -394,11 +396,11 @@ mod tests {
 
     #[test]
     fn texts_are_no_markup() {
-        let odd = "a<b & \"c\">\u{1}";
+        let odd = "a<b & \"c\">\u{1}\u{202e}\u{ffff}";
         let map = HeatMap { columns: vec![odd.into(); 2], rows: vec![odd.into(); 2], ..map(odd) };
         let svg = heat_maps(odd, odd, odd, &[map]);
         assert_well_formed(&svg);
-        assert_eq!(svg.matches("a&lt;b &amp; &quot;c&quot;&gt;<").count(), 2 + 1 + 2 + 2 + 2);
+        assert_eq!(svg.matches("a&lt;b &amp; &quot;c&quot;&gt;\\u{1}\\u{202e}<").count(), 2 + 1 + 2 + 2 + 2);
         assert_well_formed(&score_against_speed_up(odd, &[point(odd, 1.0, 0.5), point("plain", 2.0, 0.4)]));
     }
 }

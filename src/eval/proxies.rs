@@ -59,7 +59,7 @@ pub fn proxy_quality(
             Tap::FfnHidden => {}
         }
     })?;
-    check_logits(session.logits())?;
+    check_logits(session.logits()).map_err(|e| session.bad_logits(e))?;
     let m = ((share * tokens.len() as f64) as usize).max(1);
     Ok(states.iter().map(|s| s.quality(m)).collect())
 }

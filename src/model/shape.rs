@@ -150,6 +150,17 @@ impl Shape {
         })
     }
 
+    /// Tokens that the model of a published shape was trained with, as its file says (`context_length`).
+    pub fn trained_context(name: &str) -> Option<usize> {
+        Some(match name {
+            "llama-3.1-8b" | "llama-3.2-1b" => 131_072,
+            "qwen2.5-7b" | "qwen2.5-1.5b" | "qwen2.5-0.5b" | "gemma-3-270m" => 32_768,
+            "smollm2-135m" => 8_192,
+            "qwen3-30b-a3b" => 40_960,
+            _ => return None,
+        })
+    }
+
     /// Size of this model's FFN proxies: the paper's for its models, [`ProxySize`]'s rule for all others.
     pub fn proxy_size(&self) -> ProxySize {
         ProxySize::default_for(self.n_embd, self.n_ff, self.n_layer)
@@ -257,4 +268,17 @@ fn gpt_oss(shape: Shape, n_expert: usize) -> Shape {
     let layers = (0..shape.n_layer).map(|l| l % 2 == 0).collect();
     let swa = Some(SlidingWindow { window: 128, layers });
     Shape { swa, experts: Some(Experts { n_expert, n_used: 4, n_ff_shared: 0 }), ..shape }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_name_has_a_shape_and_a_context() {
+        for name in SHAPE_NAMES {
+            assert!(Shape::named(name).is_some() && Shape::trained_context(name).is_some(), "{name}");
+        }
+        assert_eq!((Shape::named("gpt-9"), Shape::trained_context("gpt-9")), (None, None));
+    }
 }

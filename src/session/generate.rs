@@ -10,7 +10,7 @@ use crate::{Error, Result};
 
 use super::Session;
 use super::prefill::{PrefillOptions, PrefillProgress, PrefillReport};
-use super::sampler::{Sampler, log_softmax_top};
+use super::sampler::{Sampler, SamplerError, log_softmax_top};
 
 /// When to stop, and what to keep.
 #[derive(Clone, Debug)]
@@ -181,7 +181,8 @@ impl Answer<'_> {
         }
         let tokenizer = self.model.tokenizer();
         let forbidden = if self.options.stop_at_eog { &[] } else { tokenizer.eog_ids() };
-        let token = self.sampler.sample_without(self.session.logits(), forbidden)?;
+        let token = self.sampler.sample_without(self.session.logits(), forbidden);
+        let token = token.map_err(|e| self.session.bad_logits(e))?;
         self.sampler.accept(token);
         self.n_generated += 1;
         if self.options.stop_at_eog && tokenizer.is_eog(token) {
@@ -253,6 +254,11 @@ impl Session {
         let (n_generated, n_decoded) = (0, 0);
         let session = self;
         Ok(Answer { session, sampler, model, options, prefill, unread, n_generated, n_decoded, logprobs, watch, stop })
+    }
+
+    /// What a sampler has against the logits, naming the model's file.
+    pub(crate) fn bad_logits(&self, source: SamplerError) -> Error {
+        Error::Logits { file: self.model().gguf().path().display().to_string(), source }
     }
 
     /// Reads `prompt` and generates. `on_token` sees each token as it is sampled; `on_progress` sees the prefill. For tokens one by

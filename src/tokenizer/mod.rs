@@ -8,6 +8,7 @@
 //! |---|---|
 //! | `vocab` | the vocabulary, special and end-of-generation tokens |
 //! | `special` | cuts special tokens out of the text |
+//! | `markup` | which user-defined tokens are marks of a chat's format |
 //! | `pretokenize`, `scan`, `deepseek` | cuts text into words (BPE) |
 //! | `merge`, `bpe`, `spm` | words to tokens |
 //! | `stream` | tokens to text as they come |
@@ -18,6 +19,7 @@
 mod bpe;
 mod chat;
 mod deepseek;
+mod markup;
 mod merge;
 mod pretokenize;
 mod prompt_text;
@@ -30,7 +32,7 @@ pub(crate) mod unicode;
 mod vocab;
 
 pub use chat::{ChatPrompt, ChatTemplate, Message, TEMPLATE_THREAD, TemplateVariables};
-pub use prompt_text::{PromptKeys, PromptText};
+pub use prompt_text::{PromptKeys, PromptText, is_without_text};
 pub use stop::{StopFilter, StopStrings};
 pub(crate) use stream::Pending;
 pub use stream::StreamDecoder;
@@ -134,6 +136,12 @@ pub enum TokenizerError {
         /// what is wrong with them
         problem: String,
     },
+    /// A role that is no word.
+    #[error("role {role:?}: expected a word of letters, digits, - and _, such as user")]
+    Role {
+        /// what was given
+        role: String,
+    },
     /// Any of these, in a file.
     #[error("{file}: {source}")]
     InFile {
@@ -156,6 +164,14 @@ impl TokenizerError {
         match self {
             named @ (TokenizerError::Gguf(_) | TokenizerError::InFile { .. }) => named,
             source => TokenizerError::InFile { file: path.display().to_string(), source: Box::new(source) },
+        }
+    }
+
+    /// What is wrong, wherever it is.
+    pub fn inner(&self) -> &TokenizerError {
+        match self {
+            TokenizerError::InFile { source, .. } => source.inner(),
+            other => other,
         }
     }
 
@@ -228,7 +244,8 @@ impl Tokenizer {
     /// `add_special` adds the tokens that the model wants at the beginning and end of a text (BOS,
     /// EOS: [`Tokenizer::add_bos`]). `parse_special` recognizes control tokens spelled out in the
     /// text, as a rendered chat template has them; leave it off for text that must not pose as
-    /// such. User-defined tokens are always recognized.
+    /// such. User-defined tokens are always recognized, as in llama.cpp; messages of a conversation
+    /// ([`ChatTemplate::encode`]) are told apart better.
     pub fn encode(&self, text: &str, add_special: bool, parse_special: bool) -> Vec<u32> {
         let mut out = Vec::with_capacity(text.len() / 3 + 2);
         if add_special && self.vocab.add_bos {
@@ -274,11 +291,11 @@ impl Tokenizer {
         }
     }
 
-    /// The control tokens of `text`, in order.
+    /// The control tokens and marks of `text`, in order.
     fn control_tokens(&self, text: &str, plain: &Plain) -> Vec<u32> {
         let fragments = self.specials.partition_around(text, plain);
         let ids = fragments.iter().filter_map(|f| match f {
-            Fragment::Token(id, _) if self.is_control(*id) => Some(*id),
+            Fragment::Token(id, _) if self.is_control(*id) || plain.markup.contains(*id) => Some(*id),
             _ => None,
         });
         ids.collect()

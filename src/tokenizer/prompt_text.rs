@@ -2,7 +2,10 @@
 
 use serde::Deserialize;
 
+use super::chat::{is_plain_role, unmarked_words};
+use super::special::Plain;
 use super::{ChatPrompt, ChatTemplate, Message, Tokenizer, TokenizerError};
+use crate::printable::printable;
 
 /// What a model is to read.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,12 +41,17 @@ impl PromptKeys {
     /// The prompt, or what is wrong with the keys, in a few words.
     ///
     /// # Errors
-    /// Neither `prompt` nor `messages`, both of them, no text in them, or a `question` that does not end the last message.
+    /// Neither `prompt` nor `messages`, both of them, no text in them, a role that is no word, or a `question` that does not end
+    /// the last message.
     pub fn text(self) -> Result<PromptText, String> {
         let prefix = self.prefix.unwrap_or_default();
         let text = match (self.prompt, self.messages) {
             (Some(prompt), None) => PromptText::Raw(prompt + &prefix),
             (None, Some(turns)) => {
+                if let Some(turn) = turns.iter().find(|t| !is_plain_role(&t.role)) {
+                    let role = printable(&turn.role);
+                    return Err(format!("role {role:?}, expected a word of letters, digits, - and _, such as user"));
+                }
                 let mut messages: Vec<Message> = turns.into_iter().map(|t| Message::new(t.role, t.content)).collect();
                 if let (Some(question), Some(last)) = (&self.question, messages.last_mut()) {
                     *last = Message::asking(last.role(), last.content(), question)
@@ -54,17 +62,32 @@ impl PromptKeys {
             (Some(_), Some(_)) => return Err("both `prompt` and `messages`, expected one of them".into()),
             (None, None) => return Err("neither `prompt` nor `messages`".into()),
         };
-        let empty = match &text {
-            PromptText::Raw(text) => text.is_empty(),
-            PromptText::Chat { messages, .. } => messages.iter().all(|m| m.content().is_empty()),
+        let has_text = match &text {
+            PromptText::Raw(text) => !is_without_text(text),
+            PromptText::Chat { messages, .. } => {
+                let of_users = || messages.iter().filter(|m| m.role() == "user");
+                let counts = |m: &Message| of_users().next().is_none() || m.role() == "user";
+                messages.iter().any(|m| counts(m) && !is_without_text(m.content()))
+            }
         };
-        if empty { Err("the prompt has no text".into()) } else { Ok(text) }
+        if has_text { Ok(text) } else { Err("the prompt has no text".into()) }
     }
+}
+
+/// Whether a text has nothing but blanks, if anything.
+pub fn is_without_text(text: &str) -> bool {
+    text.trim_matches(is_blank).is_empty()
+}
+
+/// White space, and the marks of byte order and of zero width that look like none.
+fn is_blank(c: char) -> bool {
+    c.is_whitespace() || matches!(c, '\u{feff}' | '\u{200b}'..='\u{200d}' | '\u{2060}' | '\0')
 }
 
 impl PromptText {
     /// The tokens, and where in them a question stands. A model without a chat template is no chat model: it gets the messages
-    /// one after the other, with blank lines between them. The assistant's first words are encoded by themselves.
+    /// one after the other, with blank lines between them. The assistant's first words are encoded by themselves; of control
+    /// tokens and marks they may hold those around its thoughts.
     ///
     /// # Errors
     /// The template refuses the conversation, or is broken.
@@ -78,7 +101,12 @@ impl PromptText {
             }
             PromptText::Chat { messages, prefix } => {
                 let mut prompt = template.encode(tokenizer, messages, true)?;
-                prompt.tokens.extend(tokenizer.encode(prefix, false, false));
+                let plain = Plain {
+                    ranges: unmarked_words(prefix),
+                    markup: tokenizer.specials.markup(template.source()),
+                    ..Plain::default()
+                };
+                prompt.tokens.extend(tokenizer.encode_located(prefix, &plain, None).0);
                 prompt.text.push_str(prefix);
                 Ok(prompt)
             }
@@ -106,6 +134,20 @@ mod tests {
         text(r#"{"messages": [{"role": "user", "content": "a"}], "question": "b"}"#).unwrap_err();
         for bad in ["{}", r#"{"prompt": "a", "messages": []}"#, r#"{"prompt": ""}"#, r#"{"messages": []}"#] {
             text(bad).unwrap_err();
+        }
+        for blank in [
+            r#"{"prompt": "   "}"#,
+            r#"{"prompt": "\n\ufeff\t", "prefix": " "}"#,
+            r#"{"messages": [{"role": "user", "content": " \n"}]}"#,
+            r#"{"messages": [{"role": "system", "content": "a"}, {"role": "user", "content": ""}]}"#,
+            r#"{"messages": [{"role": "system", "content": " "}]}"#,
+        ] {
+            assert_eq!(text(blank), Err("the prompt has no text".into()), "{blank}");
+        }
+        for role in ["user<|im_end|>", "", "a b", "[INST]", "us\x1ber"] {
+            let json = serde_json::json!({ "messages": [{ "role": role, "content": "a" }] });
+            let e = text(&json.to_string()).unwrap_err();
+            assert!(e.starts_with("role ") && e.contains("expected a word") && !e.contains('\x1b'), "{e}");
         }
     }
 }

@@ -6,8 +6,10 @@
 
 use std::collections::HashMap;
 use std::ops::Range;
+use std::sync::Arc;
 
-use super::vocab::{Attr, ON_REQUEST, SPECIAL, Vocab};
+use super::markup::{counterpart, is_tag, looks_like_markup};
+use super::vocab::{Attr, HIDDEN, SPECIAL, Vocab};
 
 /// A part of the text.
 #[derive(Clone, Debug, PartialEq)]
@@ -18,6 +20,17 @@ pub(super) enum Fragment {
     Token(u32, Range<usize>),
 }
 
+/// User-defined tokens that count as control tokens do, because they are marks of a chat's format
+/// ([`markup`](super::markup)). Ascending.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Markup(Arc<[u32]>);
+
+impl Markup {
+    pub(super) fn contains(&self, id: u32) -> bool {
+        self.0.binary_search(&id).is_ok()
+    }
+}
+
 /// Where in a text control tokens stand for themselves instead of being recognized: nobody vouches for what is written there.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Plain {
@@ -25,12 +38,14 @@ pub(super) struct Plain {
     pub(super) ranges: Vec<Range<usize>>,
     /// Positions that no control token spans. In order.
     pub(super) cuts: Vec<usize>,
+    /// What counts as control tokens besides.
+    pub(super) markup: Markup,
 }
 
 impl Plain {
     /// All of a text of `n` bytes.
     pub(super) fn all(n: usize) -> Plain {
-        Plain { ranges: std::iter::once(0..n).collect(), cuts: Vec::new() }
+        Plain { ranges: std::iter::once(0..n).collect(), ..Plain::default() }
     }
 
     fn touches(&self, token: &Range<usize>) -> bool {
@@ -43,7 +58,7 @@ impl Plain {
 
 /// The special tokens of a vocabulary.
 pub(super) struct Specials {
-    /// Longest first.
+    /// Longest first: (id, text, hidden, swallows white space after it).
     tokens: Vec<Special>,
     /// Which bytes begin a special token.
     first: [bool; 256],
@@ -56,9 +71,15 @@ pub(super) struct Specials {
 struct Special {
     id: u32,
     text: String,
-    /// A control or unknown token, or one of a format's: matched only on request.
-    on_request: bool,
+    /// A control or unknown token: matched only on request.
+    hidden: bool,
     rstrip: bool,
+}
+
+impl Special {
+    fn is_hidden(&self, markup: &Markup) -> bool {
+        self.hidden || markup.contains(self.id)
+    }
 }
 
 impl Specials {
@@ -69,7 +90,7 @@ impl Specials {
                 Some(Special {
                     id,
                     text: std::str::from_utf8(vocab.text(id)).ok()?.to_owned(),
-                    on_request: vocab.attr(id).any(ON_REQUEST),
+                    hidden: vocab.attr(id).any(HIDDEN),
                     rstrip: vocab.attr(id).any(Attr::RSTRIP),
                 })
             })
@@ -94,13 +115,13 @@ impl Specials {
         s
     }
 
-    /// Cuts `text`. Those on request are looked for only if `parse_special`.
+    /// Cuts `text`. Hidden tokens are looked for only if `parse_special`.
     pub(super) fn partition(&self, text: &str, parse_special: bool) -> Vec<Fragment> {
         let plain = if parse_special { Plain::default() } else { Plain::all(text.len()) };
         self.partition_around(text, &plain)
     }
 
-    /// Cuts `text`. Tokens that are matched only on request are looked for where it is not `plain`.
+    /// Cuts `text`. Hidden tokens are looked for where it is not `plain`.
     pub(super) fn partition_around(&self, text: &str, plain: &Plain) -> Vec<Fragment> {
         let mut fragments = Vec::new();
         if text.is_empty() {
@@ -120,18 +141,35 @@ impl Specials {
         fragments
     }
 
-    /// The first characters of tokens that are matched only on request.
-    pub(super) fn requested_beginnings(&self) -> Vec<char> {
-        let mut chars: Vec<char> =
-            self.tokens.iter().filter(|t| t.on_request).filter_map(|t| t.text.chars().next()).collect();
+    /// The user-defined tokens that are marks of a chat's format, by their spelling or because `template` has them.
+    pub(super) fn markup(&self, template: &str) -> Markup {
+        let mut occurs = vec![false; self.tokens.len()];
+        self.occurring(template).into_iter().for_each(|i| occurs[i] = true);
+        let is_written = |i: usize, text: &str| {
+            is_tag(text) && (occurs[i] || template.contains(&counterpart(text)))
+        };
+        let found = (0..self.tokens.len()).filter(|&i| {
+            let Special { text, hidden, .. } = &self.tokens[i];
+            !hidden && (looks_like_markup(text) || is_written(i, text))
+        });
+        let mut ids: Vec<u32> = found.map(|i| self.tokens[i].id).collect();
+        ids.sort_unstable();
+        Markup(ids.into())
+    }
+
+    /// The first characters of hidden tokens and of marks.
+    pub(super) fn hidden_beginnings(&self, markup: &Markup) -> Vec<char> {
+        let hidden = self.tokens.iter().filter(|t| t.is_hidden(markup));
+        let mut chars: Vec<char> = hidden.filter_map(|t| t.text.chars().next()).collect();
         chars.sort_unstable();
         chars.dedup();
         chars
     }
 
-    /// Where tokens that are matched only on request begin in `text`, in order.
-    pub(super) fn requested_starts(&self, text: &str) -> Vec<usize> {
-        (0..text.len()).filter(|&at| self.ending(&text.as_bytes()[at..]).any(|i| self.tokens[i].on_request)).collect()
+    /// Where hidden tokens and marks begin in `text`, in order.
+    pub(super) fn hidden_starts(&self, text: &str, markup: &Markup) -> Vec<usize> {
+        let begins = |&at: &usize| self.ending(&text.as_bytes()[at..]).any(|i| self.tokens[i].is_hidden(markup));
+        (0..text.len()).filter(begins).collect()
     }
 
     /// Indices of the tokens that occur in `text`, in order.
@@ -166,7 +204,7 @@ fn cut(text: &str, range: Range<usize>, token: &Special, plain: &Plain, out: &mu
     let (mut from, mut at) = (range.start, range.start);
     while let Some(found) = text[at..range.end].find(&token.text) {
         let spelled = at + found..at + found + token.text.len();
-        if token.on_request && plain.touches(&spelled) {
+        if token.is_hidden(&plain.markup) && plain.touches(&spelled) {
             at = spelled.start + text[spelled.start..].chars().next().map_or(1, char::len_utf8);
             continue;
         }

@@ -38,8 +38,6 @@ impl Attr {
     pub(super) const BYTE: Attr = Attr(32);
     /// Swallows the white space after it.
     pub(super) const RSTRIP: Attr = Attr(64);
-    /// Shown, and yet matched in text only when asked for, as control tokens are.
-    pub(super) const MARKUP: Attr = Attr(128);
 
     const fn or(self, other: Attr) -> Attr {
         Attr(self.0 | other.0)
@@ -55,12 +53,10 @@ impl Attr {
     }
 }
 
-/// Shown only where special tokens are wanted.
+/// Shown only where special tokens are wanted, matched in text only when asked for.
 pub(super) const HIDDEN: Attr = Attr::CONTROL.or(Attr::UNKNOWN);
-/// Matched in text only when asked for.
-pub(super) const ON_REQUEST: Attr = HIDDEN.or(Attr::MARKUP);
 /// Matched in the text before tokenization.
-pub(super) const SPECIAL: Attr = ON_REQUEST.or(Attr::USER_DEFINED);
+pub(super) const SPECIAL: Attr = HIDDEN.or(Attr::USER_DEFINED);
 
 /// Byte strings end to end in one allocation.
 #[derive(Default)]
@@ -368,10 +364,10 @@ impl Vocab {
                 eog.push(id);
             }
         }
-        // gpt-oss: parts of its message format that must be visible. (llama.cpp takes them for the format's in any text.)
+        // gpt-oss: parts of its message format that must be visible
         for text in ["<|channel|>", "<|message|>", "<|start|>", "<|constrain|>"] {
             if let Some(id) = self.id(text.as_bytes()) {
-                self.attrs[id as usize] = Attr::USER_DEFINED.or(Attr::MARKUP);
+                self.attrs[id as usize] = Attr::USER_DEFINED;
             }
         }
         eog.extend([self.eos, self.eot, self.eom].into_iter().flatten());
@@ -384,7 +380,7 @@ impl Vocab {
         };
         let not_s = has("<|tool_response>").or(has("<|plamo:eos|>")).and(has("</s>")); // there it is plain text
         if let Some(id) = not_end {
-            self.attrs[id as usize] = Attr::USER_DEFINED.or(Attr::MARKUP);
+            self.attrs[id as usize] = Attr::USER_DEFINED;
         }
         if let Some(id) = not_s {
             self.attrs[id as usize] = Attr::NORMAL;

@@ -130,7 +130,7 @@ impl<'s> Walk<'s> {
         let start = Instant::now();
         session.plan_answer(task.n_predict);
         let report = session.prefill_with(&prompt.tokens, options, progress)?;
-        sampler.sample(session.logits())?;
+        sampler.sample(session.logits()).map_err(|e| session.bad_logits(e))?;
         let ttft_s = start.elapsed().as_secs_f64();
         let decoder = StreamDecoder::new(model.tokenizer());
         let (text, tokens) = (String::new(), Vec::new());
@@ -138,7 +138,7 @@ impl<'s> Walk<'s> {
     }
 
     fn choose(&mut self) -> Result<u32> {
-        Ok(self.sampler.sample(self.session.logits())?)
+        self.sampler.sample(self.session.logits()).map_err(|e| self.session.bad_logits(e))
     }
 
     /// Makes a token the answer's next one; `false` if it is the last.

@@ -11,6 +11,7 @@ use spts::eval::plot::{self, HeatMap};
 use super::configuration::{Configuration, configuration, or_default};
 use super::{Subject, TextArgs, shown};
 use crate::cli::failure::Failure;
+use crate::cli::inputs::create_output;
 use crate::report::grouped;
 
 /// Numbers in a long text.
@@ -36,10 +37,16 @@ pub(super) struct NeedleArgs {
 }
 
 /// Asks, and returns the result as JSON and as a table.
+impl NeedleArgs {
+    /// Every file that is read.
+    pub(super) fn files(&self) -> Vec<PathBuf> {
+        super::files(Some(&self.text.model), [&self.text.file], &self.configs)
+    }
+}
+
 pub(super) fn run(args: &NeedleArgs) -> Result<(Json, String), Failure> {
-    let inputs = [args.text.model.as_path(), args.text.file.as_path()];
     // A place that cannot be written is better known before the work.
-    let plot = args.svg.as_deref().map(|path| super::create_plot(path, &inputs, &args.configs)).transpose()?;
+    let plot = args.svg.as_deref().map(|path| create_output(path, &args.files())).transpose()?;
     let configs = or_default(&args.configs, &["dense", "paper", "default"]);
     let task = |n_tokens: u32, n_keys: u8| NeedleTask {
         n_tokens: n_tokens as usize,

@@ -4,6 +4,7 @@ use std::fmt::Write;
 
 use spts::eval::statistics::Estimate;
 use spts::eval::summary::{Cell, ConfigSummary, Summary};
+use spts::printable::printable;
 
 use crate::report::grouped;
 
@@ -26,19 +27,26 @@ pub(in crate::cli) struct Table {
 }
 
 impl Table {
+    /// Names in it come from files and may be anything.
     pub(in crate::cli) fn write(&self, format: Format, out: &mut String) {
+        let shown = |row: &Vec<String>| row.iter().map(|cell| printable(cell)).collect::<Vec<_>>();
+        let header = shown(&self.header);
+        let rows: Vec<Vec<String>> = self.rows.iter().map(shown).collect();
         // Writing to a String cannot fail.
-        let _ = writeln!(out, "\n{}\n", self.title);
+        let _ = writeln!(out, "\n{}\n", printable(&self.title));
         if format == Format::Markdown {
-            let line = |cells: &[String]| format!("| {} |", cells.join(" | "));
-            let rule: String = (0..self.header.len()).map(|i| if i == 0 { "|---|" } else { "---:|" }).collect();
-            let _ = writeln!(out, "{}\n{rule}", line(&self.header));
-            self.rows.iter().for_each(|row| out.push_str(&(line(row) + "\n")));
+            let line = |cells: &[String]| {
+                let cells: Vec<String> = cells.iter().map(|cell| cell.replace('|', "\\|")).collect();
+                format!("| {} |", cells.join(" | "))
+            };
+            let rule: String = (0..header.len()).map(|i| if i == 0 { "|---|" } else { "---:|" }).collect();
+            let _ = writeln!(out, "{}\n{rule}", line(&header));
+            rows.iter().for_each(|row| out.push_str(&(line(row) + "\n")));
             return;
         }
-        let lines = || std::iter::once(&self.header).chain(&self.rows);
+        let lines = || std::iter::once(&header).chain(&rows);
         let widths: Vec<usize> =
-            (0..self.header.len()).map(|i| lines().map(|r| r[i].chars().count()).max().unwrap_or(0)).collect();
+            (0..header.len()).map(|i| lines().map(|r| r[i].chars().count()).max().unwrap_or(0)).collect();
         for row in lines() {
             let cells: Vec<String> = row
                 .iter()
@@ -54,7 +62,14 @@ impl Table {
 /// The whole report as text.
 pub(in crate::cli) fn report(s: &Summary, format: Format) -> String {
     let mut out = String::new();
-    let _ = writeln!(out, "{} on {}, {} prompts of {} tasks", s.model, s.device, grouped(s.n_prompts), s.tasks.len());
+    let _ = writeln!(
+        out,
+        "{} on {}, {} prompts of {} tasks",
+        printable(&s.model),
+        printable(&s.device),
+        grouped(s.n_prompts),
+        s.tasks.len()
+    );
     if s.incomplete > 0 {
         let _ = writeln!(out, "left out, as not every configuration has answered them: {}", grouped(s.incomplete));
     }
@@ -139,6 +154,24 @@ mod tests {
         };
         assert_eq!(written(Format::Text), "\nT\n\nname   n\na     10\n");
         assert_eq!(written(Format::Markdown), "\nT\n\n| name | n |\n|---|---:|\n| a | 10 |\n");
+    }
+
+    #[test]
+    fn names_of_files_steer_nothing() {
+        let name = "a\x1b[31m\n| b\u{202e}";
+        let cells = |first: &str| vec![first.to_owned(), "1".to_owned()];
+        let table = Table { title: name.into(), header: cells(name), rows: vec![cells(name), cells("c")] };
+        let written = |format| {
+            let mut out = String::new();
+            table.write(format, &mut out);
+            out
+        };
+        let shown = "a\\u{1b}[31m | b\\u{202e}";
+        let blanks = " ".repeat(shown.len() - 1);
+        assert_eq!(written(Format::Text), format!("\n{shown}\n\n{shown}  1\n{shown}  1\nc{blanks}  1\n"));
+        let cell = shown.replace('|', "\\|");
+        let rows = format!("| {cell} | 1 |\n|---|---:|\n| {cell} | 1 |\n| c | 1 |\n");
+        assert_eq!(written(Format::Markdown), format!("\n{shown}\n\n{rows}"));
     }
 
     #[test]

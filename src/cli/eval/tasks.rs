@@ -16,16 +16,18 @@ use spts::ggml::backend;
 use spts::method::Method;
 use spts::method::spts::schedule::Schedule;
 use spts::method::spts::sidecar::{Sidecar, fingerprint};
+use spts::output_file::refuse_inputs;
 use spts::tokenizer::ChatPrompt;
 use spts::{Model, ModelFile, Session, SessionOptions};
 
 use super::configuration::{Configuration, configuration, or_default};
 use super::tables::{self, Format};
 use crate::cli::failure::Failure;
+use crate::cli::inputs::create_output;
 use crate::cli::options::{DeviceArgs, MemoryArgs, OverrideArgs};
 use crate::cli::pace::Pace;
 use crate::cli::proxies::{self as sidecars, Waiting};
-use crate::cli::{note, prompt, schedule};
+use crate::cli::{note, prompt, run, schedule};
 use crate::report::{Progress, grouped};
 
 /// For help texts.
@@ -102,12 +104,22 @@ pub(super) struct TasksArgs {
     overrides: OverrideArgs,
 }
 
+impl TasksArgs {
+    /// Every file that is read; that of `--out`, which is written as well, is not among them.
+    pub(super) fn files(&self) -> Vec<PathBuf> {
+        super::files(self.model.as_deref(), self.data.iter().chain(&self.report), &self.configs)
+    }
+}
+
 /// The text to print.
-pub(super) fn run(args: &TasksArgs) -> Result<String, Failure> {
-    let read = [&args.model, &args.data, &args.out].into_iter().flatten().chain(&args.report);
-    let inputs: Vec<&Path> = read.map(PathBuf::as_path).collect();
+pub(super) fn print(args: &TasksArgs) -> Result<String, Failure> {
+    let mut inputs = args.files();
+    if let Some(out) = &args.out {
+        refuse_inputs(out, &inputs.iter().map(PathBuf::as_path).collect::<Vec<_>>())?;
+        inputs.push(out.clone());
+    }
     // A place that cannot be written is better known before the work.
-    let svg = args.svg.as_deref().map(|path| super::create_plot(path, &inputs, &args.configs)).transpose()?;
+    let svg = args.svg.as_deref().map(|path| create_output(path, &inputs)).transpose()?;
     let (results, only) = match args.report.as_slice() {
         [] => measure(args)?,
         [path, ..] => {
@@ -175,6 +187,7 @@ fn measure(args: &TasksArgs) -> Result<(Results, Vec<String>), Failure> {
     let path = args.model.as_deref().unwrap_or("".as_ref());
     let file = ModelFile::open_with(path, args.device.open_options(), &args.overrides.library())?;
     let n_ctx = args.ctx_size.filter(|&n| n > 0).map(|n| n as usize);
+    run::note_beyond_training("-c", n_ctx.unwrap_or(0), file.hparams().n_ctx_train);
     let prompts = encode(&file, &chosen, n_ctx.unwrap_or(file.hparams().n_ctx_train))?;
     let longest = prompts.iter().map(|(_, text)| text.tokens.len()).max().unwrap_or(0);
     for config in &configs {

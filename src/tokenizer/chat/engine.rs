@@ -4,21 +4,21 @@
 //! | what | bound |
 //! |---|---|
 //! | source | [`source`](super::source): bytes, tokens of a tag |
-//! | steps, bytes made | the engine's fuel, in proportion to the conversation |
+//! | steps, bytes made or compared | the engine's fuel, in proportion to the conversation |
 //! | values | [`MAX_DEPTH`] levels where they get a name; a namespace holds no namespace |
 //! | widths and indents | what fuel does not count is checked here |
-//! | the rest | a thread with a large stack, given up after [`TIMEOUT`] |
+//! | the rest | a thread with a large stack, given up at a deadline; where it goes round in a loop it then ends as well |
 
 use std::sync::Arc;
 use std::sync::mpsc::{RecvTimeoutError, sync_channel};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, Serde, ValueKind, merge_maps};
 use minijinja::{Environment, Error, ErrorKind, State, Value};
 
 use super::given::TemplateVariables;
-use super::python;
+use super::{compare, python};
 use super::source::{self, SourceError};
 use crate::printable::printable;
 use crate::tokenizer::TokenizerError;
@@ -35,7 +35,8 @@ const MAX_OWN_BYTES: usize = 1 << 20;
 const MAX_DEPTH: usize = 64;
 /// Digits of a width or precision in a format string.
 const MAX_WIDTH_DIGITS: usize = 4;
-const TIMEOUT: Duration = Duration::from_secs(10);
+/// For all renderings of a conversation together.
+pub(super) const TIMEOUT: Duration = Duration::from_secs(10);
 /// Address space; only what is used takes memory.
 const STACK_BYTES: usize = 256 << 20;
 /// Name of the threads that templates run in. A panic there becomes an error; a program may keep its hook silent about it.
@@ -60,13 +61,27 @@ pub(super) struct Setting {
     pub(super) variables: TemplateVariables,
     /// What `strftime_now` takes for the present, so that two renderings of a conversation are alike.
     pub(super) now: jiff::ZonedDateTime,
+    /// When the work has to be done.
+    pub(super) deadline: Instant,
+}
+
+/// Why a conversation is not written out.
+#[derive(Debug)]
+pub(super) struct Failed {
+    pub(super) error: TokenizerError,
+    /// Time or fuel is spent: to try once more in another way would only take as long again.
+    pub(super) is_spent: bool,
 }
 
 /// Writes the turns out.
 ///
 /// # Errors
 /// [`TokenizerError::Refused`] if the template raises an exception, [`TokenizerError::Template`] for everything else.
-pub(super) fn render(source: &Arc<str>, turns: Vec<Turn>, setting: Setting) -> Result<String, TokenizerError> {
+pub(super) fn render(source: &Arc<str>, turns: Vec<Turn>, setting: Setting) -> Result<String, Failed> {
+    let left = setting.deadline.saturating_duration_since(Instant::now());
+    if left.is_zero() {
+        return Err(late());
+    }
     let (sender, receiver) = sync_channel(1);
     let source = source.clone();
     let work = move || {
@@ -76,16 +91,27 @@ pub(super) fn render(source: &Arc<str>, turns: Vec<Turn>, setting: Setting) -> R
     };
     let thread = std::thread::Builder::new().name(THREAD.into()).stack_size(STACK_BYTES);
     if let Err(e) = thread.spawn(work) {
-        return Err(template(format!("no thread to run it in: {e}")));
+        return Err(template(format!("no thread to run it in: {e}")).into());
     }
-    match receiver.recv_timeout(TIMEOUT) {
+    match receiver.recv_timeout(left) {
         Ok(result) => result,
-        Err(RecvTimeoutError::Timeout) => Err(template(format!("took more than {} s", TIMEOUT.as_secs()))),
-        Err(RecvTimeoutError::Disconnected) => Err(template("the template engine failed on it".into())),
+        Err(RecvTimeoutError::Timeout) => Err(late()),
+        Err(RecvTimeoutError::Disconnected) => Err(template("the template engine failed on it".into()).into()),
     }
 }
 
-fn run(source: &str, turns: &[Turn], setting: &Setting) -> Result<String, TokenizerError> {
+fn late() -> Failed {
+    let error = template(format!("took more than {} s", TIMEOUT.as_secs()));
+    Failed { error, is_spent: true }
+}
+
+impl From<TokenizerError> for Failed {
+    fn from(error: TokenizerError) -> Failed {
+        Failed { error, is_spent: false }
+    }
+}
+
+fn run(source: &str, turns: &[Turn], setting: &Setting) -> Result<String, Failed> {
     let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build().map_err(|e| broken(&e))?;
     let prepared = source::prepare(source, syntax.clone()).map_err(|e| match e {
         SourceError::Syntax(e) => broken(&e),
@@ -94,14 +120,32 @@ fn run(source: &str, turns: &[Turn], setting: &Setting) -> Result<String, Tokeni
     let n_bytes: usize = turns.iter().map(|t| t.content.len()).sum();
     let mut env = environment(syntax, setting.now.clone());
     env.set_fuel(Some(FUEL + turns.len() as u64 * TURN_FUEL + n_bytes as u64 * COPIES / 64));
-    env.add_function(prepared.kept.clone(), |state: &State, value: Value| -> Result<Value, Error> {
+    let deadline = setting.deadline;
+    env.add_function(prepared.kept.clone(), move |state: &State, value: Value| -> Result<Value, Error> {
+        if Instant::now() > deadline {
+            return Err(ErrorKind::OutOfFuel.into());
+        }
         check_depth(state, &value, MAX_DEPTH)?;
         Ok(value)
     });
     env.add_function(prepared.iterated.clone(), iterated);
+    env.add_filter(prepared.iterated.clone(), iterated);
+    env.add_filter(prepared.compared.clone(), |state: &State, value: Value| -> Result<Value, Error> {
+        compare::pay(state, &value)?;
+        Ok(value)
+    });
+    env.add_filter(prepared.searched.clone(), |state: &State, value: Value| -> Result<Value, Error> {
+        compare::pay_for_search(state, &value)?;
+        Ok(value)
+    });
     env.add_template("chat", &prepared.text).map_err(|e| broken(&e))?;
+    // A key that shows where a template prints the list instead of its text.
+    let mut shown = String::from("_part");
+    while source.contains(&shown) || turns.iter().any(|t| t.content.contains(&shown)) {
+        shown.push('_');
+    }
     let content = |text: &str| match setting.as_parts {
-        true => Value::from(vec![Value::from_pairs([("type", "text"), ("text", text)])]),
+        true => Value::from(vec![Value::from_pairs([(&*shown, ""), ("type", "text"), ("text", text)])]),
         false => Value::from(text),
     };
     let messages: Vec<Value> = turns
@@ -116,10 +160,16 @@ fn run(source: &str, turns: &[Turn], setting: &Setting) -> Result<String, Tokeni
         // The last one that has a name counts.
         ..merge_maps([minijinja::context! { tools => (), documents => () }, Value::from(Serde(&*setting.variables.0))])
     };
-    let text = env.get_template("chat").and_then(|t| t.render(context)).map_err(|e| failed(&e, turns))?;
+    let text = env.get_template("chat").and_then(|t| t.render(context)).map_err(|e| Failed {
+        is_spent: e.kind() == ErrorKind::OutOfFuel,
+        error: failed(&e, turns),
+    })?;
+    if setting.as_parts && text.contains(&shown) {
+        return Err(template("writes the list of a message's parts, expected their text".into()).into());
+    }
     let most = MAX_OWN_BYTES.saturating_add(n_bytes.saturating_mul(4));
     if text.len() > most {
-        return Err(template(format!("writes {} bytes, expected {most} at most", text.len())));
+        return Err(template(format!("writes {} bytes, expected {most} at most", text.len())).into());
     }
     Ok(text)
 }
@@ -187,6 +237,7 @@ fn environment<'s>(syntax: SyntaxConfig, now: jiff::ZonedDateTime) -> Environmen
     });
     env.set_unknown_method_callback(method);
     env.add_filter("tojson", tojson);
+    compare::add_tests(&mut env);
     env.add_test("iterable", |value: &Value| !value.is_none() && value.try_iter().is_ok());
     // Prints the engine's state, which Jinja2 does not offer.
     env.remove_global("debug");
@@ -234,7 +285,7 @@ fn check_levels(state: &State, value: &Value, depth: usize, outermost: bool) -> 
     Ok(())
 }
 
-/// What `for` goes through: as in Jinja2, `none` is nothing that one can iterate over.
+/// What `for` and filters go through: as in Jinja2, `none` is nothing that one can iterate over.
 fn iterated(state: &State, value: Value) -> Result<Value, Error> {
     if value.is_none() {
         return Err(invalid("'None' is not iterable"));
@@ -286,4 +337,34 @@ fn tojson(state: &State, value: &Value, kwargs: Kwargs) -> Result<String, Error>
     let json = serde_json::to_value(value)
         .map_err(|e| Error::new(ErrorKind::BadSerialization, "tojson: value is no JSON").with_source(e))?;
     python::json(&json, indent).ok_or_else(|| invalid("tojson: an indent beyond reason"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn renderings_share_one_deadline() {
+        let source: Arc<str> = "{% for i in range(99999) %}{% set x = i %}{% endfor %}{{ messages[0].content }}".into();
+        let turns = || vec![Turn { role: "user".into(), content: "q".into() }];
+        let mut setting = Setting {
+            bos: String::new(),
+            eos: String::new(),
+            add_generation_prompt: true,
+            as_parts: false,
+            variables: TemplateVariables::default(),
+            now: jiff::ZonedDateTime::now(),
+            deadline: Instant::now() + TIMEOUT,
+        };
+        let e = render(&source, turns(), setting.clone()).unwrap_err();
+        assert!(e.is_spent && e.error.to_string().contains("does more work"), "{e:?}");
+        let brief: Arc<str> = "{{ messages[0].content }}".into();
+        assert_eq!(render(&brief, turns(), setting.clone()).unwrap(), "q");
+        // The time is up: whatever it is, it is not begun, and what runs ends.
+        setting.deadline = Instant::now();
+        let e = render(&brief, turns(), setting.clone()).unwrap_err();
+        assert!(e.is_spent && e.error.to_string().contains("took more than 10 s"), "{e:?}");
+        let e = run("{% for i in [1] %}{{ i }}{% endfor %}", &turns(), &setting).unwrap_err();
+        assert!(e.is_spent, "{e:?}");
+    }
 }

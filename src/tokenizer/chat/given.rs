@@ -94,9 +94,15 @@ impl ChatTemplate {
         self.given.as_deref()
     }
 
-    /// An error of this template, which blames the model's only if it is the model's.
+    /// An error of this template, which blames the model's file only if it is the model's.
     pub(super) fn blame(&self, e: TokenizerError) -> TokenizerError {
-        let Some(name) = self.given.clone() else { return e };
+        let Some(name) = self.given.clone() else {
+            // ChatML is ours.
+            return match self.file.as_deref().filter(|_| !self.builtin) {
+                Some(file) => e.in_file(file),
+                None => e,
+            };
+        };
         let reason = match e {
             TokenizerError::Template { reason } => reason,
             TokenizerError::Refused { reason } => format!("it refuses this conversation: {reason}"),

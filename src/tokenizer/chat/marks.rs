@@ -7,6 +7,7 @@
 
 use std::ops::Range;
 
+use super::message::Part;
 use crate::tokenizer::special::Plain;
 
 /// The three characters.
@@ -36,11 +37,11 @@ impl Marks {
         Some(Marks { begin: free.next()?, end: free.next()?, cut: free.next()? })
     }
 
-    /// `content` with the parts `ranges`, which are numbered from `first`, marked.
-    pub(super) fn mark(&self, content: &str, ranges: &[Range<usize>], first: usize, beginnings: &[char]) -> String {
+    /// `content` with its parts, which are numbered from `first`, marked.
+    pub(super) fn mark(&self, content: &str, parts: &[Part], first: usize, beginnings: &[char]) -> String {
         let mut out = String::with_capacity(content.len() + content.len() / 8 + 16);
         let mut from = 0;
-        for (part, range) in (first..).zip(ranges) {
+        for (part, Part { range, .. }) in (first..).zip(parts) {
             let body = trimmed(content, range.clone());
             out.push_str(&content[from..body.start]);
             from = body.end;
@@ -60,12 +61,13 @@ impl Marks {
         out
     }
 
-    /// `content` with nothing but the control tokens in it cut, which begin at `starts`.
-    pub(super) fn cut(&self, content: &str, starts: &[usize]) -> String {
-        let mut out = String::with_capacity(content.len() + 4 * starts.len());
+    /// `content` with nothing but the control tokens in it cut, which begin at `starts`, in order.
+    pub(super) fn cut(&self, content: &str, starts: impl Iterator<Item = usize>) -> String {
+        let mut out = String::with_capacity(content.len() + content.len() / 8);
+        let mut starts = starts.peekable();
         for (at, c) in content.char_indices() {
             out.push(c);
-            if starts.binary_search(&at).is_ok() {
+            if starts.next_if_eq(&at).is_some() {
                 out.push(self.cut);
             }
         }
@@ -99,7 +101,7 @@ impl Marks {
 }
 
 impl Unmarked {
-    /// Whether something of this part is in the text.
+    /// Whether a mark of this part is in the text.
     pub(super) fn has(&self, part: usize) -> bool {
         self.begins.iter().chain(&self.ends).any(|(p, _)| *p == part)
     }
@@ -120,7 +122,7 @@ impl Unmarked {
     pub(super) fn plain(&self, n_parts: usize) -> Plain {
         let mut ranges: Vec<Range<usize>> = (0..n_parts).flat_map(|part| self.ranges(part)).collect();
         ranges.sort_unstable_by_key(|r| (r.start, r.end));
-        Plain { ranges: joined(ranges), cuts: self.cuts.clone() }
+        Plain { ranges: joined(ranges), cuts: self.cuts.clone(), ..Plain::default() }
     }
 }
 

@@ -8,7 +8,8 @@
 //! # Whose control tokens
 //!
 //! Only the template's own control tokens count. `<|im_end|>` in a document or a question is text, or the document could open
-//! a turn of its own. A rendered text does not show who wrote what, so [`ChatTemplate::encode`] renders twice:
+//! a turn of its own; so are user-defined tokens that are marks of a chat's format (`tokenizer/markup.rs`). Roles are words. A
+//! rendered text does not show who wrote what, so [`ChatTemplate::encode`] renders twice:
 //!
 //! - once with the messages as they are: the *plain* text;
 //! - once with marks in them that survive `trim`, `upper`, `replace` and the like: the *marked* text.
@@ -17,37 +18,47 @@
 //! which bytes are the messages'; there control tokens are not recognized, and everything else is tokenized as if nothing had
 //! been marked. A template that looks into the messages (`'/no_think' in content`) may answer to the marks. Then a third text
 //! is rendered in which only the control tokens inside the messages are broken, and the messages are looked for in it. It
-//! is taken if the template writes the same control tokens as in the marked text; if not, something in a message brought
-//! one about, and the marked text without its marks is taken.
+//! is taken if it holds all of them and the template writes the same control tokens as in the marked text; if not, something in
+//! a message brought one about, or cut it, and the marked text without its marks is taken.
 //!
-//! A message that is in none of these texts is lost, and then the messages are handed over once more as lists of parts, which
-//! some templates want. If that does not help either, it is an error.
+//! A message counts as there only as a whole, from its first mark to its last, or word by word. A template may strip blanks at
+//! its ends, and leave out what an assistant thought in earlier turns. A message that is whole in none of these texts is lost, and
+//! then the messages are handed over once more as lists of parts, which some templates want. If that does not help either, it is
+//! an error. All renderings share one deadline, and whoever spends it, or what it may compute, has no second try.
 //!
 //! | file | what |
 //! |---|---|
 //! | `source` | limits and rewriting before the engine sees a template |
 //! | `engine` | runs it, within bounds |
+//! | `message` | turns of a conversation |
+//! | `compare` | what comparisons cost |
 //! | `given` | templates and variables that a caller gives |
 //! | `python` | `json.dumps`, `strftime` |
 //! | `marks` | marks in messages and what they say afterwards |
 
+mod compare;
 mod engine;
 mod given;
 mod marks;
+mod message;
 mod python;
 mod source;
 
 use std::ops::Range;
+use std::path::Path;
 use std::sync::Arc;
 
 use super::special::Plain;
 use super::{Tokenizer, TokenizerError};
 use crate::gguf::Gguf;
-use engine::{Setting, Turn};
+use engine::{Failed, Setting, Turn};
 use marks::{Marks, Unmarked, joined, trimmed};
 
 pub use engine::THREAD as TEMPLATE_THREAD;
 pub use given::TemplateVariables;
+pub use message::Message;
+pub(super) use message::{is_plain_role, unmarked_words};
+use message::Part;
 
 const KEY: &str = "tokenizer.chat_template";
 
@@ -56,61 +67,6 @@ const CHATML: &str = "{% for message in messages %}\
 {{ '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}\
 {% endfor %}\
 {% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}";
-
-/// Between a document and the question about it.
-const BETWEEN: &str = "\n\n";
-
-/// One turn of a conversation.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Message {
-    role: String,
-    content: String,
-    /// Where the question begins, if a document stands before it.
-    question: Option<usize>,
-}
-
-impl Message {
-    /// A turn of `system`, `user` or `assistant`.
-    pub fn new(role: impl Into<String>, content: impl Into<String>) -> Message {
-        Message { role: role.into(), content: content.into(), question: None }
-    }
-
-    /// A user's turn: a document, a blank line, a question about it.
-    pub fn about(document: &str, question: &str) -> Message {
-        let content = format!("{document}{BETWEEN}{question}");
-        Message { role: "user".into(), question: Some(content.len() - question.len()), content }
-    }
-
-    /// A turn whose content ends with a question about what stands before it; `None` if it does not end so.
-    pub fn asking(role: impl Into<String>, content: impl Into<String>, question: &str) -> Option<Message> {
-        let (role, content) = (role.into(), content.into());
-        let start = content.strip_suffix(question).filter(|_| !question.is_empty())?.len();
-        Some(Message { role, content, question: Some(start) })
-    }
-
-    /// The role of the speaker, such as `user`.
-    pub fn role(&self) -> &str {
-        &self.role
-    }
-
-    /// The text of the message.
-    pub fn content(&self) -> &str {
-        &self.content
-    }
-
-    /// The bytes of the content that hold the question, if a document stands before it.
-    pub fn question(&self) -> Option<Range<usize>> {
-        self.question.map(|start| start..self.content.len())
-    }
-
-    /// The content in parts that are looked for one by one.
-    fn parts(&self) -> Vec<Range<usize>> {
-        match self.question {
-            Some(start) => vec![0..start, start..self.content.len()],
-            None => std::iter::once(0..self.content.len()).collect(),
-        }
-    }
-}
 
 /// A conversation, or a message alone, as tokens.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -127,11 +83,15 @@ pub struct ChatPrompt {
 }
 
 impl ChatPrompt {
-    /// A message as it is, without a template around it: the tokens of [`Tokenizer::encode`] with `add_special`.
+    /// A message as it is, without a template around it: the tokens of [`Tokenizer::encode`] with `add_special`, but that without
+    /// `parse_special` user-defined tokens that are marks of a chat's format are text as well.
     pub fn raw(tokenizer: &Tokenizer, message: &Message, parse_special: bool) -> ChatPrompt {
-        let text = message.content.clone();
-        let plain = if parse_special { Plain::default() } else { Plain::all(text.len()) };
-        let whole = |range: Range<usize>| Some(trimmed(&text, range)).filter(|r| !r.is_empty());
+        let text = message.content().to_owned();
+        let plain = match parse_special {
+            true => Plain::default(),
+            false => Plain { markup: tokenizer.specials.markup(""), ..Plain::all(text.len()) },
+        };
+        let whole = |part: Part| Some(trimmed(&text, part.range)).filter(|r| !r.is_empty());
         let parts = message.parts().into_iter().map(whole).collect();
         let bos = tokenizer.bos().filter(|_| tokenizer.add_bos());
         let mut prompt = located(tokenizer, std::slice::from_ref(message), Written { text, plain, parts }, bos);
@@ -147,6 +107,8 @@ pub struct ChatTemplate {
     builtin: bool,
     /// Name of the template that was given in place of the model's.
     given: Option<String>,
+    /// The model's file, if it came from there.
+    file: Option<Arc<Path>>,
     variables: TemplateVariables,
     bos: String,
     eos: String,
@@ -180,6 +142,7 @@ impl ChatTemplate {
             source: source.unwrap_or(CHATML).into(),
             builtin: source.is_none(),
             given: None,
+            file: Some(gguf.path().into()),
             variables: TemplateVariables::default(),
             bos: text(tokenizer.bos()),
             eos: text(tokenizer.eos()),
@@ -190,7 +153,7 @@ impl ChatTemplate {
     pub fn new(source: &str, bos: &str, eos: &str) -> ChatTemplate {
         let (bos, eos) = (bos.to_owned(), eos.to_owned());
         let variables = TemplateVariables::default();
-        ChatTemplate { source: source.into(), builtin: false, given: None, variables, bos, eos }
+        ChatTemplate { source: source.into(), builtin: false, given: None, file: None, variables, bos, eos }
     }
 
     /// The Jinja source of the template.
@@ -209,8 +172,9 @@ impl ChatTemplate {
     /// # Errors
     /// As [`ChatTemplate::encode`], but for lost messages.
     pub fn apply(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String, TokenizerError> {
+        check_roles(messages)?;
         let setting = self.setting(add_generation_prompt);
-        self.render(messages, &setting, |_, m| m.content.clone()).map_err(|e| self.blame(e))
+        self.render(messages, &setting, |_, m| m.content().to_owned()).map_err(|e| self.blame(e.error))
     }
 
     /// The tokens of `messages`, with the beginning of the assistant's answer if `add_generation_prompt`. Control tokens
@@ -226,13 +190,15 @@ impl ChatTemplate {
         messages: &[Message],
         add_generation_prompt: bool,
     ) -> Result<ChatPrompt, TokenizerError> {
+        check_roles(messages)?;
         let mut setting = self.setting(add_generation_prompt);
         let problem = match self.write(tokenizer, messages, &setting) {
             Ok(Outcome::Written(written)) => return Ok(tokens(tokenizer, messages, written)),
             Ok(Outcome::Lost(message)) => {
-                TokenizerError::MessageLost { role: crate::printable::printable(&messages[message].role) }
+                TokenizerError::MessageLost { role: crate::printable::printable(messages[message].role()) }
             }
-            Err(e) => e,
+            Err(Failed { error, is_spent: true }) => return Err(self.blame(error)),
+            Err(Failed { error, .. }) => error,
         };
         setting.as_parts = true;
         match self.write(tokenizer, messages, &setting) {
@@ -249,6 +215,7 @@ impl ChatTemplate {
             as_parts: false,
             variables: self.variables.clone(),
             now: jiff::ZonedDateTime::now(),
+            deadline: std::time::Instant::now() + engine::TIMEOUT,
         }
     }
 
@@ -258,66 +225,88 @@ impl ChatTemplate {
         messages: &[Message],
         setting: &Setting,
         content: impl Fn(usize, &Message) -> String,
-    ) -> Result<String, TokenizerError> {
-        let turn = |(i, m): (usize, &Message)| Turn { role: m.role.clone(), content: content(i, m) };
+    ) -> Result<String, Failed> {
+        let turn = |(i, m): (usize, &Message)| Turn { role: m.role().to_owned(), content: content(i, m) };
         engine::render(&self.source, messages.iter().enumerate().map(turn).collect(), setting.clone())
     }
 
     /// Writes the messages in one form, and finds out what is whose, as the module's documentation says.
-    fn write(&self, tokenizer: &Tokenizer, messages: &[Message], setting: &Setting) -> Result<Outcome, TokenizerError> {
-        let mut texts: Vec<&str> = messages.iter().map(|m| &*m.content).collect();
+    fn write(&self, tokenizer: &Tokenizer, messages: &[Message], setting: &Setting) -> Result<Outcome, Failed> {
+        let mut texts: Vec<&str> = messages.iter().map(Message::content).collect();
         texts.push(&self.source);
         let marks = Marks::unused_in(&texts).ok_or_else(|| TokenizerError::Template {
             reason: "the messages use every character of Unicode's plane 16".into(),
         })?;
-        let parts: Vec<Vec<Range<usize>>> = messages.iter().map(Message::parts).collect();
+        let parts: Vec<Vec<Part>> = messages.iter().map(Message::parts).collect();
         // The number of each message's first part.
         let firsts: Vec<usize> = parts.iter().scan(0, |n, p| Some(std::mem::replace(n, *n + p.len()))).collect();
         let n_parts = parts.iter().map(Vec::len).sum();
+        let markup = tokenizer.specials.markup(&self.source);
 
-        let plain = self.render(messages, setting, |_, m| m.content.clone())?;
-        let beginnings = tokenizer.specials.requested_beginnings();
-        let marked = self.render(messages, setting, |i, m| marks.mark(&m.content, &parts[i], firsts[i], &beginnings));
-        // A template that fails on marked messages only looks into them.
-        let marked = marked.map_or_else(|_| Unmarked::default(), |text| marks.unmark(&text));
-        for (i, m) in messages.iter().enumerate() {
-            for (part, range) in (firsts[i]..).zip(&parts[i]) {
-                let body = &m.content[trimmed(&m.content, range.clone())];
-                if !body.is_empty() && !marked.has(part) && !plain.contains(body) {
-                    return Ok(Outcome::Lost(i));
-                }
-            }
+        let plain = self.render(messages, setting, |_, m| m.content().to_owned())?;
+        let beginnings = tokenizer.specials.hidden_beginnings(&markup);
+        let marked = self.render(messages, setting, |i, m| marks.mark(m.content(), &parts[i], firsts[i], &beginnings));
+        let marked = match marked {
+            Ok(text) => marks.unmark(&text),
+            Err(e) if e.is_spent => return Err(e),
+            // A template that fails on marked messages only looks into them.
+            Err(_) => Unmarked::default(),
+        };
+        // The first message of which a part that has to be there is not `there`.
+        let lost = |there: &dyn Fn(usize) -> bool| {
+            messages.iter().enumerate().position(|(i, m)| {
+                (firsts[i]..).zip(&parts[i]).any(|(number, part)| {
+                    !part.may_go && !trimmed(m.content(), part.range.clone()).is_empty() && !there(number)
+                })
+            })
+        };
+        let same = marked.text == plain;
+        if let Some(message) = lost(&|part| marked.has(part)).filter(|_| same) {
+            return Ok(Outcome::Lost(message));
         }
-        let exact = |marked: Unmarked| Written {
-            plain: marked.plain(n_parts),
+        let lost_in_marked = lost(&|part| marked.range(part).is_some());
+        let safe = Written {
+            plain: Plain { markup: markup.clone(), ..marked.plain(n_parts) },
             parts: (0..n_parts).map(|part| marked.range(part)).collect(),
             text: marked.text,
         };
-        if marked.text == plain {
-            return Ok(Outcome::Written(exact(marked)));
+        if same && lost_in_marked.is_none() {
+            return Ok(Outcome::Written(safe));
         }
-        let cut = self
-            .render(messages, setting, |_, m| marks.cut(&m.content, &tokenizer.specials.requested_starts(&m.content)))?;
+        let cut = self.render(messages, setting, |i, m| {
+            let starts = tokenizer.specials.hidden_starts(m.content(), &markup);
+            marks.cut(m.content(), starts.into_iter().filter(|at| parts[i].iter().any(|p| p.range.contains(at))))
+        })?;
         let cut = marks.unmark(&cut);
         let found = search(messages, &parts, &cut.text);
+        let lost_in_cut = lost(&|part| found[part].is_some());
         let ranges = joined(found.iter().flatten().cloned().collect());
-        let written = Written { plain: Plain { ranges, cuts: cut.cuts }, parts: found, text: cut.text };
+        let written = Written { plain: Plain { ranges, cuts: cut.cuts, markup }, parts: found, text: cut.text };
         let tokens_of = |w: &Written| tokenizer.control_tokens(&w.text, &w.plain);
-        let safe = exact(marked);
-        if safe.text.is_empty() || tokens_of(&written) == tokens_of(&safe) {
-            return Ok(Outcome::Written(written));
-        }
-        Ok(Outcome::Written(safe))
+        Ok(match (lost_in_cut, lost_in_marked) {
+            (Some(message), Some(_)) => Outcome::Lost(message),
+            (Some(_), None) => Outcome::Written(safe),
+            (None, None) if tokens_of(&written) != tokens_of(&safe) => Outcome::Written(safe),
+            (None, _) => Outcome::Written(written),
+        })
+    }
+}
+
+/// Roles stand outside of messages' marks, where templates compare them: what is no word is refused.
+fn check_roles(messages: &[Message]) -> Result<(), TokenizerError> {
+    match messages.iter().find(|m| !m.has_plain_role()) {
+        Some(m) => Err(TokenizerError::Role { role: crate::printable::printable(m.role()) }),
+        None => Ok(()),
     }
 }
 
 /// Where the parts of the messages stand in `text`, if they do so unchanged and in order.
-fn search(messages: &[Message], parts: &[Vec<Range<usize>>], text: &str) -> Vec<Option<Range<usize>>> {
+fn search(messages: &[Message], parts: &[Vec<Part>], text: &str) -> Vec<Option<Range<usize>>> {
     let mut from = 0;
     let mut out = Vec::new();
     for (m, parts) in messages.iter().zip(parts) {
-        for range in parts {
-            let body = &m.content[trimmed(&m.content, range.clone())];
+        for part in parts {
+            let body = &m.content()[trimmed(m.content(), part.range.clone())];
             let found =
                 text[from..].find(body).filter(|_| !body.is_empty()).map(|at| from + at..from + at + body.len());
             from = found.as_ref().map_or(from, |r| r.end);
@@ -344,15 +333,11 @@ fn located(tokenizer: &Tokenizer, messages: &[Message], written: Written, bos: O
     let mut rest = parts.into_iter();
     let (mut contents, mut question) = (Vec::new(), None);
     for m in messages {
-        let first = rest.next().flatten();
-        let last = if m.question.is_some() { rest.next().flatten() } else { first.clone() };
-        if m.question.is_some() {
-            question = last.clone().map(of_bytes);
+        let of_message: Vec<Option<Range<usize>>> = rest.by_ref().take(m.parts().len()).collect();
+        if m.question().is_some() {
+            question = of_message.last().cloned().flatten().map(of_bytes);
         }
-        let whole = match (first, last) {
-            (Some(a), Some(b)) if a.start <= b.end => Some(a.start..b.end),
-            (a, b) => a.or(b),
-        };
+        let whole = of_message.into_iter().flatten().reduce(|a, b| if a.start <= b.end { a.start..b.end } else { a });
         contents.push(whole.map(of_bytes));
     }
     ChatPrompt { tokens, text, contents, question }

@@ -15,15 +15,29 @@ const MAX_TAG_TOKENS: usize = 4096;
 /// `elif` tags: each nests in the one before.
 const MAX_ELIFS: usize = 2048;
 
-/// A source that is safe to compile, and the names of the two functions that it calls.
+/// Filters that go through what they get, and in Jinja2 refuse `none`. Not `map`, `select` and their kind, which there take what is
+/// false for empty.
+const ITERATING: [&str; 17] = [
+    "batch", "count", "dictsort", "first", "groupby", "items", "join", "last", "length", "list", "max", "min", "reverse",
+    "slice", "sort", "sum", "unique",
+];
+/// Those among them that compare the items.
+const ORDERING: [&str; 6] = ["dictsort", "groupby", "max", "min", "sort", "unique"];
+
+/// A source that is safe to compile, and the names of the functions and filters that it calls.
 #[derive(Debug)]
 pub(super) struct Prepared {
     /// Jinja.
     pub(super) text: String,
-    /// Takes what gets a name; refuses values that nest too deeply, hold themselves, or are too large.
+    /// Takes what gets a name; refuses values that nest too deeply, hold themselves, or are too large, and all when the time is
+    /// up.
     pub(super) kept: String,
-    /// Takes what `for` iterates over; refuses the same, and `none`.
+    /// Takes what `for` iterates over, and as a filter what filters do; refuses the same, and `none`.
     pub(super) iterated: String,
+    /// A filter, for what is compared.
+    pub(super) compared: String,
+    /// A filter, for what is looked up with `in`.
+    pub(super) searched: String,
 }
 
 /// Why a source is refused.
@@ -41,7 +55,10 @@ pub(super) enum SourceError {
 ///   blocks that do nothing and trim the same;
 /// - `{% set a = b %}` becomes `{% set a = kept((b)) %}`;
 /// - `{% for a in b %}` becomes `{% for a in iterated((b)) %}`;
-/// - behind tags that name values otherwise (`macro`, `call`, `with`, recursive loops) stands `{% set a = kept((a)) %}`.
+/// - behind tags that name values otherwise (`macro`, `call`, `with`, recursive loops) stands `{% set a = kept((a)) %}`;
+/// - behind tags whose body runs again and again stands a `kept` as well;
+/// - `a == b` becomes `a | compared == b`, `a in b` becomes `a | searched in b`;
+/// - `a | list` becomes `a | iterated | list`, `a | sort` becomes `a | iterated | compared | sort`.
 ///
 /// # Errors
 /// A limit, or what the engine's lexer says.
@@ -53,6 +70,8 @@ pub(super) fn prepare(source: &str, syntax: SyntaxConfig) -> Result<Prepared, So
         source,
         kept: unused_name(source, "kept"),
         iterated: unused_name(source, "iterated"),
+        compared: unused_name(source, "compared"),
+        searched: unused_name(source, "searched"),
         edits: Vec::new(),
     };
     let mut tag: Vec<(Token<'_>, usize, usize)> = Vec::new();
@@ -69,6 +88,7 @@ pub(super) fn prepare(source: &str, syntax: SyntaxConfig) -> Result<Prepared, So
             }
             token => {
                 elifs += usize::from(matches!(token, Token::Ident("elif")));
+                edits.operator(&tag, &token, span.start_offset as usize);
                 tag.push((token, span.start_offset as usize, span.end_offset as usize));
                 if tag.len() > MAX_TAG_TOKENS {
                     return Err(SourceError::Limit(format!(
@@ -96,7 +116,8 @@ pub(super) fn prepare(source: &str, syntax: SyntaxConfig) -> Result<Prepared, So
         }
     }
     let text = edits.apply();
-    Ok(Prepared { text, kept: edits.kept, iterated: edits.iterated })
+    let Edits { kept, iterated, compared, searched, .. } = edits;
+    Ok(Prepared { text, kept, iterated, compared, searched })
 }
 
 /// `name`, longer until the source does not hold it.
@@ -112,11 +133,41 @@ struct Edits<'s> {
     source: &'s str,
     kept: String,
     iterated: String,
-    /// (start, end, new text), in order.
+    compared: String,
+    searched: String,
+    /// (start, end, new text); of those at one place the first comes first.
     edits: Vec<(usize, usize, String)>,
 }
 
 impl Edits<'_> {
+    /// A token, which begins at `start`, and those before it in its tag.
+    fn operator(&mut self, before: &[(Token<'_>, usize, usize)], token: &Token<'_>, start: usize) {
+        let (at, filters) = match (before, token) {
+            // An attribute, a test.
+            ([.., (Token::Dot | Token::Ident("is"), ..)], Token::Ident(_))
+            | ([.., (Token::Ident("is"), ..), (Token::Ident("not"), ..)], Token::Ident(_)) => return,
+            // The loop's own.
+            ([(Token::Ident("for"), ..), targets @ ..], Token::Ident("in"))
+                if outside_brackets(targets, |t| matches!(t, Token::Ident("in"))).is_none() =>
+            {
+                return;
+            }
+            ([.., (Token::Ident("not"), at, _)], Token::Ident("in")) => (*at, format!(" | {} ", self.searched)),
+            (_, Token::Ident("in")) => (start, format!(" | {} ", self.searched)),
+            (_, Token::Eq | Token::Ne | Token::Lt | Token::Lte | Token::Gt | Token::Gte) => {
+                (start, format!(" | {} ", self.compared))
+            }
+            ([.., (Token::Pipe, at, _)], Token::Ident(name)) if ORDERING.contains(name) => {
+                (*at, format!(" | {} | {} ", self.iterated, self.compared))
+            }
+            ([.., (Token::Pipe, at, _)], Token::Ident(name)) if ITERATING.contains(name) => {
+                (*at, format!(" | {} ", self.iterated))
+            }
+            _ => return,
+        };
+        self.edits.push((at, at, filters));
+    }
+
     /// The tokens between `{%` and `%}`.
     fn block(&mut self, tag: &[(Token<'_>, usize, usize)]) {
         match tag {
@@ -132,12 +183,16 @@ impl Edits<'_> {
                     let (targets, rest) = rest.split_at(at);
                     let end = outside_brackets(&rest[1..], |t| matches!(t, Token::Ident("if" | "recursive")));
                     self.wrap(end.map_or(rest, |end| &rest[..=end]), self.iterated.clone());
+                    self.check_time(tag);
                     if let Some((Token::Ident("recursive"), ..)) = rest.last() {
                         self.check_names(tag, &names(targets));
                     }
                 }
             }
-            [(Token::Ident("macro"), ..), (Token::Ident(_), ..), rest @ ..] => self.check_names(tag, &parameters(rest)),
+            [(Token::Ident("macro"), ..), (Token::Ident(_), ..), rest @ ..] => {
+                self.check_time(tag);
+                self.check_names(tag, &parameters(rest));
+            }
             [(Token::Ident("call"), ..), (Token::ParenOpen, ..), ..] => self.check_names(tag, &parameters(&tag[1..])),
             [(Token::Ident("with"), ..), rest @ ..] => {
                 let mut all = Vec::new();
@@ -171,7 +226,16 @@ impl Edits<'_> {
         }
     }
 
-    fn apply(&self) -> String {
+    /// Puts `{% set kept_ = kept((0)) %}` behind a tag: when the time is up, what goes round and round ends.
+    fn check_time(&mut self, tag: &[(Token<'_>, usize, usize)]) {
+        if let Some((_, _, end)) = tag.last() {
+            let kept = &self.kept;
+            self.edits.push((*end, *end, format!(" %}}{{% set {kept}_ = {kept}((0))")));
+        }
+    }
+
+    fn apply(&mut self) -> String {
+        self.edits.sort_by_key(|(start, ..)| *start);
         let mut out = String::with_capacity(self.source.len() + 32 * self.edits.len());
         let mut from = 0;
         for (start, end, text) in &self.edits {
