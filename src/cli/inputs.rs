@@ -53,7 +53,7 @@ fn note_doubled_bos(tokenizer: &Tokenizer, tokens: &[u32], whose: &str) {
     }
 }
 
-/// Creates a file that is none of those that a command reads ([`Command::files`](super::Command::files)).
+/// Creates a file that is none of those that a command reads, which the `files` of its arguments list.
 pub fn create_output(path: &Path, files: &[PathBuf]) -> Result<OutputFile, Failure> {
     Ok(OutputFile::create(path, &files.iter().map(PathBuf::as_path).collect::<Vec<_>>())?)
 }
