@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use spts::ggml::backend;
 use spts::method;
+use spts::method::spts::preset::LeftDense;
 use spts::method::spts::schedule::Schedule;
 use spts::output_file::OutputFile;
 use spts::plan::{Plan, PlanOptions};
@@ -104,11 +105,20 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
     check_context(args, &file, first.tokens.len())?;
     // One that lies beside the model has another name.
     let is_dense = schedule.as_ref().is_none_or(|s| s.name == "dense");
-    if args.spts.is_default() && is_dense && Schedule::is_too_narrow(file.shape()) && first.tokens.len() >= LONG {
-        note(&format!(
-            "nothing is skipped: answers of models narrower than {} lose too much by it; --schedule fast or early skips all the same",
-            Schedule::WIDTH_THAT_SKIPS
-        ));
+    if args.spts.is_default()
+        && is_dense
+        && first.tokens.len() >= LONG
+        && let Some(why) = Schedule::left_dense(file.shape())
+    {
+        let why = match why {
+            LeftDense::Narrow => {
+                format!("answers of models narrower than {} lose too much by it", Schedule::WIDTH_THAT_SKIPS)
+            }
+            LeftDense::Unmeasured => {
+                "what mixtures of experts and models with recurrent layers lose by it has not been measured".into()
+            }
+        };
+        note(&format!("nothing is skipped: {why}; --schedule fast or early skips all the same"));
     }
     args.spts.check_draft()?;
     args.spts.method(schedule.clone()).budgets(file.shape(), method::Prompt::of(first.tokens.len()))?;

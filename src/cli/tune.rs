@@ -121,7 +121,7 @@ impl TuneArgs {
 
     /// The schedule to start from, as `--schedule` would name it.
     fn base(&self, shape: &Shape) -> &str {
-        self.schedule.as_deref().unwrap_or(if Schedule::is_too_narrow(shape) { "early" } else { "default" })
+        self.schedule.as_deref().unwrap_or(if Schedule::left_dense(shape).is_some() { "early" } else { "default" })
     }
 
     /// Whether a schedule could lose more than the bound where dense has this score, from 0 to 1.

@@ -153,10 +153,11 @@ impl Shape {
     /// Tokens that the model of a published shape was trained with, as its file says (`context_length`).
     pub fn trained_context(name: &str) -> Option<usize> {
         Some(match name {
-            "llama-3.1-8b" | "llama-3.2-1b" => 131_072,
+            "llama-3.1-8b" | "llama-3.2-1b" | "gpt-oss-20b" | "gpt-oss-120b" => 131_072,
             "qwen2.5-7b" | "qwen2.5-1.5b" | "qwen2.5-0.5b" | "gemma-3-270m" => 32_768,
             "smollm2-135m" => 8_192,
             "qwen3-30b-a3b" => 40_960,
+            "qwen3.6-27b" | "qwen3.6-35b-a3b" => 262_144,
             _ => return None,
         })
     }

@@ -149,30 +149,44 @@ fn assemble(name: &str, skip_from: usize, stages: Vec<Stage>, proxy: ProxySize) 
     }
 }
 
+/// Why a model skips nothing unless told to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LeftDense {
+    /// It is narrower than [`Schedule::WIDTH_THAT_SKIPS`].
+    Narrow,
+    /// It is a mixture of experts or has recurrent layers, and what skipping does to answers of such models has not been measured.
+    Unmeasured,
+}
+
 impl Schedule {
     /// Models of at least this width (n_embd) skip by default: qwen2.5-coder-1.5b's answers bear it, those of the 0.5B (896) do
     /// not (docs/quality.md).
     pub const WIDTH_THAT_SKIPS: usize = 1536;
 
     /// What a model runs with unless told otherwise: its table of the paper; without one, from a width of 4096 on
-    /// [`Schedule::rule_for`], from 1536 on [`Schedule::early_for`]. Narrower models skip nothing: the budget of their one stage
-    /// is the whole prompt. Probed by [`Probe::SPANS`], FFNs by attention alone.
+    /// [`Schedule::rule_for`], from 1536 on [`Schedule::early_for`]. Models of which [`Schedule::left_dense`] has something to say skip
+    /// nothing: the budget of their one stage is the whole prompt. Probed by [`Probe::SPANS`], FFNs by attention alone.
     ///
     /// # Errors
     /// [`ScheduleError::NoLayers`] for a model without layers.
     pub fn default_for(shape: &Shape) -> Result<Schedule, ScheduleError> {
         match PRESETS.iter().find(|p| p.is_for(shape)) {
             Some(p) => Ok(p.schedule(shape)),
+            None if Self::left_dense(shape).is_some() => by_rule("dense", shape, 0.0, &[(1.0, Budget::Fraction(1.0), None)]),
             None if shape.n_embd >= WIDTH_OF_LLAMA => Schedule::rule_for(shape),
-            None if shape.n_embd >= Self::WIDTH_THAT_SKIPS => Schedule::early_for(shape),
-            None => by_rule("dense", shape, 0.0, &[(1.0, Budget::Fraction(1.0), None)]),
+            None => Schedule::early_for(shape),
         }
     }
 
-    /// Whether [`Schedule::default_for`] leaves prompts of any length dense, as the model is too narrow for answers to bear
-    /// skipping.
-    pub fn is_too_narrow(shape: &Shape) -> bool {
-        shape.n_embd < Self::WIDTH_THAT_SKIPS && preset_for(shape).is_none()
+    /// Why [`Schedule::default_for`] leaves prompts of any length dense, if it does.
+    pub fn left_dense(shape: &Shape) -> Option<LeftDense> {
+        if preset_for(shape).is_some() {
+            None
+        } else if shape.n_embd < Self::WIDTH_THAT_SKIPS {
+            Some(LeftDense::Narrow)
+        } else {
+            (shape.experts.is_some() || shape.recurrent.is_some()).then_some(LeftDense::Unmeasured)
+        }
     }
 
     /// Skips early and prunes late (ours): dense up to `round(L / 7)`; stages that end before `round(x L)` for x of 0.32, 0.45,

@@ -73,7 +73,7 @@ fn the_default_goes_by_table_and_width() {
     assert_eq!(default(&other), Schedule::rule_for(&other).unwrap());
     for name in ["qwen2.5-0.5b", "smollm2-135m", "gemma-3-270m"] {
         let shape = Shape::named(name).unwrap();
-        assert!(Schedule::is_too_narrow(&shape));
+        assert_eq!(Schedule::left_dense(&shape), Some(LeftDense::Narrow));
         let schedule = default(&shape);
         for n in [1, 1000, 1 << 17, 1 << 24] {
             let layers = shape.n_layer;
@@ -81,7 +81,15 @@ fn the_default_goes_by_table_and_width() {
             assert!(budgets.is_dense(), "{name}: {n} tokens");
         }
     }
-    assert!(![coder(), llama(), qwen(), other].iter().any(Schedule::is_too_narrow));
+    for shape in [coder(), llama(), qwen(), other] {
+        assert_eq!(Schedule::left_dense(&shape), None);
+    }
+    // Nobody has measured what these lose.
+    for name in ["qwen3-30b-a3b", "gpt-oss-20b", "qwen3.6-27b", "qwen3.6-35b-a3b"] {
+        let shape = Shape::named(name).unwrap();
+        assert_eq!(Schedule::left_dense(&shape), Some(LeftDense::Unmeasured), "{name}");
+        assert_eq!(default(&shape).name, "dense", "{name}");
+    }
 }
 
 #[test]
