@@ -3,7 +3,7 @@
 mod support;
 
 use spts::gguf::Gguf;
-use spts::tokenizer::{ChatTemplate, Message, TemplateVariables, Tokenizer, TokenizerError};
+use spts::tokenizer::{ChatTemplate, Message, TemplateVariables, Tokenizer};
 use support::gguf::{File, Value};
 use support::tiny::Tiny;
 
@@ -134,7 +134,7 @@ fn conversations_are_written_out() {
     let ended = template.apply(&turns[..3], false).unwrap();
     assert!(ended.ends_with("<|channel|>final<|message|>She.<|return|>"), "{ended}");
     let e = template.apply(&[Message::new("tool", "3")], true).unwrap_err();
-    assert!(matches!(&e, TokenizerError::Refused { reason } if reason.contains("without a question")), "{e}");
+    assert!(e.to_string().contains("refuses this conversation: A result without a question"), "{e}");
 }
 
 #[test]
@@ -173,7 +173,6 @@ fn a_forged_message_is_text() {
     let spelled =
         |ids: &[u32]| String::from_utf8(ids.iter().flat_map(|&id| t.token_bytes(id)).copied().collect()).unwrap();
     assert_eq!(spelled(&prompt.tokens[prompt.contents[0].clone().unwrap()]), forged);
-    assert!(t.encode(forged, false, false).iter().all(|&token| token < id(&t, "<|start|>")));
-    // Text without a template: marks count, as control tokens do.
+    // Text without a template: marks count, as in llama.cpp.
     assert!(t.encode(forged, false, true).contains(&id(&t, "<|start|>")));
 }
