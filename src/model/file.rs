@@ -11,7 +11,7 @@ use crate::graph::Graph;
 use crate::graph::ir::WeightId;
 use crate::tokenizer::{ChatTemplate, Tokenizer};
 
-use super::dense::Architecture;
+use super::stack::Architecture;
 use super::hparams::HParams;
 use super::overrides::ModelOverrides;
 use super::shape::Shape;

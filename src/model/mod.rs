@@ -1,7 +1,8 @@
 //! Models: [`file`](mod@file) (header, hyperparameters, tokenizer, chat template, the table of weights), [`weights`] (where these are
 //! placed), [`overrides`] of what a file says, and one file per architecture that builds its dense graph.
 
-pub mod dense;
+pub mod attention;
+pub mod ffn;
 pub mod file;
 mod gemma3;
 mod glm4;
@@ -16,11 +17,12 @@ mod qwen2;
 mod qwen3;
 mod qwen35;
 pub mod shape;
+pub mod stack;
 pub mod table;
 pub mod weights;
 
-use dense::Architecture;
 use hparams::HParams;
+use stack::Architecture;
 use table::WeightTable;
 
 /// Architectures that can be run, by their GGUF names.

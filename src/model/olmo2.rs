@@ -1,78 +1,49 @@
 //! OLMo 2 and 3: norms behind attention and FFN alone, QK norm over whole rows, in OLMo 3 windows in three of four layers.
 
 use crate::graph::Graph;
-use crate::graph::build::{Builder, Projection};
+use crate::graph::build::Projection;
 use crate::graph::ir::*;
 
 use super::ModelError;
-use super::dense::{Architecture, Attended, Embedding, Ffn, Qkv};
+use super::attention::{QkNorms, Qkv};
+use super::stack::{Architecture, Stack};
+use super::ffn::Ffn;
 use super::hparams::HParams;
 use super::table::WeightTable;
 
 struct Layer {
     qkv: Qkv,
     o: Projection,
-    q_norm: WeightId,
-    k_norm: WeightId,
     post_attn_norm: WeightId,
     ffn: Ffn,
 }
 
 /// A loaded model of this architecture.
-pub struct Olmo2 {
-    hp: HParams,
-    embedding: Embedding,
-    layers: Vec<Layer>,
-}
+pub struct Olmo2(Stack<Layer>);
 
 impl Olmo2 {
-    /// Looks up every weight.
+    /// Finds the weights of this architecture in the table.
     pub fn load(hp: &HParams, table: &mut WeightTable) -> Result<Self, ModelError> {
-        let embedding = Embedding::load(hp, table)?;
         let (n_embd, n_q) = (hp.shape.n_embd, hp.shape.n_head * hp.shape.head_dim);
-        let mut layers = Vec::with_capacity(hp.shape.n_layer);
-        for il in 0..hp.shape.n_layer {
-            table.set_layer(Some(il));
-            layers.push(Layer {
-                qkv: Qkv::load(hp, table)?,
+        let layer = |table: &mut WeightTable, _| {
+            Ok(Layer {
+                qkv: Qkv::load(hp, table)?.with_norms(QkNorms::by_rows(hp, table)?),
                 o: table.projection("attn_output", n_q, n_embd)?,
-                q_norm: table.vector("attn_q_norm.weight", n_q)?,
-                k_norm: table.vector("attn_k_norm.weight", hp.shape.n_embd_kv())?,
                 post_attn_norm: table.vector("post_attention_norm.weight", n_embd)?,
                 ffn: Ffn::load(hp, table, Activation::Silu)?,
-            });
-        }
-        Ok(Self { hp: hp.clone(), embedding, layers })
+            })
+        };
+        Ok(Self(Stack::load(hp, table, layer)?))
     }
 }
 
 impl Architecture for Olmo2 {
     fn graph(&self, n_tokens: usize, _n_ctx: usize) -> Graph {
-        let hp = &self.hp;
-        let head_dim = hp.shape.head_dim;
-        let mut b = Builder::new();
-        let (tokens, pos) = b.inputs(n_tokens);
-        let mut anchors: Vec<LayerAnchors> = Vec::with_capacity(hp.shape.n_layer);
-        let mut inp = self.embedding.embed(&mut b, hp, 1.0, tokens);
-        for (il, layer) in self.layers.iter().enumerate() {
-            b.set_layer(Some(il));
-            let (rope, window) = (hp.layer_rope(il), hp.shape.window(il));
-            let k = b.linear(layer.qkv.k, inp, "Kcur");
-            let k = b.rms_norm(layer.k_norm, hp.rms_eps, k, "Kcur_normed");
-            let k = b.push(Op::Rope { head_dim, rope }, &[k, pos], "Kcur_rope");
-            let v = b.linear(layer.qkv.v, inp, "Vcur");
-            let q = b.linear(layer.qkv.q, inp, "Qcur");
-            let q = b.rms_norm(layer.q_norm, hp.rms_eps, q, "Qcur_normed");
-            let q = b.push(Op::Rope { head_dim, rope }, &[q, pos], "Qcur_rope");
-            let heads = hp.heads();
-            let attn = b.push(Op::Attention { layer: il, heads, window }, &[q, k, v, pos, pos], "kqv_out");
-            let attn_out = b.linear(layer.o, attn, "attn_out");
-            let attn_out = b.rms_norm(layer.post_attn_norm, hp.rms_eps, attn_out, "attn_post_norm");
-            let attended = Attended { inp, q, k, v, attn, attn_out, window };
-            let layer = attended.then_ffn(&mut b, hp, &layer.ffn);
-            inp = layer.out;
-            anchors.push(layer);
-        }
-        self.embedding.head(b, hp, anchors, pos, inp)
+        let hp = &self.0.hp;
+        self.0.graph(n_tokens, 1.0, |b, layer, at| {
+            let qkv = layer.qkv.build(b, hp, at.inp, at.pos, [hp.layer_rope(at.il); 2]);
+            let attended = at.attend(b, hp, hp.heads(), qkv, layer.o);
+            attended.normed(b, hp, layer.post_attn_norm).then_ffn(b, hp, &layer.ffn)
+        })
     }
 }

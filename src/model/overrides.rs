@@ -10,7 +10,7 @@ pub enum RopeScaling {
     None,
     /// Every frequency is divided by the same factor.
     Linear,
-    /// The low ones (YaRN).
+    /// The low frequencies are divided, the high ones stay (YaRN).
     Yarn,
 }
 

@@ -1,11 +1,13 @@
 //! Phi-3: fused QKV and fused gate and up in the file, long and short rope factors.
 
 use crate::graph::Graph;
-use crate::graph::build::{Builder, Projection};
+use crate::graph::build::Projection;
 use crate::graph::ir::*;
 
 use super::ModelError;
-use super::dense::{Architecture, Attended, Embedding, Ffn, Qkv, RopeFactors};
+use super::attention::{Qkv, RopeFactors};
+use super::stack::{Architecture, Stack};
+use super::ffn::Ffn;
 use super::hparams::HParams;
 use super::table::WeightTable;
 
@@ -18,56 +20,35 @@ struct Layer {
 
 /// A loaded model of this architecture.
 pub struct Phi3 {
-    hp: HParams,
-    embedding: Embedding,
+    stack: Stack<Layer>,
     rope_factors: RopeFactors,
-    layers: Vec<Layer>,
 }
 
 impl Phi3 {
     /// Finds the weights of this architecture in the table.
     pub fn load(hp: &HParams, table: &mut WeightTable) -> Result<Self, ModelError> {
-        let embedding = Embedding::load(hp, table)?;
         let rope_factors = RopeFactors::load_long(hp, table)?;
         let (n_embd, n_q) = (hp.shape.n_embd, hp.shape.n_head * hp.shape.head_dim);
-        let mut layers = Vec::with_capacity(hp.shape.n_layer);
-        for il in 0..hp.shape.n_layer {
-            table.set_layer(Some(il));
-            layers.push(Layer {
+        let layer = |table: &mut WeightTable, _| {
+            Ok(Layer {
                 attn_norm: table.vector("attn_norm.weight", n_embd)?,
                 qkv: Qkv::load(hp, table)?,
                 o: table.projection("attn_output", n_q, n_embd)?,
                 ffn: Ffn::load_fused(hp, table, Activation::Silu)?,
-            });
-        }
-        Ok(Self { hp: hp.clone(), embedding, rope_factors, layers })
+            })
+        };
+        Ok(Self { stack: Stack::load(hp, table, layer)?, rope_factors })
     }
 }
 
 impl Architecture for Phi3 {
     fn graph(&self, n_tokens: usize, n_ctx: usize) -> Graph {
-        let hp = &self.hp;
+        let hp = &self.stack.hp;
         let rope = Rope { factors: self.rope_factors.in_context(n_ctx), ..hp.rope };
-        let mut b = Builder::new();
-        let (tokens, pos) = b.inputs(n_tokens);
-        let mut anchors: Vec<LayerAnchors> = Vec::with_capacity(hp.shape.n_layer);
-        let mut inp = self.embedding.embed(&mut b, hp, 1.0, tokens);
-        for (il, layer) in self.layers.iter().enumerate() {
-            b.set_layer(Some(il));
-            let x = b.rms_norm(layer.attn_norm, hp.rms_eps, inp, "attn_norm");
-            let k = b.linear(layer.qkv.k, x, "Kcur");
-            let k = b.push(Op::Rope { head_dim: hp.shape.head_dim, rope }, &[k, pos], "Kcur_rope");
-            let v = b.linear(layer.qkv.v, x, "Vcur");
-            let q = b.linear(layer.qkv.q, x, "Qcur");
-            let q = b.push(Op::Rope { head_dim: hp.shape.head_dim, rope }, &[q, pos], "Qcur_rope");
-            let attn =
-                b.push(Op::Attention { layer: il, heads: hp.heads(), window: None }, &[q, k, v, pos, pos], "kqv_out");
-            let attn_out = b.linear(layer.o, attn, "attn_out");
-            let attended = Attended { inp, q, k, v, attn, attn_out, window: None };
-            let layer = attended.then_ffn(&mut b, hp, &layer.ffn);
-            inp = layer.out;
-            anchors.push(layer);
-        }
-        self.embedding.head(b, hp, anchors, pos, inp)
+        self.stack.graph(n_tokens, 1.0, |b, layer, at| {
+            let x = b.rms_norm(layer.attn_norm, hp.rms_eps, at.inp, "attn_norm");
+            let qkv = layer.qkv.build(b, hp, x, at.pos, [rope; 2]);
+            at.attend(b, hp, hp.heads(), qkv, layer.o).then_ffn(b, hp, &layer.ffn)
+        })
     }
 }

@@ -11,10 +11,12 @@ use crate::graph::Graph;
 use crate::graph::build::{Builder, Projection};
 use crate::graph::ir::*;
 
-use super::{Arch, ModelError};
-use super::dense::{Architecture, Embedding, Ffn, Mixed};
+use super::attention::QkNorms;
+use super::stack::{Architecture, Mixed, Site, Stack};
+use super::ffn::Ffn;
 use super::hparams::HParams;
 use super::table::WeightTable;
+use super::{Arch, ModelError};
 
 struct Layer {
     attn_norm: WeightId,
@@ -33,8 +35,7 @@ struct Attention {
     k: Projection,
     v: Projection,
     o: Projection,
-    q_norm: WeightId,
-    k_norm: WeightId,
+    norms: QkNorms,
 }
 
 struct DeltaNet {
@@ -82,35 +83,28 @@ impl Gates {
 }
 
 /// A loaded model of this architecture.
-pub struct Qwen35 {
-    hp: HParams,
-    embedding: Embedding,
-    layers: Vec<Layer>,
-}
+pub struct Qwen35(Stack<Layer>);
 
 impl Qwen35 {
-    /// Looks up every weight.
+    /// Finds the weights of this architecture in the table.
     pub fn load(hp: &HParams, table: &mut WeightTable) -> Result<Self, ModelError> {
-        let embedding = Embedding::load(hp, table)?;
         // The head of embedding models.
         table.tolerate("cls.output.weight");
         table.tolerate("cls.output.bias");
-        let mut layers = Vec::with_capacity(hp.shape.n_layer);
-        for il in 0..hp.shape.n_layer {
-            table.set_layer(Some(il));
-            layers.push(Layer {
+        for il in hp.shape.n_layer..hp.shape.n_layer + hp.n_predict {
+            table.tolerate_layer(il);
+        }
+        let layer = |table: &mut WeightTable, il| {
+            Ok(Layer {
                 attn_norm: table.vector("attn_norm.weight", hp.shape.n_embd)?,
                 mixer: match hp.shape.recurrence(il) {
                     None => MixerWeights::Attention(Attention::load(hp, table)?),
                     Some(heads) => MixerWeights::Delta(DeltaNet::load(hp, heads, table)?),
                 },
                 ffn: Ffn::load(hp, table, Activation::Silu)?,
-            });
-        }
-        for il in hp.shape.n_layer..hp.shape.n_layer + hp.n_predict {
-            table.tolerate_layer(il);
-        }
-        Ok(Self { hp: hp.clone(), embedding, layers })
+            })
+        };
+        Ok(Self(Stack::load(hp, table, layer)?))
     }
 }
 
@@ -122,22 +116,22 @@ impl Attention {
             k: table.biased_projection("attn_k", n_embd, n_kv)?,
             v: table.biased_projection("attn_v", n_embd, n_kv)?,
             o: table.projection("attn_output", n_q, n_embd)?,
-            q_norm: table.vector("attn_q_norm.weight", hp.shape.head_dim)?,
-            k_norm: table.vector("attn_k_norm.weight", hp.shape.head_dim)?,
+            norms: QkNorms::by_heads(hp, table)?,
         })
     }
 
-    /// Attention of layer `il` on the normalised stream x, and its output projection.
-    fn build(&self, b: &mut Builder, hp: &HParams, il: usize, x: NodeId, pos: NodeId) -> (Mixer, NodeId) {
+    /// Attention on the normalised stream x, and its output projection.
+    fn build(&self, b: &mut Builder, hp: &HParams, x: NodeId, at: Site) -> (Mixer, NodeId) {
+        let Site { il, pos, .. } = at;
         let (head_dim, rope, heads) = (hp.shape.head_dim, hp.rope, hp.heads());
         let k = b.linear(self.k, x, "Kcur");
-        let k = b.head_norm(self.k_norm, hp.rms_eps, head_dim, k, "Kcur_normed");
+        let k = self.norms.of_keys(b, hp, k);
         let k = b.push(Op::Rope { head_dim, rope }, &[k, pos], "Kcur_rope");
         let v = b.linear(self.v, x, "Vcur");
         let q_gate = b.linear(self.q_gate, x, "Qcur_full");
         let half = |start: usize| Op::Features { group: 2 * head_dim, start, len: head_dim };
         let q = b.push(half(0), &[q_gate], "Qcur");
-        let q = b.head_norm(self.q_norm, hp.rms_eps, head_dim, q, "Qcur_normed");
+        let q = self.norms.of_queries(b, hp, q);
         let q = b.push(Op::Rope { head_dim, rope }, &[q, pos], "Qcur_rope");
         let attn = b.push(Op::Attention { layer: il, heads, window: None }, &[q, k, v, pos, pos], "kqv_out");
         let gate = b.push(half(head_dim), &[q_gate], "gate");
@@ -180,22 +174,14 @@ impl DeltaNet {
 
 impl Architecture for Qwen35 {
     fn graph(&self, n_tokens: usize, _n_ctx: usize) -> Graph {
-        let hp = &self.hp;
-        let mut b = Builder::new();
-        let (tokens, pos) = b.inputs(n_tokens);
-        let mut anchors: Vec<LayerAnchors> = Vec::with_capacity(hp.shape.n_layer);
-        let mut inp = self.embedding.embed(&mut b, hp, 1.0, tokens);
-        for (il, layer) in self.layers.iter().enumerate() {
-            b.set_layer(Some(il));
-            let x = b.rms_norm(layer.attn_norm, hp.rms_eps, inp, "attn_norm");
+        let hp = &self.0.hp;
+        self.0.graph(n_tokens, 1.0, |b, layer, at| {
+            let x = b.rms_norm(layer.attn_norm, hp.rms_eps, at.inp, "attn_norm");
             let (mixer, attn_out) = match &layer.mixer {
-                MixerWeights::Attention(attention) => attention.build(&mut b, hp, il, x, pos),
-                MixerWeights::Delta(delta) => delta.build(&mut b, hp, il, x),
+                MixerWeights::Attention(attention) => attention.build(b, hp, x, at),
+                MixerWeights::Delta(delta) => delta.build(b, hp, at.il, x),
             };
-            let layer = Mixed { inp, mixer, attn_out }.then_ffn(&mut b, hp, &layer.ffn);
-            inp = layer.out;
-            anchors.push(layer);
-        }
-        self.embedding.head(b, hp, anchors, pos, inp)
+            Mixed { inp: at.inp, mixer, attn_out }.then_ffn(b, hp, &layer.ffn)
+        })
     }
 }

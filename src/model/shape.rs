@@ -4,7 +4,7 @@ use spts_quant::ProxySize;
 
 use crate::attributes::DeltaHeads;
 
-/// A dense decoder's shape.
+/// The sizes of a model: its layers, widths and heads.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Shape {
     /// For reports: the model's name.
@@ -40,9 +40,9 @@ pub struct Shape {
 /// A mixture of experts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Experts {
-    /// How many a layer has.
+    /// Experts in each layer.
     pub n_expert: usize,
-    /// How many compute a token.
+    /// Experts that compute each token.
     pub n_used: usize,
     /// Width of the FFN that computes every token beside them; 0 if there is none.
     pub n_ff_shared: usize,
@@ -191,7 +191,7 @@ impl Shape {
         }
     }
 
-    /// Layers that attend to everything before them: those that can score tokens.
+    /// Layers with attention, through a window or without one: those that keep keys and values.
     pub fn n_attending(&self) -> usize {
         (0..self.n_layer).filter(|&l| self.recurrence(l).is_none()).count()
     }

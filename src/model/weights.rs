@@ -41,7 +41,8 @@ pub struct ModelOptions {
     pub device: Option<String>,
     /// Layers on that device, counted from the last; the others stay on the CPU. `None`: all.
     pub n_gpu_layers: Option<usize>,
-    /// Layers, counted from the first, whose experts lie on the CPU wherever the layers are. More than there are: all.
+    /// The number of layers, counted from the first, whose experts lie on the CPU wherever the layers are. More than the model has
+    /// stands for all.
     pub n_cpu_moe: usize,
     /// Called with the fraction of weights placed so far.
     pub progress: Option<LoadProgress>,
