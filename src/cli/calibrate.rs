@@ -1,16 +1,53 @@
 //! Making FFN proxies: `spts-cli calibrate -m model.gguf -f texts...`.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use clap::Args;
 use spts::method::spts::sidecar::{Sidecar, SidecarError};
 use spts::output_file::OutputFile;
 use spts::proxies::calibrate::CalibrateOptions;
 use spts::{Model, ModelFile};
 
 use super::failure::Failure;
-use super::{CalibrateArgs, inputs, interrupt, note, prompt, proxies, warn};
+use super::options::DeviceArgs;
+use super::{inputs, interrupt, note, prompt, proxies, warn};
 use crate::report::{self, Progress};
+
+/// Making proxies.
+#[derive(Args, Clone, Debug)]
+pub struct CalibrateArgs {
+    /// Model, a GGUF file
+    #[arg(short, long, value_name = "FILE")]
+    pub model: PathBuf,
+    /// Texts of the kind that the model will read, UTF-8; a JSON object with the key `text` will do too
+    #[arg(short = 'f', long = "file", value_name = "FILE", required = true, num_args = 1..)]
+    pub files: Vec<PathBuf>,
+    /// Where to write [default: MODEL.spts.gguf beside the model]
+    #[arg(short, long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+    /// Most tokens to read, over all texts
+    #[arg(long, value_name = "N", default_value_t = 8192, value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
+    pub tokens: u32,
+    /// FFN channels that a proxy keeps [default: after the model's width]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
+    pub d_low: Option<u32>,
+    /// Rank of a proxy [default: after the model's width]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
+    pub rank: Option<u32>,
+    /// Overwrite a file that is no sidecar of this model
+    #[arg(long)]
+    pub force: bool,
+    #[command(flatten)]
+    pub device: DeviceArgs,
+}
+
+impl CalibrateArgs {
+    /// Every file that is read.
+    pub fn files(&self) -> Vec<PathBuf> {
+        std::iter::once(&self.model).chain(&self.files).cloned().collect()
+    }
+}
 
 /// Reads the texts, calibrates, writes the sidecar.
 pub fn calibrate(args: &CalibrateArgs) -> Result<(), Failure> {

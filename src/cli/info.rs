@@ -1,16 +1,41 @@
 //! What is in a file, and what is in this machine.
 
 use std::fmt::Write;
+use std::path::PathBuf;
 
+use clap::Args;
 use serde_json::{Map, Value as Json, json};
 use spts::ggml::backend;
 use spts::gguf::{Array, Gguf, OpenOptions, Value};
 use spts::printable::{printable, printable_within};
 use spts::session::document_file::ARCHITECTURE;
 
-use super::InfoArgs;
 use super::failure::Failure;
 use crate::report::{grouped, mib};
+
+/// Showing a file.
+#[derive(Args, Clone, Debug)]
+pub struct InfoArgs {
+    /// GGUF file
+    #[arg(value_name = "FILE", required_unless_present = "model")]
+    pub file: Option<PathBuf>,
+    /// The same, as a flag
+    #[arg(short, long, value_name = "FILE", conflicts_with = "file")]
+    pub model: Option<PathBuf>,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+    /// Print long lists in full
+    #[arg(long)]
+    pub full: bool,
+}
+
+impl InfoArgs {
+    /// The file, however it was given.
+    pub fn path(&self) -> PathBuf {
+        self.file.clone().or_else(|| self.model.clone()).unwrap_or_default()
+    }
+}
 
 /// Elements of an array that JSON shows without `--full`: more is a vocabulary.
 const SHORT_ARRAY: usize = 64;

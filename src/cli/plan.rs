@@ -1,7 +1,8 @@
 //! Counting before running: `spts-cli plan -m model.gguf -n 32768`.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use clap::Args;
 use spts::ModelFile;
 use spts::compile;
 use spts::compile::target::Target;
@@ -10,11 +11,43 @@ use spts::graph::print::print;
 use spts::method::spts::schedule::Reach;
 use spts::method::{Entry, Prompt};
 use spts::model::placement::Placement;
-use spts::model::shape::Shape;
+use spts::model::shape::{SHAPE_NAMES, Shape};
 use spts::plan::{CpuExperts, Plan, PlanOptions};
 
 use super::failure::Failure;
-use super::{PlanArgs, run, schedule, warn};
+use super::options::{MemoryArgs, OVERRIDES, OverrideArgs, PlacementArgs, SptsArgs};
+use super::{run, schedule, warn};
+
+/// Counting.
+#[derive(Args, Clone, Debug)]
+pub struct PlanArgs {
+    /// Model, a GGUF file
+    #[arg(short, long, value_name = "FILE", required_unless_present = "shape", conflicts_with = "shape")]
+    pub model: Option<PathBuf>,
+    /// A well-known model's shape instead, with which no metadata can be changed: llama-3.1-8b, llama-3.2-1b, qwen2.5-7b, qwen2.5-1.5b, qwen2.5-0.5b, smollm2-135m, gemma-3-270m, qwen3-30b-a3b, gpt-oss-20b, gpt-oss-120b, qwen3.6-27b, qwen3.6-35b-a3b
+    #[arg(long, value_name = "NAME", value_parser = clap::builder::PossibleValuesParser::new(SHAPE_NAMES), hide_possible_values = true, conflicts_with_all = OVERRIDES)]
+    pub shape: Option<String>,
+    /// Tokens of the prompt
+    #[arg(short = 'n', long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1 << 30))]
+    pub n_tokens: u32,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+    /// Count the stages even if the prompt is not longer than the first budget
+    #[arg(long)]
+    pub forced: bool,
+    /// Print the program that would run: its graph after all rewrites, and its devices (needs -m)
+    #[arg(long, conflicts_with_all = ["json", "shape", "forced"])]
+    pub graph: bool,
+    #[command(flatten)]
+    pub placement: PlacementArgs,
+    #[command(flatten)]
+    pub overrides: OverrideArgs,
+    #[command(flatten)]
+    pub spts: SptsArgs,
+    #[command(flatten)]
+    pub memory: MemoryArgs,
+}
 
 /// The text that `plan` prints.
 pub fn plan(args: &PlanArgs) -> Result<String, Failure> {

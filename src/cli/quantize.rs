@@ -1,14 +1,43 @@
 //! Making a model file smaller: `spts-cli quantize -m in.gguf -o out.gguf --type q4_k_m`.
 
 use std::fmt::Write;
+use std::path::PathBuf;
 
+use clap::Args;
 use spts::gguf::{Gguf, OpenOptions};
 use spts::quantize::{self, QuantizeOptions, QuantizeReport, TensorPlan};
 use spts::runtime;
+use spts_quant::Preset;
 
 use super::failure::Failure;
-use super::{QuantizeArgs, interrupt};
+use super::interrupt;
 use crate::report::{Progress, mib};
+
+/// Writing a model in other types.
+#[derive(Args, Clone, Debug)]
+pub struct QuantizeArgs {
+    /// Model to read, a GGUF file, best in F32, F16 or BF16
+    #[arg(short, long, value_name = "FILE")]
+    pub model: PathBuf,
+    /// Model to write
+    #[arg(short, long, value_name = "FILE")]
+    pub output: PathBuf,
+    /// Mix of types: mxfp4_moe (experts in MXFP4, other matrices in Q8_0), q4_0, q4_k_s, q4_k_m (also q4_k), q5_k_m (also q5_k), q6_k, q8_0, f16 or f32
+    #[arg(long = "type", value_name = "TYPE", value_parser = preset)]
+    pub preset: Preset,
+    /// Quantize weights that are quantized already: what the first time lost stays lost
+    #[arg(long)]
+    pub allow_requantize: bool,
+    /// Threads [default: one per core]
+    #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=512))]
+    pub threads: Option<u16>,
+}
+
+/// The mix of types of this name.
+pub(super) fn preset(name: &str) -> Result<Preset, String> {
+    let names = || Preset::ALL.map(|p| p.name().to_lowercase()).join(", ");
+    Preset::from_name(name).ok_or_else(|| format!("expected one of {}", names()))
+}
 
 /// The text that `quantize` prints.
 pub fn quantize(args: &QuantizeArgs) -> Result<String, Failure> {

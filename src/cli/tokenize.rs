@@ -12,10 +12,9 @@ use super::failure::Failure;
 use super::prompt;
 
 /// For help texts.
-pub const HELP: &str =
-    "With --jsonl each line of standard input is a JSON string, or an object with prompt, or with messages (role and
-content of each) and the assistant's first words as prefix, which go through the model's chat template; each line of the
-output is an object with n_tokens, and with --ids also ids.";
+pub const HELP: &str = "With --jsonl each line of standard input is a JSON string, or an object with prompt, or with messages (role and \
+     content of each) and the assistant's first words as prefix, which go through the model's chat template; each line \
+     of the output is an object with n_tokens, and with --ids also ids.";
 
 /// Counting tokens.
 #[derive(Args, Clone, Debug)]
