@@ -14,7 +14,7 @@ help:
 	@echo "make demo       build, fetch a small model and some essays (490 MiB), ask a question about them"
 	@echo "make test       all tests (fetches the small model)"
 	@echo "make build      target/release/spts-cli"
-	@echo "make lint       formatting, Clippy and documentation, of all features; licences and sources of crates"
+	@echo "make lint       formatting, Clippy and documentation, of all features, and the fuzz targets; licences and sources of crates"
 	@echo "make fetch      all models and texts of the tests and benchmarks (2 GiB)"
 	@echo "make cuda       NVIDIA's compiler into .cuda, and the program with CUDA"
 	@echo "make test-cuda  the tests that need a GPU"

@@ -63,12 +63,12 @@ pub enum Error {
     /// Sampling parameters out of range.
     #[error(transparent)]
     Sampler(#[from] crate::session::sampler::SamplerError),
-    /// A model whose logits are no numbers.
+    /// The model computed logits that are no numbers.
     #[error("{file}: {source}")]
     Logits {
         /// The model's file.
         file: String,
-        /// What is wrong with them.
+        /// What is wrong with the logits.
         source: crate::session::sampler::SamplerError,
     },
     /// A bug in a graph pass, found before anything ran.

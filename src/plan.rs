@@ -44,14 +44,14 @@ pub struct PlanOptions {
 /// Bytes of experts that stay on the CPU while their layers are on a GPU.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct CpuExperts {
-    /// Of all layers.
+    /// Bytes of the experts of all these layers together.
     pub bytes: u64,
-    /// Of the largest of them, which the GPU has room for.
+    /// Bytes of the largest layer's experts, for which the GPU has room.
     pub of_a_layer: u64,
 }
 
 impl CpuExperts {
-    /// Those of layers of so many bytes.
+    /// The sum and the largest of the layers' bytes of experts.
     pub fn of(layers: &[u64]) -> CpuExperts {
         CpuExperts { bytes: layers.iter().sum(), of_a_layer: layers.iter().copied().max().unwrap_or(0) }
     }
@@ -98,13 +98,13 @@ pub struct Memory {
     pub kv: f64,
     /// KV cache of a dense prefill.
     pub kv_dense: f64,
-    /// States of recurrent layers, each of them twice.
+    /// Bytes of the states of recurrent layers, each of which is held twice.
     pub states: f64,
     /// The residual stream of the whole prompt, F32.
     pub hidden: f64,
-    /// One layer's keys, scores and tile, the attention mask, and the logits.
+    /// One layer's keys, scores and tile, the logits, and an attention mask, which devices with a kernel of our own do without.
     pub scratch: f64,
-    /// Of the weights, experts that stay on the CPU, and as much of them as a layer has, which the GPU has room for.
+    /// Experts that stay on the CPU: their bytes, which are among the weights, and the room that the GPU has for one layer's.
     pub cpu_experts: CpuExperts,
     /// What stays of a document of these tokens for later questions, and is not in the sum: the cache of the layers before the
     /// first one that skips, which is in `kv` already, and the residual stream behind them. 0 if the first layer skips.
@@ -117,7 +117,7 @@ impl Memory {
         self.weights + self.kv + self.states + self.hidden + self.scratch + self.cpu_experts.of_a_layer as f64
     }
 
-    /// Of these what the device of the layers holds, where experts stay on the CPU.
+    /// Bytes that the layers' device holds: the total without the experts that stay on the CPU.
     pub fn beside_cpu_experts(&self) -> f64 {
         self.total() - self.cpu_experts.bytes as f64
     }
@@ -172,7 +172,7 @@ pub struct Plan {
     pub memory_bytes: u64,
     /// What stays of a document of these tokens for later questions, and the size of its file.
     pub document_bytes: u64,
-    /// Of `memory_bytes` the experts that stay on the CPU.
+    /// Bytes of the experts that stay on the CPU, which are part of `memory_bytes`.
     pub cpu_expert_bytes: u64,
     /// One entry per layer.
     pub layers: Vec<PlanLayer>,

@@ -20,12 +20,12 @@ const UPDATE_EVERY: Duration = Duration::from_millis(80);
 pub struct SharedProgress(Arc<Mutex<Progress>>);
 
 impl SharedProgress {
-    /// A line that shows nothing yet.
+    /// Makes a line that shows nothing yet.
     pub fn new() -> SharedProgress {
         SharedProgress(Arc::new(Mutex::new(Progress::new())))
     }
 
-    /// The line, until the result goes.
+    /// Locks the line until the guard is dropped.
     pub fn lock(&self) -> MutexGuard<'_, Progress> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }

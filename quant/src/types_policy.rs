@@ -191,7 +191,7 @@ pub enum Choice {
     Keep,
     /// The tensor is converted to another type.
     To {
-        /// The new type.
+        /// The type that it gets.
         ty: TensorType,
         /// The type that the mix wanted, if the row length ruled it out.
         instead_of: Option<TensorType>,

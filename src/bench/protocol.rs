@@ -22,8 +22,7 @@ pub struct BenchOptions {
     pub repetitions: usize,
     /// Also record which kinds of operation take which share of the prefill's time.
     pub op_times: bool,
-    /// Pause before each run. A GPU that computes all the time runs at its power limit, slower than for a prompt that comes
-    /// alone.
+    /// Pause before each run. Without one a GPU runs at its power limit, slower than for a single prompt.
     pub rest: Duration,
     /// Seed of the random token ids.
     pub seed: u64,
@@ -33,13 +32,13 @@ pub struct BenchOptions {
     pub session: SessionOptions,
 }
 
-/// Is told what a benchmark does while it goes on.
+/// Watches a benchmark.
 pub trait Progress {
-    /// A session was made; setting the flag stops it.
+    /// Is told of a new session, which setting the flag stops.
     fn session(&mut self, stop: &Arc<AtomicBool>);
     /// Is told that the next run begins.
     fn run(&mut self, n_prompt: usize, mode: Mode, repetition: Option<usize>);
-    /// The next run of questions about a document begins.
+    /// Is told that the next run of questions about a document begins.
     fn questions(&mut self, _n_document: usize, _repetition: Option<usize>) {}
 }
 

@@ -81,8 +81,7 @@ impl Synthetic {
         writer.write_into(out, |decl, out| fill(decl, out))
     }
 
-    /// The model in a file without a name, in the system's folder for temporary files (`TMPDIR`): it is gone when the last
-    /// user is.
+    /// The model in a nameless file in the system's folder for temporary files (`TMPDIR`). It is gone when nobody uses it any more.
     ///
     /// # Errors
     /// The file cannot be written.

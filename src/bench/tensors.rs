@@ -9,11 +9,11 @@ pub(super) enum Fill {
     Matrix,
     /// The same in F32: what chooses among experts is never quantized, and neither are the kernels of a convolution.
     Router,
-    /// F32 about 1.
+    /// Values about 1, in F32.
     Norm,
-    /// F32 about 0.
+    /// Values about 0, in F32.
     Bias,
-    /// F32 around -0.5: the logarithms of a recurrence's decays, before their gate.
+    /// Values about -0.5, in F32: the logarithms of a recurrence's decays, before their gate.
     Decay,
     /// The divisors of Llama 3.1's rotary frequencies.
     RopeFactors,

@@ -1,5 +1,5 @@
-//! In the last layer only the last token's state is used, so only that is computed there, but for keys and values, and a tile of
-//! queries on the CPU.
+//! In the last layer only the last token's state is used, so only that is computed there, but for keys and values, and, where
+//! ggml's kernel computes a CPU's attention, the last 64 queries.
 
 use std::collections::HashMap;
 

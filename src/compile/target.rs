@@ -21,7 +21,7 @@ const CPU_TILE_OF_QUERIES: usize = 64;
 pub struct Target<'m> {
     file: &'m ModelFile,
     placement: &'m Placement,
-    /// Of the devices that layers are on.
+    /// Kernels of the devices that layers are on.
     kernels: Vec<Kernels>,
     n_ubatch: Option<usize>,
     proxy: Option<ProxySize>,

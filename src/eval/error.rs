@@ -29,7 +29,7 @@ pub enum EvalError {
     Keys {
         /// Keys asked for.
         found: usize,
-        /// Names there are.
+        /// Names that there are.
         most: usize,
     },
     /// A probability is no finite number.
@@ -37,7 +37,7 @@ pub enum EvalError {
     NotFinite {
         /// Configuration and sample.
         what: String,
-        /// From 1.
+        /// Number of the token, from 1.
         position: usize,
     },
     /// Tasks that cannot be read.
@@ -57,7 +57,7 @@ pub enum TaskDataError {
     Line {
         /// The file.
         origin: String,
-        /// From 1.
+        /// Number of the line, from 1.
         line: usize,
         /// What was found, and what was expected.
         what: String,
@@ -70,7 +70,7 @@ pub enum TaskDataError {
         /// The file.
         origin: String,
     },
-    /// `--tasks` names one that no line has.
+    /// A task was asked for that no line has.
     #[error("{origin}: no task is called `{name}`; there are {known}")]
     NoSuchTask {
         /// The file.
@@ -107,7 +107,7 @@ pub enum ResultsError {
     Line {
         /// The file.
         path: PathBuf,
-        /// From 1.
+        /// Number of the line, from 1.
         line: usize,
         /// What is wrong with it.
         what: String,
@@ -119,9 +119,9 @@ pub enum ResultsError {
         path: PathBuf,
         /// Model, data, device or configuration.
         what: String,
-        /// In the file.
+        /// What the file says.
         found: String,
-        /// Of this run.
+        /// What this run would write.
         expected: String,
     },
 }

@@ -13,7 +13,7 @@ use crate::attributes::{Activation, DeltaHeads, Heads, Join, Rope, RopeLayout};
 /// Weights of which a CUDA device holds copies in 16 bits, made ahead of their products (`BUFFERS` in wide_weights.cu).
 pub const WIDE_WEIGHTS: usize = 3;
 
-/// Bytes of logits that probing holds at a time: four for each of `LOGITS` in selection.cu, and as many by ggml's operations.
+/// Bytes of logits that probing holds at a time by ggml's operations: four for each of `LOGITS` in selection.cu, which our kernel holds.
 pub const PROBE_LOGITS: usize = 128 << 20;
 
 /// What a device's kernels take, ggml's and ours: the one place that knows.
@@ -69,15 +69,15 @@ impl Kernels {
         self.cuda_device.is_some()
     }
 
-    /// [`Ops::causal_attention`], which knows no sinks, or [`Ops::cpu_attention`], of so many queries over heads of this shape, with
-    /// keys and values of these types.
+    /// Whether there is attention without a mask for so many queries, heads of this shape, and keys and values of these types:
+    /// [`Ops::cpu_attention`], or [`Ops::causal_attention`], which knows no sinks.
     pub fn causal_attention(&self, n_q: usize, heads: &Heads, kv: [GgmlType; 2]) -> bool {
         let is_plain = heads.sinks.is_none() && kv.iter().all(|ty| *ty == GgmlType::F16);
         self.windowed_attention(heads)
             || is_plain && self.cuda_device.is_some_and(|device| takes_causal_attention(device, n_q, heads))
     }
 
-    /// [`Ops::cpu_attention`] over heads of this shape, with or without a window.
+    /// Whether [`Ops::cpu_attention`] computes heads of this shape; windows are no matter to it.
     pub fn windowed_attention(&self, heads: &Heads) -> bool {
         self.is_cpu && cpu_attention::takes_heads_of(heads.head_dim)
     }

@@ -84,11 +84,11 @@ pub enum GgufError {
     #[error("{file}: metadata {key:?} is missing, expected {expected}")]
     MissingKey { file: String, key: String, expected: &'static str },
 
-    /// A text that is no override of metadata.
+    /// A text cannot be read as an override of metadata.
     #[error("{problem}")]
     OverrideSyntax { problem: String },
 
-    /// An override of another kind than the file's value.
+    /// An override's value is of another kind than the file's.
     #[error("{file}: metadata {key:?} is {found} in the file, and {given} does not replace it")]
     OverrideKind { file: String, key: String, found: String, given: &'static str },
 

@@ -105,7 +105,8 @@ pub enum Op {
         /// Sliding window in positions: a key is visible while `pos_q - pos_k < window`.
         window: Option<usize>,
     },
-    /// `x [group m, n] -> [len m, n]`: of each group of so many features `len`, from the feature `start` on.
+    /// `x [group m, n] -> [len m, n]`: the features of x are cut into groups of `group`, and of each group `len` are taken, from `start`
+    /// on.
     Features {
         /// Features of a group.
         group: usize,

@@ -9,11 +9,11 @@ use crate::graph::ir::WeightId;
 use crate::model::table::Role;
 use crate::model::weights::Model;
 
-/// The room, and what is in it.
+/// The room on one device, and the experts in it.
 #[derive(Default)]
 pub struct Fetched {
     room: Option<Room>,
-    /// Whose weights are there.
+    /// The layer whose weights are there.
     layer: Option<usize>,
 }
 
@@ -59,7 +59,7 @@ impl Fetched {
     /// Brings the experts of a layer here, when the device is done with those that are.
     ///
     /// # Panics
-    /// Without room for them.
+    /// If there is no room for them ([`Fetched::reserve`]).
     pub fn fetch(&mut self, model: &Model, layer: usize, backend: &mut Backend) {
         if self.layer == Some(layer) {
             return;

@@ -20,8 +20,9 @@ pub struct GenerateOptions {
     /// Stop at the model's end-of-generation tokens. If not, they are forbidden, as with llama.cpp's `--ignore-eos`: what a
     /// model writes behind one is the next turn of a conversation that nobody has.
     pub stop_at_eog: bool,
-    /// Texts that end the answer. A stop string's tokens are the answer's last ones; [`StopStrings::filter`] leaves its text out,
-    /// and what else its last token brings. A control token ends the answer if one of them is what the vocabulary calls it.
+    /// Texts that end the answer. The tokens that spell one are still among the answer's tokens; [`StopStrings::filter`] leaves its
+    /// text out, and whatever the last of these tokens brings behind it. A control token ends the answer if its name in the vocabulary
+    /// is one of these texts.
     pub stop: StopStrings,
     /// Log probabilities to keep for each step; 0 is none.
     pub logprobs: usize,
@@ -47,7 +48,7 @@ impl Default for GenerateOptions {
 pub enum StopReason {
     /// An end-of-generation token (the last of `tokens`).
     Eog,
-    /// One of the stop strings, which the last of `tokens` completes.
+    /// The answer came to a stop string, which the last of `tokens` completes.
     StopString,
     /// `n_predict` tokens.
     Length,

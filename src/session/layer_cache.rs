@@ -41,7 +41,7 @@ impl CacheType {
 
 /// Which of a call's tokens a layer has kept.
 pub enum Kept {
-    /// So many; which ones does not matter.
+    /// The number of tokens; which ones they are does not matter.
     Count(usize),
     /// Those at these positions, ascending, where a sliding window masks by them.
     At(Vec<i32>),
@@ -142,7 +142,7 @@ impl LayerCache {
         self.len
     }
 
-    /// True without entries.
+    /// Whether there are no entries.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }

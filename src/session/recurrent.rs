@@ -27,7 +27,7 @@ pub struct RecurrentState {
     memory: Option<(Arena, [Parts; 2])>,
     /// Of the memory: another number for every allocation of the process.
     generation: u64,
-    /// Which of the two holds.
+    /// Which of the two states is the current one.
     current: usize,
     /// Tokens that it stands for.
     len: usize,
@@ -90,7 +90,7 @@ impl RecurrentState {
         self.len
     }
 
-    /// True of no tokens.
+    /// Whether no tokens were read.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
@@ -105,7 +105,7 @@ impl RecurrentState {
         self.current
     }
 
-    /// A call is done that has read `n` tokens.
+    /// Makes the state that a call has written the current one, of `n` more tokens.
     pub fn advance(&mut self, n: usize) {
         self.current = 1 - self.current;
         self.len += n;
@@ -165,7 +165,7 @@ impl RecurrentState {
     /// kept no longer.
     ///
     /// # Panics
-    /// If it is no such number.
+    /// If the state of the first `n` tokens is not there.
     pub fn rewind(&mut self, n: usize) {
         self.kept_len = self.kept_len.filter(|&kept| kept <= n);
         if n == self.len {
@@ -189,7 +189,7 @@ impl RecurrentState {
         Some([arena.get(parts.conv), arena.get(parts.matrices)])
     }
 
-    /// Writes what a call would: channels and matrices, as they lie in memory.
+    /// Fills the state that the next call would write: channels and matrices, as they lie in memory.
     ///
     /// # Panics
     /// Before the first [`RecurrentState::reserve`], or if they are of another size.

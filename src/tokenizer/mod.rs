@@ -106,7 +106,7 @@ pub enum TokenizerError {
         /// whose message
         role: String,
     },
-    /// What is wrong with a chat template that was given in place of the model's.
+    /// A chat template that was given in place of the model's is of no use.
     #[error("chat template {name}: {reason}")]
     GivenTemplate {
         /// its file or name
@@ -114,7 +114,7 @@ pub enum TokenizerError {
         /// what is wrong with it
         reason: String,
     },
-    /// No file, no name and no text of a chat template.
+    /// What was given as a chat template is no file, no known name and no Jinja text.
     #[error("chat template {found:?}: expected a file, a known name ({known}), or Jinja with {{{{ or {{% in it")]
     UnknownTemplate {
         /// what was given
@@ -130,13 +130,13 @@ pub enum TokenizerError {
         /// the system's reason
         source: std::io::Error,
     },
-    /// What should be variables of the chat template are none.
+    /// What was given as variables of the chat template is no JSON object of such.
     #[error("variables of the chat template: {problem}")]
     TemplateVariables {
         /// what is wrong with them
         problem: String,
     },
-    /// A role that is no word.
+    /// A message's role is no word.
     #[error("role {role:?}: expected a word of letters, digits, - and _, such as user")]
     Role {
         /// what was given
@@ -167,7 +167,7 @@ impl TokenizerError {
         }
     }
 
-    /// What is wrong, wherever it is.
+    /// The error itself, without the file that it was found in.
     pub fn inner(&self) -> &TokenizerError {
         match self {
             TokenizerError::InFile { source, .. } => source.inner(),

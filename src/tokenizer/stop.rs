@@ -20,7 +20,7 @@ impl<S: Into<String>> FromIterator<S> for StopStrings {
 }
 
 impl StopStrings {
-    /// True without stop strings.
+    /// Whether there are no stop strings.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }

@@ -159,8 +159,8 @@ pub enum LeftDense {
 }
 
 impl Schedule {
-    /// Models of at least this width (n_embd) skip by default: qwen2.5-coder-1.5b's answers bear it, those of the 0.5B (896) do
-    /// not (docs/quality.md).
+    /// Models narrower than this (n_embd) skip nothing by default: qwen2.5-coder-1.5b's answers bear skipping, those of the 0.5B (896)
+    /// do not (docs/quality.md). Wider ones skip unless [`Schedule::left_dense`] has another reason.
     pub const WIDTH_THAT_SKIPS: usize = 1536;
 
     /// What a model runs with unless told otherwise: its table of the paper; without one, from a width of 4096 on

@@ -28,7 +28,8 @@ impl TemplateVariables {
     /// Reads them from a JSON object: its keys are their names.
     ///
     /// # Errors
-    /// No JSON object, or a name that the conversation decides (`messages`, `add_generation_prompt`, `bos_token`, `eos_token`).
+    /// The text is no JSON object, or one of its keys is decided by the conversation (`messages`, `add_generation_prompt`, `bos_token`,
+    /// `eos_token`).
     pub fn parse(json: &str) -> Result<TemplateVariables, TokenizerError> {
         let bad = |problem| TokenizerError::TemplateVariables { problem };
         let value: Value = serde_json::from_str(json).map_err(|e| bad(format!("no JSON: {e}")))?;
@@ -47,7 +48,7 @@ impl ChatTemplate {
     /// and variables stay.
     ///
     /// # Errors
-    /// None of these, or a file that cannot be read.
+    /// `what` is no file, no known name and no Jinja source, or the file cannot be read.
     pub fn replaced_by(&self, what: &str) -> Result<ChatTemplate, TokenizerError> {
         let path = Path::new(what);
         let (name, source) = if path.exists() && !path.is_dir() {
@@ -64,14 +65,14 @@ impl ChatTemplate {
         Ok(ChatTemplate { source: source.into(), builtin: false, given: Some(name), ..self.clone() })
     }
 
-    /// With further variables; one that is there already is replaced.
+    /// The template with further variables. One that has a value already gets the new one.
     pub fn with_variables(mut self, variables: &TemplateVariables) -> ChatTemplate {
         let all = Arc::make_mut(&mut self.variables.0);
         all.extend(variables.0.iter().map(|(name, value)| (name.clone(), value.clone())));
         self
     }
 
-    /// With thinking switched off, in templates that have the usual switch for it, the variable `enable_thinking`.
+    /// The template with thinking switched off: the variable `enable_thinking`, by which most templates ask, is false.
     pub fn without_thinking(mut self) -> ChatTemplate {
         Arc::make_mut(&mut self.variables.0).insert(THINKING.to_owned(), false.into());
         self
