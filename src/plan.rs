@@ -7,15 +7,15 @@
 //!   values and the output projection for the active tokens of attention, the FFN for its active tokens;
 //!   A recurrent layer's projections are those of all its candidates;
 //! - *attention*: `Q K^T` and `P V`. Causal: half of the rectangle, so `n^2 (d_k + d_v) H` for n tokens (a sliding window W
-//!   counts `(2 n W - W^2) (d_k + d_v) H` once n exceeds it). Of a recurrent layer its convolution, and for each value head and token
-//!   the products of the state with key and query and its change, `6 d^2`;
+//!   counts `(2 n W - W^2) (d_k + d_v) H` once n exceeds it). Of a recurrent layer its convolution, and for each value head and
+//!   token the products of the state with key and query and its change, `6 d^2`;
 //! - *probes*: of attention, the queries' projection and their scores `2 q n d_k H` over all n candidates; of the FFN, the
 //!   low-rank proxy of all candidates, `2 n (2 D r + 2 r d_low + d_low r)` for a gated one.
 //!
 //! Not counted: the output head, element-wise work (norms, rope, softmax, gathers), and what last layers save by computing
-//! only what will be read: the model's what the last token needs, a stage's the FFN of the tokens that stay ([`crate::method::spts::prune`];
-//! 0.5 to 1.2 % of LLaMA's operations between 32K and 8K tokens). Nor does anything here know how fast a kernel is. But for that
-//! percent the ratio is a ceiling.
+//! only what will be read: the model's what the last token needs, a stage's the FFN of the tokens that stay
+//! ([`crate::method::spts::prune`]; 0.5 to 1.2 % of LLaMA's operations between 32K and 8K tokens). Nor does anything here know how
+//! fast a kernel is. But for that percent the ratio is a ceiling.
 
 use std::fmt;
 
@@ -154,7 +154,8 @@ pub struct Cliff {
 }
 
 /// The plan. It serialises to the keys `n_tokens`, `predicted_speedup`, `cache_kept`, `flops_dense`, `flops_spts`,
-/// `memory_bytes`, `document_bytes`, `cpu_expert_bytes` and `layers`, which are a stable interface; [`fmt::Display`] gives the table for people.
+/// `memory_bytes`, `document_bytes`, `cpu_expert_bytes` and `layers`, which are a stable interface; [`fmt::Display`] gives the
+/// table for people.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct Plan {

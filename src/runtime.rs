@@ -28,8 +28,8 @@ pub fn overlap_launches() {
     OVERLAPS.store(true, Ordering::Relaxed);
 }
 
-/// Whether CPUs compute the attention of prompts by ggml's kernel, as llama.cpp does, instead of this library's, which is 1.5 to 2.5
-/// times as fast (docs/performance.md). It is there to compare the two, and holds for prompts from then on.
+/// Whether CPUs compute the attention of prompts by ggml's kernel, as llama.cpp does, instead of this library's, which is 1.5 to
+/// 2.5 times as fast (docs/performance.md). It is there to compare the two, and holds for prompts from then on.
 pub fn attend_by_ggml(is_ggmls: bool) {
     cpu_attention::leave_to_ggml(is_ggmls);
 }

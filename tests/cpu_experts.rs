@@ -1,4 +1,5 @@
-//! Experts that lie on another device than their layers. Both devices are the CPU here: the way is the same, and not a bit may differ.
+//! Experts that lie on another device than their layers. Both devices are the CPU here: the way is the same, and not a bit may
+//! differ.
 
 mod reference;
 mod runtime;

@@ -355,7 +355,8 @@ fn quantized_cache() {
     compare("q8_0 cache", &path, &tiny.prompt(N), &options, 1e-3);
 }
 
-/// Some layers on each, or experts on the CPU: prompts, answers, prompts behind answers; dense and skipping, with stages on either side of the border.
+/// Some layers on each, or experts on the CPU: prompts, answers, prompts behind answers; dense and skipping, with stages on either
+/// side of the border.
 #[test]
 fn layers_on_both() {
     for tiny in models() {

@@ -192,8 +192,8 @@ fn a_changed_document_is_read_from_where_it_changed() {
     assert_eq!(ask(&mut session, &mut fresh, &questions[0], pair.tolerance()), 0);
 }
 
-/// A recurrent layer has one state: at the document's end, and where the last prompt went on to. What parts from these before is read
-/// from the start, and what goes on behind them is not.
+/// A recurrent layer has one state: at the document's end, and where the last prompt went on to. What parts from these before is
+/// read from the start, and what goes on behind them is not.
 #[test]
 fn recurrent_layers_begin_where_a_state_is_there() {
     for name in ["qwen35", "qwen35moe", "qwen3next"] {

@@ -110,8 +110,8 @@ const EXACT: Distance = Distance { first: 0.001, top5: 0.001, all: 0.001, tie: 0
 /// | qwen2.5-coder-0.5b | 0.010, 0.011 | 0.33, 0.27 | 0.09, 0.09 |
 /// | qwen2.5-coder-1.5b | 0.100, 0.105 | 0.23, 0.23 | 0.15, 0.02 |
 ///
-/// (AVX2 column of qwen2.5-coder-1.5b: two settings ran "short" alone.) A right implementation on other kernels is in this range: it finds a wrong token, while wrong arithmetic is what the sharper
-/// runs find.
+/// (AVX2 column of qwen2.5-coder-1.5b: two settings ran "short" alone.) A right implementation on other kernels is in this range:
+/// it finds a wrong token, while wrong arithmetic is what the sharper runs find.
 mod spread {
     use super::Distance;
 

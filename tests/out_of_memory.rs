@@ -1,4 +1,5 @@
-//! Memory that runs out, at every allocation there is: an error or smaller tiles, never a broken session, and no generated token lost.
+//! Memory that runs out, at every allocation there is: an error or smaller tiles, never a broken session, and no generated token
+//! lost.
 
 mod reference;
 mod runtime;

@@ -36,8 +36,8 @@ pub fn spearman(a: &[f32], b: &[f32]) -> Option<f64> {
     (aa > 0.0 && bb > 0.0).then(|| ab / (aa * bb).sqrt())
 }
 
-/// The indices of the `m` largest scores, ascending; of equal scores the lower index, as the runtime
-/// selects tokens.
+/// The indices of the `m` largest scores, in ascending order. Of equal scores the one with the lower index
+/// is taken, as the runtime does.
 pub fn top_m(scores: &[f32], m: usize) -> Vec<u32> {
     crate::saliency::select_channels(scores, m)
 }

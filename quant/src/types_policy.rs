@@ -3,8 +3,8 @@
 //! The mixes follow the conventions of the GGUF ecosystem, so that a file made here has the layout that
 //! users of Q4_K_M and the like expect (llama.cpp's quantizer without an importance matrix, dense models):
 //!
-//! - 1-D tensors and norms stay as they are; so do routing, convolutions and other tiny 2-D tensors (of a gated delta net `ssm_conv1d`,
-//!   `ssm_a`, `ssm_dt` and `ssm_norm`; its projections are weights like others, `attn_qkv` as below);
+//! - 1-D tensors and norms stay as they are; so do routing, convolutions and other tiny 2-D tensors (of a gated delta net
+//!   `ssm_conv1d`, `ssm_a`, `ssm_dt` and `ssm_norm`; its projections are weights like others, `attn_qkv` as below);
 //! - the output head, and the token embedding when it is the head as well, is Q6_K (Q8_0 in a Q8_0 file);
 //! - `_M` mixes give attn_v (or a fused attn_qkv) and ffn_down Q6_K in the layers of [`more_bits`];
 //! - Q4_K_S gives attn_v of the first four layers and ffn_down of the first eighth Q5_K;
@@ -193,7 +193,7 @@ pub enum Choice {
     To {
         /// The type that it gets.
         ty: TensorType,
-        /// The type that the mix wanted, if the row length ruled it out.
+        /// The type that the mix has for it, if the row length does not allow that one.
         instead_of: Option<TensorType>,
     },
 }

@@ -41,7 +41,6 @@ pub struct Synthetic {
 
 /// What the architecture adds to the sizes.
 struct Traits {
-    n_ctx: u32,
     freq_base: f32,
     rms_eps: f32,
     /// Llama 3.1 and 3.2 stretch low frequencies by this.
@@ -52,13 +51,13 @@ struct Traits {
 
 impl Synthetic {
     fn traits(&self) -> Traits {
-        let usual = Traits { n_ctx: 32_768, freq_base: 1e6, rms_eps: 1e-6, rope_factor: None, yarn: None };
-        let llama_3 = Traits { n_ctx: 131_072, freq_base: 5e5, rms_eps: 1e-5, ..usual };
+        let usual = Traits { freq_base: 1e6, rms_eps: 1e-6, rope_factor: None, yarn: None };
+        let llama_3 = Traits { freq_base: 5e5, rms_eps: 1e-5, ..usual };
         match self.shape.name.as_str() {
             "llama-3.1-8b" => Traits { rope_factor: Some(8.0), ..llama_3 },
             "llama-3.2-1b" => Traits { rope_factor: Some(32.0), ..llama_3 },
-            "smollm2-135m" => Traits { n_ctx: 8192, freq_base: 1e5, rms_eps: 1e-5, ..usual },
-            name if name.starts_with("qwen3.6-") => Traits { n_ctx: 262_144, freq_base: 1e7, ..usual },
+            "smollm2-135m" => Traits { freq_base: 1e5, rms_eps: 1e-5, ..usual },
+            name if name.starts_with("qwen3.6-") => Traits { freq_base: 1e7, ..usual },
             _ if self.shape.arch == "gpt-oss" => Traits { freq_base: 1.5e5, yarn: Some((32.0, 4096)), ..llama_3 },
             _ => usual,
         }
@@ -147,7 +146,7 @@ impl Synthetic {
         w.set_u32("general.quantization_version", 2)?;
         let key = |suffix: &str| format!("{}.{suffix}", s.arch);
         for (suffix, value) in [
-            ("context_length", traits.n_ctx as usize),
+            ("context_length", Shape::trained_context(&s.name).unwrap_or(32_768)),
             ("embedding_length", s.n_embd),
             ("block_count", s.n_layer),
             ("feed_forward_length", s.n_ff),

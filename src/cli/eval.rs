@@ -81,6 +81,11 @@ struct TextArgs {
     /// Print one JSON object
     #[arg(long)]
     json: bool,
+}
+
+/// Where the model runs, and what of its file is changed: groups with headings, which come last in a help text.
+#[derive(Args, Clone, Debug)]
+struct ModelArgs {
     #[command(flatten)]
     device: DeviceArgs,
     #[command(flatten)]
@@ -121,7 +126,8 @@ fn write_plot(mut out: OutputFile, svg: &str) -> Result<(), Failure> {
 
 /// The model and the text's tokens.
 struct Subject<'a> {
-    args: &'a TextArgs,
+    path: &'a Path,
+    device: &'a DeviceArgs,
     model: Arc<Model>,
     tokens: Vec<u32>,
     progress: Progress,
@@ -130,25 +136,27 @@ struct Subject<'a> {
 impl<'a> Subject<'a> {
     /// Opens the file, and places its weights when `check`, which says how long prompts will be, and the configurations fit.
     fn open(
-        args: &'a TextArgs,
+        text: &'a TextArgs,
+        ModelArgs { device, overrides }: &'a ModelArgs,
         configs: &[Configuration],
         check: impl FnOnce(&ModelFile, &[u32]) -> Result<usize, Failure>,
     ) -> Result<Subject<'a>, Failure> {
-        let text = prompt::read_text(&args.file)?;
-        args.device.set_up_process();
-        let file = ModelFile::open_with(&args.model, args.device.open_options(), &args.overrides.library())?;
+        let TextArgs { model: path, file, .. } = text;
+        let text = prompt::read_text(file)?;
+        device.set_up_process();
+        let file = ModelFile::open_with(path, device.open_options(), &overrides.library())?;
         warn(&file);
         let tokens = file.tokenizer().encode(&text, false, false);
         let n_tokens = check(&file, &tokens)?;
         for config in configs {
             schedule::check(&config.spts, &file, n_tokens)?;
         }
-        let model = Model::place(file, args.device.model_options(None))?;
-        Ok(Subject { args, model, tokens, progress: Progress::new() })
+        let model = Model::place(file, device.model_options(None))?;
+        Ok(Subject { path, device, model, tokens, progress: Progress::new() })
     }
 
     fn n_threads(&self) -> Option<usize> {
-        self.args.device.threads.map(usize::from)
+        self.device.threads.map(usize::from)
     }
 
     fn name(&self) -> String {
@@ -156,7 +164,7 @@ impl<'a> Subject<'a> {
     }
 
     fn schedule(&self, spts: &SptsArgs) -> Result<Option<Schedule>, Failure> {
-        schedule::of_model(spts, &self.args.model, self.model.shape())
+        schedule::of_model(spts, self.path, self.model.shape())
     }
 
     /// A session for prompts like `prompt`.
@@ -168,7 +176,7 @@ impl<'a> Subject<'a> {
         let waiting = Waiting { model: &self.model, prompt, n_ctx: None, n_threads };
         let sidecar = sidecars::settle(found, &waiting, schedule.as_mut(), &mut self.progress)?;
         let method = config.spts.method(schedule);
-        let draft = config.spts.open_draft(&self.args.device)?;
+        let draft = config.spts.open_draft(self.device)?;
         Ok(Session::new(
             self.model.clone(),
             SessionOptions { n_threads, method, sidecar, draft, ..SessionOptions::default() },

@@ -2,8 +2,9 @@
 //!
 //! [`expand`] turns them into their long forms before clap sees them and remembers what was typed, so that messages
 //! ([`Typed::restore`]) speak of the flag in the user's hand. It stops at flags of llama.cpp that are not here
-//! (`cli/llama_cpp.rs`), which clap would take for others, and at values that are glued to a short flag and are no numbers (`-ngl99`
-//! is `-ngl 99`, `-phi` is no flag): llama.cpp has none, and a slip would become a document or a prompt. [`show`] puts the short forms into help texts.
+//! (`cli/llama_cpp.rs`), which clap would take for others, and at values that are glued to a short flag and are no numbers
+//! (`-ngl99` is `-ngl 99`, `-phi` is no flag): llama.cpp has none, and a slip would become a document or a prompt. [`show`] puts
+//! the short forms into help texts.
 
 use std::ffi::OsString;
 

@@ -14,8 +14,8 @@ use super::failure::Failure;
 /// The flags of the sessions that were opened, the oldest first.
 static COMPUTATIONS: Mutex<Vec<Weak<AtomicBool>>> = Mutex::new(Vec::new());
 
-/// Nothing is computed: SIGTERM and SIGHUP end the process. Ctrl-C is a key there, or comes between the key that ends a line and the
-/// answer to it.
+/// Nothing is computed: SIGTERM and SIGHUP end the process. Ctrl-C is a key there, or comes between the key that ends a line and
+/// the answer to it.
 static AT_REST: AtomicBool = AtomicBool::new(false);
 
 /// Catches Ctrl-C, SIGTERM and SIGHUP from now on; a hangup that `nohup` has ignored stays ignored. Until there is a computation

@@ -12,7 +12,8 @@ use super::failure::Failure;
 use super::options::SptsArgs;
 use super::{note, proxies};
 
-/// The schedule for a model in a file; `None` with `--no-spts` and with `--method`. One that is found beside the model is named on standard error.
+/// The schedule for a model in a file; `None` with `--no-spts` and with `--method`. One that is found beside the model is named on
+/// standard error.
 ///
 /// # Errors
 /// No such schedule, a file that cannot be read, or one that does not fit the model.

@@ -278,6 +278,21 @@ fn subcommands() {
 }
 
 #[test]
+fn flags_of_a_command_stand_under_no_groups_heading() {
+    fn headings(command: &clap::Command, found: &mut Vec<(String, String)>) {
+        let flags = command.get_arguments().filter(|a| a.get_help_heading() == Some("Changes of the model's metadata"));
+        found.extend(flags.map(|a| (command.get_name().to_owned(), a.get_id().to_string())));
+        command.get_subcommands().for_each(|c| headings(c, found));
+    }
+    let mut found = Vec::new();
+    headings(&built(), &mut found);
+    let others: Vec<_> = found.iter().filter(|(_, flag)| !options::OVERRIDES.contains(&flag.as_str())).collect();
+    assert!(others.is_empty(), "{others:?}");
+    // A run, plan, bench and the four of eval.
+    assert_eq!(found.len(), 7 * options::OVERRIDES.len());
+}
+
+#[test]
 fn help_fits_a_screen_per_group() {
     let Parsed::Text(help) = line("--help") else { panic!("no help") };
     for flag in [

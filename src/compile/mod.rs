@@ -108,8 +108,8 @@ fn prompt_cuts(graph: &Graph, target: &Target) -> Cuts {
     cuts(graph, target, target.has_gpu() && graph.layers.iter().any(|a| a.scores.is_some()))
 }
 
-/// Where phases end: at another device's layers and experts, and where experts' weights are brought to a device, of which one layer's
-/// have room at a time; with `in_layers` behind each layer.
+/// Where phases end: at another device's layers and experts, and where experts' weights are brought to a device, of which one
+/// layer's have room at a time; with `in_layers` behind each layer.
 fn cuts(graph: &Graph, target: &Target, in_layers: bool) -> Cuts {
     let mut cuts = Cuts::default();
     for (i, node) in graph.nodes.iter().enumerate() {

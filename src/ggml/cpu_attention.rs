@@ -39,8 +39,8 @@ pub struct Visible<'a> {
 }
 
 impl Ops {
-    /// Attention of `q [d, n_q, n_head]` over `k`, `v [d, n_kv, n_head_kv]` of any type, in F32. A query's result does not depend on
-    /// the others beside it. `sinks [n_head]`: further scores, whose weight goes to no value. `-> F32 [d, n_head, n_q]`
+    /// Attention of `q [d, n_q, n_head]` over `k`, `v [d, n_kv, n_head_kv]` of any type, in F32. A query's result does not depend
+    /// on the others beside it. `sinks [n_head]`: further scores, whose weight goes to no value. `-> F32 [d, n_head, n_q]`
     pub fn cpu_attention<'a>(
         &'a self,
         [q, k, v]: [Tensor<'a>; 3],

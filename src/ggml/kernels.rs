@@ -13,7 +13,8 @@ use crate::attributes::{Activation, DeltaHeads, Heads, Join, Rope, RopeLayout};
 /// Weights of which a CUDA device holds copies in 16 bits, made ahead of their products (`BUFFERS` in wide_weights.cu).
 pub const WIDE_WEIGHTS: usize = 3;
 
-/// Bytes of logits that probing holds at a time by ggml's operations: four for each of `LOGITS` in selection.cu, which our kernel holds.
+/// Bytes of logits that probing holds at a time by ggml's operations: four for each of `LOGITS` in selection.cu, which our kernel
+/// holds.
 pub const PROBE_LOGITS: usize = 128 << 20;
 
 /// What a device's kernels take, ggml's and ours: the one place that knows.
@@ -242,8 +243,8 @@ impl Ops {
         self.ours(Op::Product, out, &[Some(w), Some(x), factors], &[adds])
     }
 
-    /// `W_down (act(W_gate x) * (W_up x))` of `x [n_embd, n]` with the roundings and `factors [n_embd]` of [`Ops::product`]. Each row
-    /// is multiplied by its factor in `row_factors [1, n]` (when the activation is rounded), if there are any. `-> [n_embd, n]`
+    /// `W_down (act(W_gate x) * (W_up x))` of `x [n_embd, n]` with the roundings and `factors [n_embd]` of [`Ops::product`]. Each
+    /// row is multiplied by its factor in `row_factors [1, n]` (when the activation is rounded), if there are any. `-> [n_embd, n]`
     pub fn gated_ffn<'a>(
         &'a self,
         act: Activation,
@@ -269,8 +270,8 @@ impl Ops {
         }
     }
 
-    /// Norm of a low-rank FFN's output (before its last, orthonormal factor) of `x [n_embd, n]`, multiplied by `factors [n_embd]` as
-    /// in [`Ops::product`]; times `times [1, n]`; in `to` if that is given. `-> [1, n]`
+    /// Norm of a low-rank FFN's output (before its last, orthonormal factor) of `x [n_embd, n]`, multiplied by `factors [n_embd]`
+    /// as in [`Ops::product`]; times `times [1, n]`; in `to` if that is given. `-> [1, n]`
     pub fn proxy_norm<'a>(
         &'a self,
         act: Activation,
@@ -363,8 +364,8 @@ impl Ops {
         self.ours(Op::IsMember, out, &[rows, members].map(Some), &[])
     }
 
-    /// Equation 4 of arXiv 2601.13155: mean over heads, joined over the last candidates' queries `q [head_dim * n_head, n_probe]`, of
-    /// the softmax over keys `k [head_dim * n_head_kv, n]` in F16; in `to` if that is given. `-> [1, n]`
+    /// Equation 4 of arXiv 2601.13155: mean over heads, joined over the last candidates' queries `q [head_dim * n_head, n_probe]`,
+    /// of the softmax over keys `k [head_dim * n_head_kv, n]` in F16; in `to` if that is given. `-> [1, n]`
     pub fn probe_scores<'a>(
         &'a self,
         q: Tensor<'a>,

@@ -1,9 +1,10 @@
 //! Safe wrappers over ggml: every `unsafe` that crosses into C lives in this folder.
 //!
-//! [`backend`]: devices and computing; [`arena`]: tensors that persist (weights, caches, hidden states); [`ops`]: one compute graph and
-//! the operations that build it, [`kernels`]: those that only some devices have, [`cpu_attention`]: one of the CPU's; [`profile`]: times by kind of operation; [`log`]:
-//! ggml's messages; [`huge_pages`]: for what a CPU reads again and again; [`injected`]: failures for tests. A [`Tensor`] is a handle that borrows from the arena
-//! or graph that owns it, so it can't outlive it.
+//! [`backend`]: devices and computing; [`arena`]: tensors that persist (weights, caches, hidden states); [`ops`]: one compute graph
+//! and the operations that build it, [`kernels`]: those that only some devices have, [`cpu_attention`]: one of the CPU's;
+//! [`profile`]: times by kind of operation; [`log`]: ggml's messages; [`huge_pages`]: for what a CPU reads again and again;
+//! [`injected`]: failures for tests. A [`Tensor`] is a handle that borrows from the arena or graph that owns it, so it can't
+//! outlive it.
 
 pub mod arena;
 pub mod backend;

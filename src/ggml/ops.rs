@@ -175,7 +175,8 @@ impl Ops {
         self.wrap(unsafe { sys::ggml_mul_mat(self.c(), w.raw(), x.raw()) })
     }
 
-    /// Products of rows with the matrices that `ids` chooses for each: `w [k, m, e], x [k, 1 or u, n], ids I32 [u, n] -> [m, u, n]`.
+    /// Products of rows with the matrices that `ids` chooses for each: `w [k, m, e], x [k, 1 or u, n], ids I32 [u, n] -> [m, u,
+    /// n]`.
     pub fn mul_mat_id<'a>(&'a self, w: Tensor<'a>, x: Tensor<'a>, ids: Tensor<'a>) -> Tensor<'a> {
         // SAFETY: live tensors of matching shape.
         self.wrap(unsafe { sys::ggml_mul_mat_id(self.c(), w.raw(), x.raw(), ids.raw()) })
@@ -277,8 +278,8 @@ impl Ops {
         self.wrap(unsafe { sys::ggml_ssm_conv(self.c(), x.raw(), w.raw()) })
     }
 
-    /// A gated delta net over n rows: `q`, `k [d, h_k, n]`, `v [d, h_v, n]`, the logarithms of the decays `g` and `beta [1, h_v, n]`, and
-    /// what the rows before left, `state [d, d, h_v]`. `-> [d * h_v, n + d]`: n rows of results, and the new state.
+    /// A gated delta net over n rows: `q`, `k [d, h_k, n]`, `v [d, h_v, n]`, the logarithms of the decays `g` and `beta [1, h_v,
+    /// n]`, and what the rows before left, `state [d, d, h_v]`. `-> [d * h_v, n + d]`: n rows of results, and the new state.
     pub fn gated_delta_net<'a>(&'a self, [q, k, v, g, beta, state]: [Tensor<'a>; 6]) -> Tensor<'a> {
         // SAFETY: live tensors of matching shape, F32; g, beta and state are contiguous, and so are the rows of the others.
         self.wrap(unsafe {

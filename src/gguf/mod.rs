@@ -26,8 +26,9 @@
 //!
 //! # What is refused
 //!
-//! Big-endian files, version 1, arrays of arrays, tensors without elements, and everything that contradicts the list above. No length is believed before it is compared with the bytes
-//! that are left, so no file can cause a large allocation, a panic or an access outside of it.
+//! Big-endian files, version 1, arrays of arrays, tensors without elements, and everything that contradicts the list above. No
+//! length is believed before it is compared with the bytes that are left, so no file can cause a large allocation, a panic or an
+//! access outside of it.
 
 mod cursor;
 mod error;

@@ -105,8 +105,8 @@ pub enum Op {
         /// Sliding window in positions: a key is visible while `pos_q - pos_k < window`.
         window: Option<usize>,
     },
-    /// `x [group m, n] -> [len m, n]`: the features of x are cut into groups of `group`, and of each group `len` are taken, from `start`
-    /// on.
+    /// `x [group m, n] -> [len m, n]`: the features of x are cut into groups of `group`, and of each group `len` are taken, from
+    /// `start` on.
     Features {
         /// Features of a group.
         group: usize,
@@ -117,10 +117,11 @@ pub enum Op {
     },
     /// `x -> [f, n]`: 1 / (1 + exp(-x)).
     Sigmoid,
-    /// `qkv [n_channels, n], beta [n_head_v, n], alpha [n_head_v, n] -> [n_head_v * head_dim, n]`: a gated delta net over rows in their
-    /// order, behind what layer `layer` remembers of those before (arXiv 2412.06464). The channels of qkv (queries, keys, values, head
-    /// by head) are convolved over `d_conv` rows and go through SiLU; queries and keys are brought to length 1. Then for each value
-    /// head, with S its state: `S *= exp(a * softplus(alpha + dt))`, `S += k sigmoid(beta) (v - S k)`, result `S q / sqrt(head_dim)`.
+    /// `qkv [n_channels, n], beta [n_head_v, n], alpha [n_head_v, n] -> [n_head_v * head_dim, n]`: a gated delta net over rows in
+    /// their order, behind what layer `layer` remembers of those before (arXiv 2412.06464). The channels of qkv (queries, keys,
+    /// values, head by head) are convolved over `d_conv` rows and go through SiLU; queries and keys are brought to length 1. Then
+    /// for each value head, with S its state: `S *= exp(a * softplus(alpha + dt))`, `S += k sigmoid(beta) (v - S k)`, result `S q /
+    /// sqrt(head_dim)`.
     DeltaNet {
         /// Layer, that is, which state.
         layer: usize,

@@ -1,6 +1,7 @@
 //! The graph: what a model computes, before anything says how.
 //!
-//! [`ir`] defines it, [`build`] makes it, [`rewrite`] edits it, [`verify`] checks it and returns the proof, [`print`](mod@print) shows it.
+//! [`ir`] defines it, [`build`] makes it, [`rewrite`] edits it, [`verify`] checks it and returns the proof, [`print`](mod@print)
+//! shows it.
 
 pub mod build;
 pub mod ir;

@@ -1,5 +1,5 @@
-//! A model's file: header, numbers, tokenizer, chat template, and which weights there are. Opening it takes milliseconds and touches no
-//! weight; [`super::weights`] puts these on their devices.
+//! A model's file: header, numbers, tokenizer, chat template, and which weights there are. Opening it takes milliseconds and
+//! touches no weight; [`super::weights`] puts these on their devices.
 
 use std::fmt;
 use std::path::Path;

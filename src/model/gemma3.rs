@@ -1,4 +1,5 @@
-//! Gemma 3: scaled embedding, norms before and after each block, QK norm, sliding windows in most layers with a rope base of their own.
+//! Gemma 3: scaled embedding, norms before and after each block, QK norm, sliding windows in most layers with a rope base of their
+//! own.
 
 use crate::graph::Graph;
 use crate::graph::build::Projection;

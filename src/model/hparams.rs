@@ -47,8 +47,8 @@ pub struct Scales {
     pub logits: f32,
 }
 
-/// A factor on queries, `1 + scale ln(floor(position / every) + 1)`, by which Mistral 3 keeps attention sharp far behind what it was
-/// first trained with.
+/// A factor on queries, `1 + scale ln(floor(position / every) + 1)`, by which Mistral 3 keeps attention sharp far behind what it
+/// was first trained with.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Temperature {
     /// Positions over which it stays the same: the context before any scaling of the rope.

@@ -1,6 +1,6 @@
-//! Llama 2 and 3.x, Mistral, SmolLM2: rope on neighbouring pairs, per-pair factors where the file has them (Llama 3.1, LongRoPE). And
-//! what differs from them in numbers alone: Granite 3, with factors on embedding, residual stream, scores and logits; Mistral 3, whose
-//! queries grow with their position, and whose rope is stretched by YaRN.
+//! Llama 2 and 3.x, Mistral, SmolLM2: rope on neighbouring pairs, per-pair factors where the file has them (Llama 3.1, LongRoPE).
+//! And what differs from them in numbers alone: Granite 3, with factors on embedding, residual stream, scores and logits; Mistral
+//! 3, whose queries grow with their position, and whose rope is stretched by YaRN.
 
 use crate::graph::Graph;
 use crate::graph::build::Projection;

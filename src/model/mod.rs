@@ -1,5 +1,5 @@
-//! Models: [`file`](mod@file) (header, hyperparameters, tokenizer, chat template, the table of weights), [`weights`] (where these are
-//! placed), [`overrides`] of what a file says, and one file per architecture that builds its dense graph.
+//! Models: [`file`](mod@file) (header, hyperparameters, tokenizer, chat template, the table of weights), [`weights`] (where these
+//! are placed), [`overrides`] of what a file says, and one file per architecture that builds its dense graph.
 
 pub mod attention;
 pub mod ffn;
@@ -146,7 +146,7 @@ pub enum ModelError {
     #[error(transparent)]
     Gguf(#[from] crate::gguf::GgufError),
     /// An architecture that is not supported.
-    #[error("{file}: architecture '{arch}' is not supported; supported are llama, qwen2, qwen3, gemma3, phi3, granite, mistral3, qwen3moe, gpt-oss, olmo2, glm4, qwen3next, qwen35, qwen35moe")]
+    #[error("{file}: architecture '{arch}' is not supported; supported are {}", Arch::ALL.map(Arch::name).join(", "))]
     UnsupportedArch {
         /// File.
         file: String,

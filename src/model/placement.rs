@@ -4,8 +4,8 @@ use crate::ggml::GgmlError;
 use crate::ggml::backend;
 use crate::graph::ir::{Node, Op};
 
-/// Rows from which experts are computed where their layer is, even if their weights lie elsewhere: these are then brought there, which
-/// takes as long as multiplying some dozens of rows (llama.cpp's number).
+/// Rows from which experts are computed where their layer is, even if their weights lie elsewhere: these are then brought there,
+/// which takes as long as multiplying some dozens of rows (llama.cpp's number).
 const ROWS_THAT_FETCH: usize = 32;
 
 /// Where layers and weights live.
@@ -24,8 +24,8 @@ pub struct Placement {
 }
 
 impl Placement {
-    /// The last `n_gpu_layers` layers (`None`: all) on `device` (`None`: the first GPU, or the CPU); the others stay on the CPU, and
-    /// so do the experts of the first `n_cpu_moe` layers.
+    /// The last `n_gpu_layers` layers (`None`: all) on `device` (`None`: the first GPU, or the CPU); the others stay on the CPU,
+    /// and so do the experts of the first `n_cpu_moe` layers.
     ///
     /// # Errors
     /// No such device.

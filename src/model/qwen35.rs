@@ -1,11 +1,11 @@
 //! Qwen3-Next, Qwen 3.5 and 3.6, dense and as mixtures of experts: most layers are gated delta nets, every fourth one attends.
 //!
-//! In an attention layer each head's query comes with a gate, by whose sigmoid what the head found is multiplied. Positions of text,
-//! rows and columns (IMROPE) are one and the same in a text, so that rotation is the usual one. Layers appended to predict further
-//! tokens are left out.
+//! In an attention layer each head's query comes with a gate, by whose sigmoid what the head found is multiplied. Positions of
+//! text, rows and columns (IMROPE) are one and the same in a text, so that rotation is the usual one. Layers appended to predict
+//! further tokens are left out.
 //!
-//! Qwen3-Next has the two gates of the delta net in one matrix, those of each key head's value heads together, and the value heads of a
-//! key head are neighbours.
+//! Qwen3-Next has the two gates of the delta net in one matrix, those of each key head's value heads together, and the value heads
+//! of a key head are neighbours.
 
 use crate::graph::Graph;
 use crate::graph::build::{Builder, Projection};

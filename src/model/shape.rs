@@ -94,8 +94,8 @@ pub const SHAPE_NAMES: [&str; 12] = [
 ];
 
 impl Shape {
-    /// The published shape of a well-known model, for planning without its file. Of the two hybrids (Qwen 3.6) the sizes of layers and
-    /// heads are known; that their output has a matrix of its own is taken from Qwen 3.5 of these sizes.
+    /// The published shape of a well-known model, for planning without its file. Of the two hybrids (Qwen 3.6) the sizes of layers
+    /// and heads are known; that their output has a matrix of its own is taken from Qwen 3.5 of these sizes.
     pub fn named(name: &str) -> Option<Shape> {
         // Every fourth layer attends.
         let recurrent = |n_layer: usize, n_head_v| Recurrent {

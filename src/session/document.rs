@@ -97,7 +97,8 @@ impl Prefix {
         self.n_again = self.n_document;
     }
 
-    /// All layers have read these behind the `n_past` tokens of a prompt, which is kept if it is dense and what is there is all of it.
+    /// All layers have read these behind the `n_past` tokens of a prompt, which is kept if it is dense and what is there is all of
+    /// it.
     pub(super) fn extend_dense(&mut self, n_past: usize, tokens: &[u32]) {
         if self.is_dense() && n_past > 0 && self.tokens.len() == n_past {
             self.extend(tokens);
@@ -231,8 +232,8 @@ impl Session {
         Ok(ReadReport { n_tokens: document.len(), n_reused, seconds: start.elapsed().as_secs_f64() })
     }
 
-    /// Goes back to where the layers before `dense` have read a document and no more, if their states there are known: nothing of it
-    /// is read anew then, as its last rows are where no layer is recurrent.
+    /// Goes back to where the layers before `dense` have read a document and no more, if their states there are known: nothing of
+    /// it is read anew then, as its last rows are where no layer is recurrent.
     fn is_there(&mut self, document: &[u32], dense: usize) -> bool {
         let Some(prefix) = &mut self.prefix else { return false };
         let n = document.len();

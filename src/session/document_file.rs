@@ -8,7 +8,8 @@
 //!
 //! Tensors, in ggml order: `tokens` I32 `[n]`; for each of these layers N `blk.N.k` and `blk.N.v` `[n_embd_kv, n]`, in the types of
 //! the caches, or, if it is recurrent, its state behind the last token, F32: `blk.N.channels` `[d_conv - 1, n_channels]` and
-//! `blk.N.matrices` `[head_dim, head_dim * n_head_v]`; `residual` F32 `[n_embd, n]`, the residual stream that enters the next layer, unless these are all.
+//! `blk.N.matrices` `[head_dim, head_dim * n_head_v]`; `residual` F32 `[n_embd, n]`, the residual stream that enters the next
+//! layer, unless these are all.
 //!
 //! It holds for any question, any budgets and any probe, as long as the schedule skips from no earlier layer.
 
@@ -132,11 +133,8 @@ impl DocumentFile {
         let missing = |key: &'static str| DocumentError::MissingKey { file: file.clone(), key };
         let found = gguf.str("general.architecture")?.unwrap_or_default();
         if found != ARCHITECTURE {
-            return Err(DocumentError::NotADocument {
-file: file.clone(),
-found: crate::printable::printable(found),
-expected: ARCHITECTURE,
-});
+            let found = crate::printable::printable(found);
+            return Err(DocumentError::NotADocument { file, found, expected: ARCHITECTURE });
         }
         let version = gguf.u32("spts.version")?.ok_or_else(|| missing("spts.version"))?;
         if version != VERSION {

@@ -21,8 +21,8 @@ pub struct GenerateOptions {
     /// model writes behind one is the next turn of a conversation that nobody has.
     pub stop_at_eog: bool,
     /// Texts that end the answer. The tokens that spell one are still among the answer's tokens; [`StopStrings::filter`] leaves its
-    /// text out, and whatever the last of these tokens brings behind it. A control token ends the answer if its name in the vocabulary
-    /// is one of these texts.
+    /// text out, and whatever the last of these tokens brings behind it. A control token ends the answer if its name in the
+    /// vocabulary is one of these texts.
     pub stop: StopStrings,
     /// Log probabilities to keep for each step; 0 is none.
     pub logprobs: usize,

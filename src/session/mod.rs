@@ -1,11 +1,11 @@
 //! A session: a sequence over a model, prefill, decode.
 //!
-//! [`sequence`] is what was read, with a [`layer_cache`] or a [`recurrent`] state for each layer; [`prefill`] and the decode loop extend it by running compiled programs. [`executor`] runs one,
-//! with what [`run`] lists on each [`device`]; [`repeated`] keeps graphs that run again, [`slots`] is what lives between phases,
-//! [`document`] is what stays of a document for the questions about it, with its [`residual`] stream and its [`document_file`];
-//! [`masks`] the attention masks, [`fetched`] experts' weights that lie elsewhere, [`proxy_memory`] the FFN proxies, [`select`] selects on the host. [`search`] scores a prompt's
-//! tokens where a part of them enters; [`watch`] is what a run tells while it goes on. [`generate`] streams tokens,
-//! [`sampler`] picks them.
+//! [`sequence`] is what was read, with a [`layer_cache`] or a [`recurrent`] state for each layer; [`prefill`] and the decode loop
+//! extend it by running compiled programs. [`executor`] runs one, with what [`run`] lists on each [`device`]; [`repeated`] keeps
+//! graphs that run again, [`slots`] is what lives between phases, [`document`] is what stays of a document for the questions about
+//! it, with its [`residual`] stream and its [`document_file`]; [`masks`] the attention masks, [`fetched`] experts' weights that lie
+//! elsewhere, [`proxy_memory`] the FFN proxies, [`select`] selects on the host. [`search`] scores a prompt's tokens where a part of
+//! them enters; [`watch`] is what a run tells while it goes on. [`generate`] streams tokens, [`sampler`] picks them.
 
 pub mod device;
 pub mod document;
@@ -281,8 +281,8 @@ impl Session {
     /// Forgets all tokens but the first `n`; [`Session::logits`] are empty until the next token is read.
     ///
     /// # Errors
-    /// [`Error::Truncate`] inside a prompt of which tokens were left out; [`Error::TruncateState`] in a model with recurrent layers: what
-    /// was read has to be cleared and read anew.
+    /// [`Error::Truncate`] inside a prompt of which tokens were left out; [`Error::TruncateState`] in a model with recurrent
+    /// layers: what was read has to be cleared and read anew.
     pub fn truncate(&mut self, n: usize) -> Result<()> {
         self.sequence.truncate(n)?;
         if let Some(prefix) = &mut self.prefix {

@@ -1,7 +1,7 @@
 //! What a recurrent layer remembers of the tokens read so far: a state of fixed size, in F32.
 //!
-//! It is there twice: a call begins with one and writes the other, and only when the call is done does that one hold. So a call that
-//! fails changes nothing. A third one is kept where a document ends, since a state cannot be taken back to fewer tokens.
+//! It is there twice: a call begins with one and writes the other, and only when the call is done does that one hold. So a call
+//! that fails changes nothing. A third one is kept where a document ends, since a state cannot be taken back to fewer tokens.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 

@@ -1,8 +1,8 @@
 //! Tokens that a vocabulary calls text, and that are marks of a chat's format all the same.
 //!
 //! Vocabularies type some marks as user-defined (4) instead of control (3), often by mistake: a converter takes the type from
-//! whether a tokenizer's configuration calls an added token special. llama.cpp recognizes user-defined tokens in every text, so that
-//! a document that spells such a mark opens a turn of its own. In messages they are therefore treated as control tokens are.
+//! whether a tokenizer's configuration calls an added token special. llama.cpp recognizes user-defined tokens in every text, so
+//! that a document that spells such a mark opens a turn of its own. In messages they are therefore treated as control tokens are.
 //! What is a mark is decided by two things:
 //!
 //! - its spelling: what llama.cpp's converter makes a control token of (`<|...|>`, `<｜...｜>`, `<unused...>`, `<pad>`, `<mask>`,

@@ -1,5 +1,5 @@
-//! Successive halving (Jamieson and Talwalkar 2016): all candidates on few prompts, the better half of them on twice as many, and so
-//! on, until few candidates have seen every prompt.
+//! Successive halving (Jamieson and Talwalkar 2016): all candidates on few prompts, the better half of them on twice as many, and
+//! so on, until few candidates have seen every prompt.
 //!
 //! Wanted is the fastest whose loss of score stays within a bound. On few prompts scores say little, while how far a candidate
 //! departs from dense's own answer is seen at every token. So each round first finds what a departure costs, in points of score,

@@ -166,8 +166,8 @@ impl Model {
         let n = h.len();
         assert_eq!(budget.candidates, n, "candidates of layer {il}");
         let queries = plan.probe_queries.min(n);
-        // A layer with a sliding window never skips: its attention is cheap already, and its cache must hold the window. A recurrent
-        // one goes over all its candidates; its FFN skips by what the last layer with attention said.
+        // A layer with a sliding window never skips: its attention is cheap already, and its cache must hold the window. A
+        // recurrent one goes over all its candidates; its FFN skips by what the last layer with attention said.
         let recurs = layer.delta.is_some();
         let skips_attn = layer.window.is_none() && !recurs && budget.active_attn < n;
         let skips_ffn = layer.window.is_none() && budget.active_ffn < n;

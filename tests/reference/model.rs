@@ -398,8 +398,8 @@ impl<'a> Reader<'a> {
         (part(0), part(n_ff))
     }
 
-    /// Gemma 3: five layers with a window, then one without, unless the file says otherwise. gpt-oss: in turns. OLMo 3: three, then one. Phi-3's window is
-    /// ignored, as llama.cpp does.
+    /// Gemma 3: five layers with a window, then one without, unless the file says otherwise. gpt-oss: in turns. OLMo 3: three, then
+    /// one. Phi-3's window is ignored, as llama.cpp does.
     fn window(&self, il: usize) -> Option<usize> {
         let period = match self.arch {
             "gemma3" => 6,

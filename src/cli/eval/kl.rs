@@ -10,7 +10,7 @@ use spts::eval::error::EvalError;
 
 use super::configuration::{Configuration, configuration, or_default};
 use super::tables::spread;
-use super::{Subject, TextArgs, shown};
+use super::{ModelArgs, Subject, TextArgs, shown};
 use crate::cli::failure::Failure;
 use crate::report::grouped;
 
@@ -31,6 +31,8 @@ pub(super) struct KlArgs {
     /// Configuration, once for each [default: paper, default]
     #[arg(long = "config", value_name = "WHAT", allow_hyphen_values = true, value_parser = configuration)]
     configs: Vec<Configuration>,
+    #[command(flatten)]
+    model: ModelArgs,
 }
 
 /// Compares, and returns the result as JSON and as a table.
@@ -38,7 +40,7 @@ pub(super) fn run(args: &KlArgs) -> Result<(Json, String), Failure> {
     let configs = or_default(&args.configs, &["paper", "default"]);
     let (n, next, samples) = (args.n_tokens as usize, usize::from(args.next), usize::from(args.samples));
     let needed = n + next;
-    let mut subject = Subject::open(&args.text, &configs, |_, text| match text.len() < needed {
+    let mut subject = Subject::open(&args.text, &args.model, &configs, |_, text| match text.len() < needed {
         true => Err(spts::Error::from(EvalError::TextTooShort { found: text.len(), needed }).into()),
         false => Ok(n),
     })?;

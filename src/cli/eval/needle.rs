@@ -9,7 +9,7 @@ use spts::eval::needle::{self, NeedleTask};
 use spts::eval::plot::{self, HeatMap};
 
 use super::configuration::{Configuration, configuration, or_default};
-use super::{Subject, TextArgs, shown};
+use super::{ModelArgs, Subject, TextArgs, shown};
 use crate::cli::failure::Failure;
 use crate::cli::inputs::create_output;
 use crate::report::grouped;
@@ -34,9 +34,10 @@ pub(super) struct NeedleArgs {
     /// Also draw which needles were found, by depth and length, as an SVG file
     #[arg(long, value_name = "FILE")]
     svg: Option<PathBuf>,
+    #[command(flatten)]
+    model: ModelArgs,
 }
 
-/// Asks, and returns the result as JSON and as a table.
 impl NeedleArgs {
     /// Every file that is read.
     pub(super) fn files(&self) -> Vec<PathBuf> {
@@ -44,6 +45,7 @@ impl NeedleArgs {
     }
 }
 
+/// Asks, and returns the result as JSON and as a table.
 pub(super) fn run(args: &NeedleArgs) -> Result<(Json, String), Failure> {
     // A place that cannot be written is better known before the work.
     let plot = args.svg.as_deref().map(|path| create_output(path, &args.files())).transpose()?;
@@ -53,7 +55,7 @@ pub(super) fn run(args: &NeedleArgs) -> Result<(Json, String), Failure> {
         n_keys: n_keys.into(),
         n_samples: args.samples.into(),
     };
-    let mut subject = Subject::open(&args.text, &configs, |file, text| {
+    let mut subject = Subject::open(&args.text, &args.model, &configs, |file, text| {
         for (&n_tokens, &n_keys) in args.n_tokens.iter().flat_map(|n| args.keys.iter().map(move |k| (n, k))) {
             task(n_tokens, n_keys).prompts(file.tokenizer(), text).map_err(spts::Error::from)?;
         }

@@ -11,7 +11,7 @@ use spts::eval::proxies::LayerQuality;
 use spts::method::spts::sidecar::Sidecar;
 use spts::{Session, SessionOptions};
 
-use super::{Subject, TextArgs, shown};
+use super::{ModelArgs, Subject, TextArgs, shown};
 use crate::cli::failure::Failure;
 use crate::cli::options::SptsArgs;
 use crate::cli::schedule;
@@ -30,6 +30,8 @@ pub(super) struct ProxiesArgs {
     share: f64,
     #[command(flatten)]
     spts: SptsArgs,
+    #[command(flatten)]
+    model: ModelArgs,
 }
 
 fn share(text: &str) -> Result<f64, String> {
@@ -41,7 +43,7 @@ pub(super) fn run(args: &ProxiesArgs) -> Result<(Json, String), Failure> {
     let n = args.n_tokens as usize;
     let path = args.spts.sidecar.clone().unwrap_or_else(|| Sidecar::path_beside(&args.text.model));
     let sidecar = Arc::new(Sidecar::open(&path).map_err(spts::Error::from)?);
-    let mut subject = Subject::open(&args.text, &[], |file, text| match text.len() < n {
+    let mut subject = Subject::open(&args.text, &args.model, &[], |file, text| match text.len() < n {
         true => Err(spts::Error::from(EvalError::TextTooShort { found: text.len(), needed: n }).into()),
         false => schedule::check(&args.spts, file, n).map(|()| n),
     })?;

@@ -94,7 +94,8 @@ impl MemoryArgs {
         }
     }
 
-    /// The tile, the types of the cache and the threads in words, as files of results hold them: results compare only under the same.
+    /// The tile, the types of the cache and the threads in words, as files of results hold them: results compare only under the
+    /// same.
     pub fn settings(&self, device: &DeviceArgs) -> String {
         let or_default = |n: Option<usize>| n.map_or("default".into(), |n| n.to_string());
         format!(

@@ -1,8 +1,8 @@
 //! SPTS, self-predictive token skipping (arXiv 2601.13155), as rewrites of the graph.
 //!
-//! [`schedule`] says how many tokens each layer works on (MSDP), [`preset`] which schedule a model gets, [`schedule_file`] how one is
-//! written. The passes, in their order ([`passes`]): [`attention_probe`] (PAP), [`ffn_proxy`] (LTP), [`prune`]. [`sidecar`] is the file
-//! of low-rank proxies; [`capture`] is the rewrite that calibration and evaluation run on.
+//! [`schedule`] says how many tokens each layer works on (MSDP), [`preset`] which schedule a model gets, [`schedule_file`] how one
+//! is written. The passes, in their order ([`passes`]): [`attention_probe`] (PAP), [`ffn_proxy`] (LTP), [`prune`]. [`sidecar`] is
+//! the file of low-rank proxies; [`capture`] is the rewrite that calibration and evaluation run on.
 //!
 //! Three words are kept apart: a token that is not active in a module is *skipped* there and may be active later; a
 //! *pruned* token is gone for good; a *gather* is the graph operation that picks rows.

@@ -159,13 +159,13 @@ pub enum LeftDense {
 }
 
 impl Schedule {
-    /// Models narrower than this (n_embd) skip nothing by default: qwen2.5-coder-1.5b's answers bear skipping, those of the 0.5B (896)
-    /// do not (docs/quality.md). Wider ones skip unless [`Schedule::left_dense`] has another reason.
+    /// Models narrower than this (n_embd) skip nothing by default: qwen2.5-coder-1.5b's answers bear skipping, those of the 0.5B
+    /// (896) do not (docs/quality.md). Wider ones skip unless [`Schedule::left_dense`] has another reason.
     pub const WIDTH_THAT_SKIPS: usize = 1536;
 
     /// What a model runs with unless told otherwise: its table of the paper; without one, from a width of 4096 on
-    /// [`Schedule::rule_for`], from 1536 on [`Schedule::early_for`]. Models of which [`Schedule::left_dense`] has something to say skip
-    /// nothing: the budget of their one stage is the whole prompt. Probed by [`Probe::SPANS`], FFNs by attention alone.
+    /// [`Schedule::rule_for`], from 1536 on [`Schedule::early_for`]. Models of which [`Schedule::left_dense`] has something to say
+    /// skip nothing: the budget of their one stage is the whole prompt. Probed by [`Probe::SPANS`], FFNs by attention alone.
     ///
     /// # Errors
     /// [`ScheduleError::NoLayers`] for a model without layers.

@@ -11,8 +11,8 @@
 //! out       = hidden + ffn(hidden), times 0 for rows that are not in B
 //! positions = positions[T']                                     the later layers rotate by original positions
 //! ```
-//! Scores that later layers read, to add them to their own or, in recurrent layers, to choose by them, go through the prune as well:
-//! the rows that stay are gathered. Recurrent layers behind it never see the others.
+//! Scores that later layers read, to add them to their own or, in recurrent layers, to choose by them, go through the prune as
+//! well: the rows that stay are gathered. Recurrent layers behind it never see the others.
 //!
 //! The method prunes behind the layer (`h[T']` of its result). That is the same: an FFN looks at one token alone, and T' was
 //! known before it, so what it adds to the pruned tokens is read by nobody. T' is as large as the budget says, while how many

@@ -525,8 +525,8 @@ pub enum Reach {
     /// Those longer than the first budget; shorter ones are dense.
     #[default]
     AboveFirstBudget,
-    /// All: of a shorter one the later stages may still skip and prune, and there is no ramp. (The paper's figures at 8K for LLaMA, whose first budget is
-    /// 9K, are these.)
+    /// All: of a shorter one the later stages may still skip and prune, and there is no ramp. (The paper's figures at 8K for LLaMA,
+    /// whose first budget is 9K, are these.)
     AnyLength,
     /// All, and every layer of a stage probes and gathers, for tests and for counting: with a budget of the prompt's length and a
     /// cut of 0 the rewritten graph then computes what the dense one does.

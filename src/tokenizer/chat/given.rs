@@ -28,8 +28,8 @@ impl TemplateVariables {
     /// Reads them from a JSON object: its keys are their names.
     ///
     /// # Errors
-    /// The text is no JSON object, or one of its keys is decided by the conversation (`messages`, `add_generation_prompt`, `bos_token`,
-    /// `eos_token`).
+    /// The text is no JSON object, or one of its keys is decided by the conversation (`messages`, `add_generation_prompt`,
+    /// `bos_token`, `eos_token`).
     pub fn parse(json: &str) -> Result<TemplateVariables, TokenizerError> {
         let bad = |problem| TokenizerError::TemplateVariables { problem };
         let value: Value = serde_json::from_str(json).map_err(|e| bad(format!("no JSON: {e}")))?;
