@@ -10,6 +10,7 @@ use spts::compile::memory::CacheMode;
 use spts::compile::target::Target;
 use spts::compile::{self, phases};
 use spts::ggml::backend::Backend;
+use spts::ggml::kernels::Kernels;
 use spts::gguf::GgmlType;
 use spts::graph::verify::check;
 use spts::method::spts::Spts;
@@ -43,7 +44,8 @@ fn graph(c: &mut Criterion) {
     let method = Spts::new(Schedule { use_proxy: false, ..Schedule::default_for(&full).expect("a schedule") });
     let budgets = method.budgets(&shape, Prompt::of(N_TOKENS)).expect("budgets");
     let dense = model.graph(N_TOKENS, N_TOKENS);
-    let target = Target::new(model.file(), model.placement(), Some(TILE), None);
+    let kernels = Kernels::of_each(&model.placement().devices);
+    let target = Target::new(model.file(), model.placement(), &kernels, Some(TILE), None);
     let compile = || compile::prompt(dense.clone(), &method, budgets.clone(), &target).expect("a program");
     let compiled = compile();
 

@@ -29,7 +29,7 @@ pub fn overlap_launches() {
 }
 
 /// Whether CPUs compute the attention of prompts by ggml's kernel, as llama.cpp does, instead of this library's, which is 1.5 to
-/// 2.5 times as fast (docs/performance.md). It is there to compare the two, and holds for prompts from then on.
+/// 2.5 times as fast (docs/performance.md). It is there to compare the two, and holds for sessions made from then on.
 pub fn attend_by_ggml(is_ggmls: bool) {
     cpu_attention::leave_to_ggml(is_ggmls);
 }

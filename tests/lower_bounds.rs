@@ -5,6 +5,7 @@ mod runtime;
 mod support;
 
 use std::collections::BTreeSet;
+use std::sync::{Mutex, PoisonError};
 
 use runtime::Pair;
 use spts::compile::fuse_ffn::fuse_gated_ffn;
@@ -30,9 +31,10 @@ use spts::session::sequence::{CacheType, LayerCache, LayerMemory, Sequence};
 use spts::session::slots::SlotMemory;
 use support::tiny::Tiny;
 
-/// A device that has ggml's operations and no others, which take the most of them.
+/// The CPU, with attention by ggml's kernel behind masks, which takes the most operations, or by ours.
 struct Device<'m> {
     model: &'m Model,
+    kernels: Kernels,
     sequence: Sequence,
     slots: SlotMemory,
     masks: Masks,
@@ -79,11 +81,20 @@ impl Memory for Device<'_> {
         unreachable!("no schedule here uses proxies")
     }
 
-    /// ggml's alone, which need the most operations and all masks.
     fn kernels(&self) -> Kernels {
-        spts::runtime::attend_by_ggml(true);
-        Kernels::of("CPU")
+        self.kernels
     }
+}
+
+/// Those of a CPU that leaves attention to ggml, and those of one that does not.
+fn kernels() -> [Kernels; 2] {
+    static SWITCH: Mutex<()> = Mutex::new(());
+    let _alone = SWITCH.lock().unwrap_or_else(PoisonError::into_inner);
+    let [ours, ggmls] = [false, true].map(|is_ggmls| {
+        spts::runtime::attend_by_ggml(is_ggmls);
+        Kernels::of("CPU")
+    });
+    [ggmls, ours]
 }
 
 fn buffer_type() -> BufferType {
@@ -121,10 +132,16 @@ fn sizes(phase: &Phase, tile: usize) -> Vec<usize> {
 /// Lowers the first and the last tile of every phase and compares the operations with what was counted. Returns the largest
 /// share of a bound that was used up.
 fn check(pair: &Pair, graph: &Graph, tile: usize, n_past: usize) -> f64 {
+    let [by_ggml, by_us] = kernels().map(|kernels| check_with(kernels, pair, graph, tile, n_past));
+    by_ggml.max(by_us)
+}
+
+fn check_with(kernels: Kernels, pair: &Pair, graph: &Graph, tile: usize, n_past: usize) -> f64 {
     let program = program(graph, tile);
     let buft = buffer_type();
     let mut device = Device {
         model: &pair.model,
+        kernels,
         sequence: sequence(pair, n_past, graph.n_tokens),
         slots: SlotMemory::new(graph, &program, &|_| true, GgmlType::F16, buft).expect("memory"),
         masks: Masks::default(),
@@ -192,10 +209,16 @@ fn the_count_is_near_what_is_taken() {
 }
 
 fn needs(pair: &Pair, graph: &Graph, tile: usize) -> Vec<(Option<usize>, MaskSize)> {
+    let [by_ggml, _] = kernels();
+    needs_with(by_ggml, pair, graph, tile)
+}
+
+fn needs_with(kernels: Kernels, pair: &Pair, graph: &Graph, tile: usize) -> Vec<(Option<usize>, MaskSize)> {
     let program = program(graph, tile);
     let buft = buffer_type();
     let device = Device {
         model: &pair.model,
+        kernels,
         sequence: sequence(pair, 0, graph.n_tokens),
         slots: SlotMemory::new(graph, &program, &|_| true, GgmlType::F16, buft).expect("memory"),
         masks: Masks::default(),
@@ -249,4 +272,23 @@ fn masks_are_as_large_as_what_looks_into_them() {
     // A window wider than the prompt takes no more than the prompt.
     let [(Some(_), wide)] = needs(&gemma, &windows_only, 512)[..] else { panic!("one mask for windows") };
     assert_eq!(wide.corner, 5120);
+}
+
+/// Where our kernel computes the attention, a mask is made for what still looks into one: probing, and windows behind prunes.
+#[cfg(target_os = "linux")]
+#[test]
+fn attention_of_our_own_needs_no_mask() {
+    let [_, by_us] = kernels();
+    for name in ["llama", "gemma3", "gpt-oss", "qwen35"] {
+        let pair = Pair::new(Tiny::named(name));
+        for n_tokens in [1, 1000, 5000] {
+            assert_eq!(needs_with(by_us, &pair, &pair.model.graph(n_tokens, 5000), 512), [], "{name}");
+        }
+    }
+    let llama = Pair::new(Tiny::named("llama"));
+    let lone = skipping(&llama, 2000, 0, &[(4, 300, 0)], 1);
+    assert_eq!(needs_with(by_us, &llama, &lone, 512), []);
+    let probing = skipping(&llama, 2000, 0, &[(4, 300, 0)], 32);
+    let [(None, mask)] = needs_with(by_us, &llama, &probing, 512)[..] else { panic!("one causal mask, for the probe") };
+    assert_eq!(mask.corner, 2048);
 }

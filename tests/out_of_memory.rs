@@ -7,18 +7,17 @@ mod support;
 
 use std::ops::ControlFlow;
 
-use runtime::{Pair, assert_close, prefill, schedule};
+use runtime::{Pair, assert_close, one_stage, prefill};
 use spts::ggml::injected::{fail_allocation, is_pending};
-use spts::method::spts::schedule::{Pool, Probe, Schedule};
-use spts::{Error, GenerateOptions, GgmlError, Sampler, SamplerParams, Session, SessionOptions, StopReason};
+use spts::model::placement::Placement;
+use spts::{Error, GenerateOptions, GgmlError, Model, ModelFile, Sampler, SamplerParams, Session, SessionOptions, StopReason};
 use support::tiny::Tiny;
 
 /// Long enough for two tiles, and for tiles of half the size.
 const N: usize = 600;
 
 fn skipping(pair: &Pair) -> impl Fn(&mut SessionOptions) + use<> {
-    let probe = Probe { queries: 4, pool: Pool::Max(3), ..Probe::PAPER };
-    let schedule = Schedule { skip_from: 2, use_proxy: false, ..schedule(&[(pair.tiny.n_layer - 2, 200, 40)], probe) };
+    let schedule = one_stage(&pair.tiny, 200, 40);
     move |o| {
         o.n_ubatch = None;
         o.method = schedule.clone().into();
@@ -62,7 +61,7 @@ fn sampler() -> Sampler {
 /// A session that failed is empty, and reads the prompt as a new one does.
 #[test]
 fn a_prompt() {
-    for name in ["llama", "gemma3", "qwen3moe"] {
+    for name in ["llama", "gemma3", "qwen3moe", "qwen35"] {
         let pair = Pair::new(Tiny::named(name));
         let tokens = pair.tiny.prompt(N);
         for change in [&dense as &dyn Fn(&mut SessionOptions), &skipping(&pair)] {
@@ -150,16 +149,44 @@ fn decoding() {
 /// A document, and a question about it.
 #[test]
 fn a_document() {
-    let pair = Pair::new(Tiny::named("llama"));
+    for name in ["llama", "qwen35"] {
+        a_document_of(&Pair::new(Tiny::named(name)));
+    }
+}
+
+fn a_document_of(pair: &Pair) {
     let tokens = pair.tiny.prompt(N);
-    let mut fresh = pair.session(skipping(&pair));
+    let mut fresh = pair.session(skipping(pair));
     prefill(&mut fresh, &tokens).expect("a prompt");
     let n_failed = at_every_allocation(|n| {
-        let mut session = pair.session(skipping(&pair));
+        let mut session = pair.session(skipping(pair));
         let (result, came) = with_failure(n, || {
             session.read(&tokens[..N - 20], &mut |_| ControlFlow::Continue(()))?;
             prefill(&mut session, &tokens)
         });
+        if result.is_err() {
+            prefill(&mut session, &tokens).expect("the next time there is memory");
+        }
+        assert_close(session.logits(), fresh.logits(), pair.tolerance(), &format!("allocation {n}"));
+        (result.map(|_| ()), came)
+    });
+    assert!(n_failed > 3, "only {n_failed} allocations could fail");
+}
+
+/// Experts that lie elsewhere need room on the layers' device.
+#[test]
+fn experts_elsewhere() {
+    let pair = Pair::new(Tiny::named("qwen3moe"));
+    let file = ModelFile::from_gguf(pair.model.file().gguf().clone()).expect("a model");
+    let placement = Placement::split("CPU".into(), pair.tiny.n_layer, pair.tiny.n_layer, usize::MAX);
+    let model = Model::place_as(file, placement, runtime::on_cpu()).expect("a model");
+    let tokens = pair.tiny.prompt(N);
+    let new_session = || Session::new(model.clone(), runtime::exact(pair.n_ctx)).expect("a session");
+    let mut fresh = new_session();
+    prefill(&mut fresh, &tokens).expect("a prompt");
+    let n_failed = at_every_allocation(|n| {
+        let mut session = new_session();
+        let (result, came) = with_failure(n, || prefill(&mut session, &tokens));
         if result.is_err() {
             prefill(&mut session, &tokens).expect("the next time there is memory");
         }

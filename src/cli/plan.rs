@@ -6,6 +6,7 @@ use clap::Args;
 use spts::ModelFile;
 use spts::compile;
 use spts::compile::target::Target;
+use spts::ggml::kernels::Kernels;
 use spts::gguf::OpenOptions;
 use spts::graph::print::print;
 use spts::method::spts::schedule::Reach;
@@ -115,7 +116,8 @@ fn graph(args: &PlanArgs, path: &Path) -> Result<String, Failure> {
     .map_err(spts::Error::from)?;
     // Proxies of the size that would be made.
     let proxy = schedule.as_ref().map(|s| s.proxy);
-    let target = Target::new(&file, &placement, args.memory.n_ubatch(), proxy);
+    let kernels = Kernels::of_each(&placement.devices);
+    let target = Target::new(&file, &placement, &kernels, args.memory.n_ubatch(), proxy);
     let n_tokens = args.n_tokens as usize;
     let dense = file.graph(n_tokens, file.hparams().n_ctx_train.max(n_tokens));
     let method = args.spts.method(schedule);

@@ -28,17 +28,19 @@ pub struct Target<'m> {
 }
 
 impl<'m> Target<'m> {
-    /// The devices of a placement. `n_ubatch`: rows of a tile, if they were asked for; `proxy`: size of the FFN proxies at hand.
+    /// The devices of a placement, and the kernels of each. `n_ubatch`: rows of a tile, if they were asked for; `proxy`: size of the
+    /// FFN proxies at hand.
     pub fn new(
         file: &'m ModelFile,
         placement: &'m Placement,
+        kernels: &[Kernels],
         n_ubatch: Option<usize>,
         proxy: Option<ProxySize>,
     ) -> Self {
         // A device that has nothing but experts computes these by ggml's operations alone.
         let has_layers = |device: &usize| placement.layer.contains(device);
         let of_layers = (0..placement.devices.len()).filter(has_layers);
-        let kernels = of_layers.map(|device| Kernels::of(&placement.devices[device])).collect();
+        let kernels = of_layers.map(|device| kernels[device]).collect();
         Self { file, placement, kernels, n_ubatch, proxy }
     }
 

@@ -259,6 +259,7 @@ pub struct Backend {
     raw: NonNull<sys::ggml_backend>,
     name: String,
     is_cpu: bool,
+    kernels: Kernels,
     /// The CPU's.
     n_threads: i32,
     threadpool: Option<NonNull<sys::ggml_threadpool>>,
@@ -283,8 +284,9 @@ impl Backend {
         unsafe {
             let raw = NonNull::new(sys::ggml_backend_dev_init(dev, std::ptr::null())).ok_or_else(failed)?;
             let is_cpu = sys::ggml_backend_is_cpu(raw.as_ptr());
+            let kernels = Kernels::of(&name);
             #[cfg(feature = "cuda")]
-            if Kernels::of(&name).is_cuda() {
+            if kernels.is_cuda() {
                 sys::spts_cuda_put_first(raw.as_ptr());
             }
             let galloc = NonNull::new(sys::ggml_gallocr_new(sys::ggml_backend_get_default_buffer_type(raw.as_ptr())))
@@ -298,7 +300,7 @@ impl Backend {
                 params.poll = 0;
                 threadpool = NonNull::new(sys::ggml_threadpool_new(&mut params));
             }
-            Ok(Self { raw, name, is_cpu, n_threads, threadpool, work: Vec::new(), galloc, scratch: (0, 0), stop })
+            Ok(Self { raw, name, is_cpu, kernels, n_threads, threadpool, work: Vec::new(), galloc, scratch: (0, 0), stop })
         }
     }
 
@@ -314,7 +316,7 @@ impl Backend {
 
     /// What the device computes besides ggml's operations.
     pub fn kernels(&self) -> Kernels {
-        Kernels::of(&self.name)
+        self.kernels
     }
 
     /// The flag that stops a computation on the CPU between two operations (Ctrl-C).

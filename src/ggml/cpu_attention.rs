@@ -22,9 +22,9 @@ pub(crate) fn leave_to_ggml(is_ggmls: bool) {
     IS_GGMLS.store(is_ggmls, Ordering::Relaxed);
 }
 
-/// Whether [`Ops::cpu_attention`] computes heads of so many elements here.
-pub(super) fn takes_heads_of(head_dim: usize) -> bool {
-    cfg!(target_os = "linux") && head_dim <= MAX_HEAD && !IS_GGMLS.load(Ordering::Relaxed)
+/// Whether [`Ops::cpu_attention`] is there, and attention is not left to ggml.
+pub(super) fn is_ours() -> bool {
+    cfg!(target_os = "linux") && !IS_GGMLS.load(Ordering::Relaxed)
 }
 
 /// Which keys a query sees.

@@ -22,6 +22,8 @@ pub const PROBE_LOGITS: usize = 128 << 20;
 pub struct Kernels {
     /// Whether it is the CPU.
     is_cpu: bool,
+    /// Whether attention on the CPU is ours ([`Ops::cpu_attention`]).
+    cpu_attention: bool,
     /// Number of the CUDA device, if it is one.
     cuda_device: Option<i32>,
 }
@@ -37,7 +39,14 @@ impl Kernels {
     /// Those of a device by ggml's name (`CUDA0`).
     pub fn of(device: &str) -> Self {
         let number = device.strip_prefix("CUDA").and_then(|n| n.parse().ok());
-        Self { is_cpu: device == "CPU", cuda_device: if cfg!(feature = "cuda") { number } else { None } }
+        let is_cpu = device == "CPU";
+        let cpu_attention = is_cpu && cpu_attention::is_ours();
+        Self { is_cpu, cpu_attention, cuda_device: if cfg!(feature = "cuda") { number } else { None } }
+    }
+
+    /// Those of several devices.
+    pub fn of_each(devices: &[String]) -> Vec<Self> {
+        devices.iter().map(|device| Self::of(device)).collect()
     }
 
     /// Whether it is the CPU.
@@ -80,7 +89,7 @@ impl Kernels {
 
     /// Whether [`Ops::cpu_attention`] computes heads of this shape; windows are no matter to it.
     pub fn windowed_attention(&self, heads: &Heads) -> bool {
-        self.is_cpu && cpu_attention::takes_heads_of(heads.head_dim)
+        self.cpu_attention && heads.head_dim <= cpu_attention::MAX_HEAD
     }
 
     /// [`Ops::product`] of so many rows by a weight of this type: also [`Ops::gated_ffn`], where all its weights are such.

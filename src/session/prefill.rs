@@ -9,6 +9,7 @@ use crate::compile::memory::CacheMode;
 use crate::compile::target::Target;
 use crate::compile::{self, Compiled};
 use crate::ggml::GgmlError;
+use crate::ggml::kernels::Kernels;
 use crate::graph::ir::{Graph, NodeId, Tap};
 use crate::method::entry::{Entry, Positions};
 use crate::method::spts::capture::{Capture, insert_captures};
@@ -238,7 +239,8 @@ impl Session {
     /// What programs are compiled for.
     pub(super) fn target(&self) -> Target<'_> {
         let proxy = self.options.sidecar.as_ref().map(|s| s.size());
-        Target::new(self.model.file(), self.model.placement(), self.options.n_ubatch, proxy)
+        let kernels: Vec<Kernels> = self.devices.iter().map(|device| device.backend.kernels()).collect();
+        Target::new(self.model.file(), self.model.placement(), &kernels, self.options.n_ubatch, proxy)
     }
 
     pub(super) fn check_prompt(&self, tokens: &[u32]) -> Result<()> {
