@@ -186,7 +186,9 @@ fn the_first_part_has_to_say_where_the_others_are() {
     let message = Gguf::from_bytes(bytes, "bytes").unwrap_err().to_string();
     assert!(message.contains(&format!("split into {n} files; open the first of them by its path")), "{message}");
     let file = fs::File::open(split.path(1)).unwrap();
-    Gguf::from_file(file, &name(1, n), MODES[0]).unwrap_err();
+    let message = Gguf::from_file(file, &name(1, n), MODES[0]).unwrap_err().to_string();
+    assert!(message.starts_with(&name(1, n)), "{message}");
+    assert!(message.contains(&format!("split into {n} files; open the first of them by its path")), "{message}");
     // A name alone is not enough.
     let message = split.refusal(1, |part| part.metadata.retain(|(k, _)| !k.starts_with("split.")));
     assert!(message.contains("metadata \"split.no\" is missing"), "{message}");

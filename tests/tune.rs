@@ -310,7 +310,7 @@ fn measured_beside_dense_is_what_is_answered() {
 
 /// Where an answer cannot be forgotten token by token, the prompt is read again.
 #[test]
-fn so_it_is_with_recurrent_layers() {
+fn measured_beside_dense_in_a_hybrid() {
     let scene = Scene::new();
     Tiny { n_embd: 64, n_ff: 128, ..Tiny::named("qwen35") }.build().write(&scene.path("tiny.gguf"));
     compare_answers(&scene);

@@ -409,6 +409,14 @@ impl Tiny {
         }
     }
 
+    /// A model of this name as wide as quantized blocks and the kernels of GPUs need: rows of 256 features, heads that are rotated
+    /// whole, and delta nets whose heads have 64.
+    pub fn wide(name: &str, n_head: usize, n_head_kv: usize, head_dim: usize) -> Tiny {
+        let tiny = Tiny::named(name);
+        let delta = tiny.delta.map(|delta| Delta { n_head_k: 2, n_head_v: 4, head_dim: 64, d_conv: 4, ..delta });
+        Tiny { n_embd: 256, n_ff: 512, n_head, n_head_kv, head_dim, n_rot: head_dim, delta, ..tiny }
+    }
+
     /// Tokens of the vocabulary.
     pub fn n_vocab(&self) -> usize {
         self.vocab.n_tokens()
