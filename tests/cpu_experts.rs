@@ -81,7 +81,7 @@ fn answers_are_the_same_to_the_last_bit() {
 }
 
 #[test]
-fn what_lies_where() {
+fn placements_of_experts() {
     let pair = Pair::new(Tiny::named("gpt-oss"));
     let model = split(&pair, pair.tiny.n_layer, 2);
     let placement = model.placement();

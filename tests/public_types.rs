@@ -1,4 +1,5 @@
-//! What programs that embed the library count on: types that go from thread to thread, and can be printed.
+//! What programs that embed the library count on: types that go from thread to thread, and can be printed. The compiler alone
+//! checks it: where a type lost such a trait, this file would not compile, and no test here fails when it runs.
 
 use std::fmt::Debug;
 
@@ -12,6 +13,12 @@ fn go_from_thread_to_thread() {
     is_shared::<spts::ModelFile>();
     is_shared::<spts::Tokenizer>();
     is_shared::<spts::ChatTemplate>();
+    is_shared::<spts::TemplateVariables>();
+    is_shared::<spts::Message>();
+    is_shared::<spts::ChatPrompt>();
+    is_shared::<spts::StopStrings>();
+    is_shared::<spts::ModelOverrides>();
+    is_shared::<spts::MetadataOverride>();
     is_shared::<spts::Sidecar>();
     is_shared::<spts::Schedule>();
     is_shared::<spts::SessionOptions>();
@@ -33,7 +40,15 @@ fn can_be_printed() {
     is_shown::<spts::ModelFile>();
     is_shown::<spts::ModelOptions>();
     is_shown::<spts::Tokenizer>();
+    is_shown::<spts::ModelOverrides>();
+    is_shown::<spts::MetadataOverride>();
     is_shown::<spts::ChatTemplate>();
+    is_shown::<spts::TemplateVariables>();
+    is_shown::<spts::Message>();
+    is_shown::<spts::ChatPrompt>();
+    is_shown::<spts::StopStrings>();
+    is_shown::<spts::StopFilter>();
+    is_shown::<spts::Answer<'_>>();
     is_shown::<spts::Sidecar>();
     is_shown::<spts::Schedule>();
     is_shown::<spts::Session>();

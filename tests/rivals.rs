@@ -109,7 +109,10 @@ fn gemfilter_reads_the_tokens_of_its_layer_as_a_prompt_of_their_own() {
             assert_close(session.logits(), &expected, pair.tolerance(), &what);
             // What was read is no prefix of the prompt.
             let cut = session.truncate(rows.len() - 1);
-            assert!(matches!(cut, Err(Error::Truncate { .. } | Error::TruncateState { .. })), "{what}");
+            match pair.tiny.delta.is_some() {
+                true => assert!(matches!(cut, Err(Error::TruncateState { .. })), "{what}: {cut:?}"),
+                false => assert!(matches!(cut, Err(Error::Truncate { .. })), "{what}: {cut:?}"),
+            }
             // The same again, in the memory of the first time.
             session.clear();
             assert_eq!(read(&prefill(&mut session, &tokens).expect("a prefill")), rows, "{what}");

@@ -1,55 +1,15 @@
 //! Models of recurrent layers and layers with attention: what a file has to say, what is refused by name, and how the program shows
 //! such a model.
 
-mod reference;
-mod runtime;
-mod support;
-
-use std::sync::Arc;
-
-use spts::gguf::Gguf;
-use spts::{Error, Model, Session};
-use support::gguf::{File, Value};
-use support::scene::Scene;
-use support::tiny::{Delta, DeltaLayers, Tiny};
-
-fn open(file: &File) -> Result<Arc<Model>, Error> {
-    let gguf = Gguf::from_bytes(file.to_bytes(), "model.gguf").expect("a valid file");
-    Model::from_gguf(Arc::new(gguf), runtime::on_cpu())
-}
-
-fn logits(file: &File, tokens: &[u32]) -> Vec<f32> {
-    let model = open(file).expect("a model");
-    runtime::logits(Session::new(model, runtime::exact(512)).expect("a session"), tokens)
-}
-
-/// The tiny model with a key changed.
-fn with(key: &str, value: impl Into<Value>) -> File {
-    let mut file = Tiny::named("qwen35").build();
-    let key = format!("qwen35.{key}");
-    file.metadata.retain(|(k, _)| *k != key);
-    file.set(key, value);
-    file
-}
-
-fn without_key(key: &str) -> File {
-    let mut file = Tiny::named("qwen35").build();
-    file.metadata.retain(|(k, _)| *k != format!("qwen35.{key}"));
-    file
-}
-
-#[track_caller]
-fn refusal(file: &File) -> String {
-    let message = match open(file) {
-        Ok(_) => panic!("accepted"),
-        Err(e) => e.to_string(),
-    };
-    assert!(message.starts_with("model.gguf: ") && !message.contains('\n'), "{message}");
-    message
-}
+use crate::runtime::files::{logits, open, refusal, refuses_missing_and_misshapen, set, with, without};
+use crate::runtime::{self, Pair};
+use crate::support::gguf::Value;
+use crate::support::scene::Scene;
+use crate::support::tiny::{Delta, DeltaLayers, Tiny};
 
 #[test]
 fn sizes_that_do_not_fit_are_refused() {
+    let tiny = Tiny::named("qwen35");
     for (key, value, expected) in [
         ("ssm.group_count", 3, "'qwen35.ssm.time_step_rank' is 4, expected a multiple of the 3 key heads"),
         ("ssm.group_count", 0, "'qwen35.ssm.group_count' is 0, expected 1 to"),
@@ -69,16 +29,17 @@ fn sizes_that_do_not_fit_are_refused() {
         ("nextn_predict_layers", 6, "'qwen35.nextn_predict_layers' is 6, expected fewer than the 6 layers"),
         ("nextn_predict_layers", 7, "'qwen35.nextn_predict_layers' is 7, expected 0 to 6"),
     ] {
-        let message = refusal(&with(key, value));
+        let message = refusal(&with(&tiny, key, value));
         assert!(message.contains(expected), "{key} {value}: {message}");
     }
     for key in ["ssm.conv_kernel", "ssm.state_size", "ssm.group_count", "ssm.time_step_rank", "ssm.inner_size"] {
-        let message = refusal(&without_key(key));
+        let message = refusal(&without(&tiny, key));
         assert!(message.contains(&format!("metadata key 'qwen35.{key}' is missing")), "{message}");
     }
-    assert!(refusal(&without_key("rope.dimension_sections")).contains("'qwen35.rope.dimension_sections' is missing"));
+    let message = refusal(&without(&tiny, "rope.dimension_sections"));
+    assert!(message.contains("'qwen35.rope.dimension_sections' is missing"), "{message}");
     // Three pairs: the third would go by a position that texts do not have.
-    let message = refusal(&with("rope.dimension_sections", vec![1, 1, 0, 1]));
+    let message = refusal(&with(&tiny, "rope.dimension_sections", vec![1, 1, 0, 1]));
     assert!(message.contains("three parts that share 3 pairs in turn"), "{message}");
 }
 
@@ -90,19 +51,19 @@ fn layers_are_recurrent_by_list_or_interval() {
     let integers = |layers: &[bool]| Value::from(layers.iter().map(|&x| i32::from(x)).collect::<Vec<i32>>());
     let dense = logits(&tiny.build(), &prompt);
     for list in [booleans(&expected), integers(&expected)] {
-        let file = with("attention.recurrent_layers", list);
+        let file = with(&tiny, "attention.recurrent_layers", list);
         let model = open(&file).expect("a model");
         let found: Vec<bool> = (0..6).map(|l| model.shape().recurrence(l).is_some()).collect();
         assert_eq!(found, expected);
         assert_eq!(logits(&file, &prompt), dense);
     }
-    let refused = |list: Value| refusal(&with("attention.recurrent_layers", list));
+    let refused = |list: Value| refusal(&with(&tiny, "attention.recurrent_layers", list));
     assert!(refused(booleans(&expected[..5])).contains("a list of 5, expected 6, one a layer"));
     assert!(refused(booleans(&[true; 6])).contains("at least one layer with attention"));
     assert!(refused(Value::Array(8, vec![Value::Str("x".into()); 6])).contains("recurrent_layers"));
     assert!(refused(Value::U32(1)).contains("a list of 6, one a layer"));
     // Without either every fourth layer attends: this model's second one has other tensors.
-    let message = refusal(&without_key("full_attention_interval"));
+    let message = refusal(&without(&tiny, "full_attention_interval"));
     assert!(message.contains("tensor 'blk.1.attn_qkv.weight' is missing"), "{message}");
 }
 
@@ -122,24 +83,36 @@ fn missing_and_misshapen_tensors_are_named() {
     ];
     let attention = ["attn_q.weight", "attn_k.weight", "attn_v.weight", "attn_output.weight", "attn_q_norm.weight"];
     let shared = ["ffn_gate_inp_shexp.weight", "ffn_gate_shexp.weight", "ffn_up_shexp.weight", "ffn_down_shexp.weight"];
-    let of = |name: &str, layer: usize, tensors: &[&str]| {
-        for tensor in tensors {
-            let full = format!("blk.{layer}.{tensor}");
-            let mut file = Tiny::named(name).build();
-            file.tensors.retain(|t| t.name != full);
-            assert!(refusal(&file).contains(&format!("tensor '{full}' is missing")), "{full}");
-            let mut file = Tiny::named(name).build();
-            let t = file.tensors.iter_mut().find(|t| t.name == full).expect("the tensor");
-            *t.shape.last_mut().expect("a dimension") += 1;
-            let per_row: usize = t.shape[..t.shape.len() - 1].iter().product();
-            t.data.extend(vec![0.0; per_row]);
-            assert!(refusal(&file).contains(&format!("tensor '{full}' has shape")), "{full}");
-        }
-    };
-    of("qwen35", 2, &delta);
-    of("qwen35", 3, &attention);
-    of("qwen35moe", 1, &shared);
-    of("qwen35moe", 3, &["ffn_gate_up_exps.weight", "ffn_down_exps.weight"][1..]);
+    let [dense, moe] = ["qwen35", "qwen35moe"].map(Tiny::named);
+    refuses_missing_and_misshapen(&dense, 2, &delta);
+    refuses_missing_and_misshapen(&dense, 3, &attention);
+    refuses_missing_and_misshapen(&moe, 1, &shared);
+    refuses_missing_and_misshapen(&moe, 3, &["ffn_down_exps.weight"]);
+}
+
+/// Without the tensor of both, a file is one of two tensors that are not there.
+#[test]
+fn gate_and_up_of_experts_missing_and_misshapen() {
+    let tiny = Tiny::named("qwen35moe");
+    let fused = "blk.3.ffn_gate_up_exps.weight";
+    let mut missing = tiny.build();
+    let at = missing.tensors.iter().position(|t| t.name == fused).expect("the tensor");
+    let [n_in, n_both, n_expert] = missing.tensors.remove(at).shape[..] else { panic!("no three dimensions") };
+    let half = [n_in, n_both / 2, n_expert];
+    for part in ["ffn_gate_exps", "ffn_up_exps"] {
+        let message = refusal(&missing);
+        assert!(message.contains(&format!("tensor 'blk.3.{part}.weight' is missing")), "{message}");
+        missing.add(format!("blk.3.{part}.weight"), &half, vec![0.0; half.iter().product()]);
+    }
+    open(&missing).expect("a model of two tensors");
+    for shape in [[n_in + 1, n_both, n_expert], [n_in, n_both + 2, n_expert], [n_in, n_both, n_expert + 1], half] {
+        let mut wrong = tiny.build();
+        wrong.tensors.remove(at);
+        wrong.add(fused, &shape, vec![0.0; shape.iter().product()]);
+        let message = refusal(&wrong);
+        let expected = format!("tensor '{fused}' has shape {shape:?}, expected [{n_in}, {n_both}, {n_expert}]");
+        assert!(message.contains(&expected), "{message}");
+    }
 }
 
 /// Gate and up of the experts in two tensors say the same as in one.
@@ -166,9 +139,8 @@ fn experts_in_one_tensor_or_two() {
 fn layers_that_predict_further_tokens_are_left_out() {
     let tiny = Tiny::named("qwen35");
     let prompt = tiny.prompt(40);
-    let mut file = with("nextn_predict_layers", 1);
-    file.metadata.retain(|(k, _)| k != "qwen35.block_count");
-    file.set("qwen35.block_count", 7u32);
+    let mut file = with(&tiny, "nextn_predict_layers", 1);
+    set(&mut file, "qwen35.block_count", 7u32);
     for name in ["attn_norm.weight", "nextn.eh_proj.weight", "nextn.enorm.weight"] {
         file.add(format!("blk.6.{name}"), &[tiny.n_embd], vec![1.0; tiny.n_embd]);
     }
@@ -186,7 +158,7 @@ fn heads_as_large_as_real_ones_give_the_reference() {
     let base = Tiny::named("qwen35");
     let delta = base.delta.clone().map(|delta| Delta { n_head_k: 1, n_head_v: 3, head_dim: 128, ..delta });
     let large = Tiny { n_layer: 4, n_embd: 64, n_head: 6, n_head_kv: 1, head_dim: 256, n_rot: 64, delta, ..base };
-    let pair = runtime::Pair::new(large);
+    let pair = Pair::new(large);
     let tokens = pair.tiny.prompt(90);
     let expected = pair.reference.forward(&tokens, None);
     let mut session = pair.session(|o| o.n_ubatch = Some(33));
@@ -204,21 +176,19 @@ fn odd_shapes_give_the_reference() {
         (4, Delta { n_head_k: 4, n_head_v: 4, head_dim: 17, d_conv: 7, ..delta.clone() }),
         (4, Delta { layers: DeltaLayers::List(vec![true, true, false, true]), head_dim: 1, ..delta }),
     ] {
-        let pair = runtime::Pair::new(Tiny { n_layer, delta: Some(delta), ..base.clone() });
+        let pair = Pair::new(Tiny { n_layer, delta: Some(delta), ..base.clone() });
         let tokens = pair.tiny.prompt(150);
-        let expected = pair.reference.forward(&tokens, None);
+        let (prompt, answer) = tokens.split_at(140);
+        let [expected, behind] = [prompt, &tokens].map(|tokens| pair.reference.forward(tokens, None).logits);
         for n_ubatch in [1, 37, 512] {
+            let what = format!("tiles of {n_ubatch}, {:?}", pair.tiny);
             let mut session = pair.session(|o| o.n_ubatch = Some(n_ubatch));
-            runtime::prefill(&mut session, &tokens[..140]).expect("a prefill");
-            for token in &tokens[140..] {
+            runtime::prefill(&mut session, prompt).expect("a prefill");
+            runtime::assert_close(session.logits(), &expected, pair.tolerance(), &what);
+            for token in answer {
                 session.decode(*token).expect("a token");
             }
-            runtime::assert_close(
-                session.logits(),
-                &expected.logits,
-                2.0 * pair.tolerance(),
-                &format!("{:?}", pair.tiny),
-            );
+            runtime::assert_close(session.logits(), &behind, pair.tolerance(), &format!("decoding, {what}"));
         }
     }
 }
@@ -248,6 +218,9 @@ fn hybrids_at_the_command_line() {
         let ask = ["-m", "tiny.gguf", "-f", "text.txt", "--prompt-cache", "text.cache", "--no-cnv"];
         let (first, second) = (scene.json(&[&ask[..], &run].concat()), scene.json(&[&ask[..], &run].concat()));
         assert_eq!(first["generated"], second["generated"]);
+        let reused = |run: &serde_json::Value| run["reused_tokens"].as_u64().expect("a count");
+        assert_eq!(reused(&first), 0);
+        assert!(reused(&second) > 0, "the file went unused");
         let message = scene.bad(1, &["-m", "tiny.gguf", "-p", "the rain", "-n", "1", "--method", "gemfilter:0.5@0"]);
         assert!(message.contains("layer 0 is recurrent and scores no tokens"), "{message}");
     }
