@@ -1,6 +1,6 @@
 //! A gated delta net (arXiv 2412.06464) in plain loops, as Qwen 3.5 has it: one token after the other.
 
-use super::model::{Linear, Matrix, dot};
+use super::model::{Linear, Matrix, dot, sigmoid, silu};
 
 /// Weights of one recurrent layer.
 #[derive(Clone, Debug)]
@@ -31,14 +31,6 @@ pub struct DeltaState {
     channels: Vec<Vec<f32>>,
     /// For each value head S, `head_dim` rows of values by `head_dim` keys.
     s: Vec<Vec<Vec<f64>>>,
-}
-
-fn sigmoid(x: f32) -> f32 {
-    (1.0 / (1.0 + (-f64::from(x)).exp())) as f32
-}
-
-fn silu(x: f32) -> f32 {
-    (f64::from(x) / (1.0 + (-f64::from(x)).exp())) as f32
 }
 
 fn softplus(x: f32) -> f32 {

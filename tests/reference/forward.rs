@@ -1,7 +1,7 @@
 //! The forward pass: dense, or with SPTS, and decoding behind it.
 
 use super::delta::DeltaState;
-use super::model::{Layer, Linear, Model, dot};
+use super::model::{Layer, Linear, Model, dot, sigmoid};
 use super::spts::{Chosen, SptsPlan, pool_scores, settle, top};
 
 /// Keys and values of one layer: one row for every token that attention computed there.
@@ -380,7 +380,6 @@ impl Model {
     fn attn_output(&self, layer: &Layer, x: &[f32], y: &[f32]) -> Vec<f32> {
         let y = match &layer.gate {
             Some(gate) => {
-                let sigmoid = |g: f32| (1.0 / (1.0 + (-f64::from(g)).exp())) as f32;
                 let gated: Vec<f32> = y.iter().zip(gate.times(x)).map(|(y, g)| y * sigmoid(g)).collect();
                 layer.attn_output.times(&gated)
             }
@@ -416,8 +415,8 @@ impl Model {
             }
         };
         if let Some((ffn, share)) = &layer.shared {
-            let share = 1.0 / (1.0 + (-f64::from(share.times(x)[0])).exp());
-            y.iter_mut().zip(one(ffn)).for_each(|(y, z)| *y += z * share as f32);
+            let share = sigmoid(share.times(x)[0]);
+            y.iter_mut().zip(one(ffn)).for_each(|(y, z)| *y += z * share);
         }
         match &layer.ffn_post_norm {
             Some(norm) => self.rms_norm(&y, norm),

@@ -24,6 +24,6 @@ pub use delta::DeltaNet;
 #[allow(unused_imports)]
 pub use forward::{LayerCache, LayerTrace, Output, State};
 #[allow(unused_imports)]
-pub use model::{Gelu, Layer, Matrix, Model};
+pub use model::{Gelu, Layer, Linear, Matrix, Model};
 #[allow(unused_imports)]
 pub use spts::{Chosen, Follow, Kind, LayerBudget, Layout, Pool, Proxy, SptsPlan, pool_scores, settle, top};

@@ -38,6 +38,16 @@ impl Matrix {
     }
 }
 
+/// `1 / (1 + e^-x)`
+pub fn sigmoid(x: f32) -> f32 {
+    (1.0 / (1.0 + (-f64::from(x)).exp())) as f32
+}
+
+/// `x / (1 + e^-x)`
+pub fn silu(x: f32) -> f32 {
+    (f64::from(x) / (1.0 + (-f64::from(x)).exp())) as f32
+}
+
 /// Sum of products in f64.
 pub fn dot(a: &[f32], b: &[f32]) -> f64 {
     a.iter().zip(b).map(|(x, y)| f64::from(*x) * f64::from(*y)).sum()
@@ -130,8 +140,8 @@ pub struct Model {
     pub temperature: Option<(usize, f32)>,
     /// The FFN's gate is GELU, not SiLU.
     pub gelu_gate: bool,
-    /// The gated FFNs are gpt-oss's.
-    pub clamped_gate: bool,
+    /// The gated FFNs are gpt-oss's, and what they multiply is clamped at this.
+    pub gate_limit: Option<f32>,
     /// Change this before `forward` to follow ggml's CPU table.
     pub gelu: Gelu,
     pub final_softcap: Option<f32>,
@@ -245,7 +255,7 @@ impl<'a> Reader<'a> {
                 (self.uint("rope.scaling.original_context_length").expect("original_context_length"), scale)
             }),
             gelu_gate: gemma,
-            clamped_gate: self.arch == "gpt-oss",
+            gate_limit: (self.arch == "gpt-oss").then_some(7.0),
             gelu: Gelu::Exact,
             final_softcap: if gemma { self.float("final_logit_softcapping").filter(|c| *c != 0.0) } else { None },
             layers: (0..self.n_layer).map(|il| self.layer(il)).collect(),

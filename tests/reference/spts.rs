@@ -1,6 +1,6 @@
 //! The parts of SPTS that the forward pass is made of: budgets, scores, selection, proxies.
 
-use super::model::{Gelu, Matrix, Model, dot};
+use super::model::{Gelu, Matrix, Model, dot, silu};
 
 /// What one layer may compute. Counts of tokens; at or above the number of candidates they mean all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -230,17 +230,17 @@ pub fn settle(what: &str, scores: &[f32], m: usize, forced: usize, theirs: &[usi
 impl Model {
     /// The product that `down` takes: of the gate's activation and the other factor.
     pub fn gated(&self, gate: f32, up: f32) -> f32 {
-        if !self.clamped_gate {
+        let Some(limit) = self.gate_limit else {
             return self.activate(gate) * up;
-        }
-        let (gate, up) = (gate.min(7.0), up.clamp(-7.0, 7.0));
+        };
+        let (gate, up) = (gate.min(limit), up.clamp(-limit, limit));
         (f64::from(gate) / (1.0 + (-1.702 * f64::from(gate)).exp()) * (f64::from(up) + 1.0)) as f32
     }
 
     /// The gate's activation.
     pub fn activate(&self, x: f32) -> f32 {
         if !self.gelu_gate {
-            return (f64::from(x) / (1.0 + f64::from(-x).exp())) as f32;
+            return silu(x);
         }
         match self.gelu {
             Gelu::Exact => gelu(x),
