@@ -10,6 +10,7 @@ use spts::ggml::arena::{Arena, TensorId, read_bytes};
 use spts::ggml::backend::Backend;
 use spts::ggml::cpu_attention::Visible;
 use spts::ggml::ops::Ops;
+use spts::ggml::quantize::{dequantize, quantize, row_size};
 use spts::gguf::GgmlType;
 use support::prng::Prng;
 
@@ -96,12 +97,13 @@ fn computed(
     let f32s = |values: &[f32]| -> Vec<u8> { values.iter().flat_map(|x| x.to_le_bytes()).collect() };
     let q = place(GgmlType::F32, [d * n_head, n_q], f32s(&input.q));
     let [k, v] = [&input.k, &input.v].map(|values| {
-        let mut values = values.clone();
-        values.resize(width * n_kv, f32::NAN);
-        let bytes = match ty {
+        let mut bytes = match ty {
             GgmlType::F16 => values.iter().flat_map(|x| f16::from_f32(*x).to_le_bytes()).collect(),
-            _ => f32s(&values),
+            GgmlType::F32 => f32s(values),
+            _ => quantize(ty, values, width),
         };
+        // No number in any of the types.
+        bytes.resize(row_size(ty, width) * n_kv, 0xff);
         place(ty, [width, n_kv], bytes)
     });
     let positions = positions.map(|p| {
@@ -110,24 +112,24 @@ fn computed(
     });
     let sinks = (!input.sinks.is_empty()).then(|| place(GgmlType::F32, [n_head, 1], f32s(&input.sinks)));
     let ops = Ops::new(64);
-    let size = ty.type_size();
-    let heads = |t: TensorId| ops.view_3d(arena.get(t), [d, n_kv, n_head_kv], [width * size, d * size], 0);
+    let strides = [row_size(ty, width), row_size(ty, d)];
+    let heads = |t: TensorId| ops.view_3d(arena.get(t), [d, n_kv, n_head_kv], strides, 0);
     let rows = ops.permute(ops.reshape(arena.get(q), [d, n_head, n_q]), [0, 2, 1, 3]);
     let visible = Visible { first, window, positions: positions.map(|p| arena.get(p)) };
     let out = ops.cpu_attention([rows, heads(k), heads(v)], visible, scale(d), sinks.map(|s| arena.get(s)));
     ops.output(out);
     ops.expand(out);
     backend.allocate(&ops).expect("memory");
-    let mut last = Vec::new();
     // Twice: what the threads count work by is left as it was.
-    for _ in 0..2 {
+    let [first, second] = [0; 2].map(|_| {
         backend.write(out, &vec![0xff; d * n_head * n_q * 4]);
         backend.compute(&ops).expect("a result");
         backend.synchronize();
         let bytes = read_bytes(out, 0, d * n_head * n_q * 4);
-        last = bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
-    }
-    last
+        bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect::<Vec<f32>>()
+    });
+    assert!(first.iter().zip(&second).all(|(a, b)| a.to_bits() == b.to_bits()), "{:?} computed twice", input.shape);
+    first
 }
 
 #[track_caller]
@@ -172,9 +174,10 @@ fn windows_over_rows_and_over_positions() {
         // Every third token and some in a row.
         let positions: Vec<i32> = (0..n as i32).map(|i| if i < 40 { 3 * i } else { 80 + i }).collect();
         for window in [1, 2, 63, 64, 65, 1000] {
-            let what = format!("{shape:?}, window {window}");
+            let what = format!("{shape:?}, window {window} over rows");
             let of_rows = input.attended(|i, j| j <= shape.first + i && shape.first + i < j + window);
             check(&what, &computed(&input, GgmlType::F16, Some(window), None, 2), &of_rows);
+            let what = format!("{shape:?}, window {window} over positions");
             let is_near = |i: usize, j: usize| positions[shape.first + i] - positions[j] < window as i32;
             let of_positions = input.attended(|i, j| j <= shape.first + i && is_near(i, j));
             check(&what, &computed(&input, GgmlType::F16, Some(window), Some(&positions), 2), &of_positions);
@@ -189,8 +192,26 @@ fn sinks_take_weight_and_give_nothing() {
         let mut input = Input::random(shape, &mut random);
         // Far below and above the scores, too.
         input.sinks = (0..shape.n_head).map(|i| [0.5, -3.0, 4.0, -200.0, 200.0][i % 5]).collect();
+        for window in [None, Some(20)] {
+            let what = format!("{shape:?}, window {window:?}");
+            let is_near = |i: usize, j: usize| window.is_none_or(|w| shape.first + i < j + w);
+            let expected = input.attended(|i, j| j <= shape.first + i && is_near(i, j));
+            check(&what, &computed(&input, GgmlType::F16, window, None, 2), &expected);
+        }
+    }
+}
+
+#[test]
+fn quantized_keys_and_values() {
+    let mut random = Prng::named(6, "cpu_attention");
+    for shape in SHAPES.into_iter().filter(|s| s.d.is_multiple_of(32)) {
+        let mut input = Input::random(shape, &mut random);
+        let width = shape.d * shape.n_head_kv;
+        for values in [&mut input.k, &mut input.v] {
+            *values = dequantize(GgmlType::Q8_0, &quantize(GgmlType::Q8_0, values, width), values.len());
+        }
         let expected = input.attended(|i, j| j <= shape.first + i);
-        check(&format!("{shape:?}"), &computed(&input, GgmlType::F16, None, None, 2), &expected);
+        check(&format!("{shape:?}"), &computed(&input, GgmlType::Q8_0, None, None, 2), &expected);
     }
 }
 

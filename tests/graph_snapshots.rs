@@ -146,9 +146,9 @@ fn qwen35() {
 
 /// The last layer's attention keeps a tile of queries there.
 #[test]
-fn qwen2_prefill_on_the_cpu() {
+fn qwen2_prefill_with_a_tile_of_queries() {
     let pair = Pair::new(Tiny::named("qwen2"));
-    check(&pair, &keep_last_row(&pair.model.graph(N, pair.n_ctx), 16), "qwen2-prefill-cpu");
+    check(&pair, &keep_last_row(&pair.model.graph(N, pair.n_ctx), 16), "qwen2-prefill-tile");
 }
 
 #[test]

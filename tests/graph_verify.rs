@@ -5,6 +5,7 @@ mod runtime;
 mod support;
 
 use runtime::Pair;
+use spts::DeltaHeads;
 use spts::compile::fuse_ffn::fuse_gated_ffn;
 use spts::compile::keep_normalized::keep_normalized;
 use spts::graph::ir::{DType, Mixer, Node};
@@ -36,6 +37,14 @@ fn first(g: &Graph, is: impl Fn(&Node) -> bool) -> NodeId {
 
 fn op(g: &Graph, name: &str) -> NodeId {
     first(g, |n| n.op.name() == name)
+}
+
+/// A dense graph of a hybrid: delta nets in most layers, gated attention in the others.
+fn hybrid() -> Graph {
+    let pair = Pair::new(Tiny::named("qwen35"));
+    let graph = pair.model.graph(N, pair.n_ctx);
+    verify(&graph).expect("an intact graph");
+    graph
 }
 
 /// The same as GPUs compute it that multiply rows of 16 bits.
@@ -165,6 +174,60 @@ fn invariant_3_shapes_fit() {
     rejects_op("pool_scores", "one score a row", |n, _| n.n_rows -= 1);
     rejects_op("proxy_norm", "one norm a row", |n, _| n.n_feat = 2);
     rejects_op("top_k", "one score a row", |n, find| n.src[0] = find("rms_norm"));
+}
+
+/// Breaks the first node of an operation of a hybrid.
+#[track_caller]
+fn rejects_in_hybrid(name: &str, why: &str, change: impl FnOnce(&mut Node)) {
+    rejects_in(hybrid(), why, |g| {
+        let id = op(g, name);
+        change(&mut g.nodes[id.index()]);
+        id
+    });
+}
+
+#[test]
+fn features_are_within_their_groups() {
+    fn op(change: impl FnOnce(&mut usize, &mut usize, &mut usize)) -> impl FnOnce(&mut Node) {
+        move |n| {
+            let Op::Features { group, start, len } = &mut n.op else { unreachable!() };
+            change(group, start, len);
+        }
+    }
+    rejects_in_hybrid("features", "groups divide the features", op(|group, _, _| *group = 0));
+    rejects_in_hybrid("features", "groups divide the features", op(|group, _, _| *group *= 1000));
+    rejects_in_hybrid("features", "features within a group", op(|_, _, len| *len = 0));
+    rejects_in_hybrid("features", "features within a group", op(|group, start, _| *start = *group));
+    rejects_in_hybrid("features", "so many features of each group", op(|_, _, len| *len -= 1));
+    rejects_in_hybrid("features", "so many features of each group", |n| n.n_feat += 1);
+    rejects_in_hybrid("features", "so many features of each group", |n| n.n_rows -= 1);
+    rejects_in_hybrid("sigmoid", "shape of its source", |n| n.n_feat += 1);
+}
+
+#[test]
+fn delta_nets_have_what_their_heads_need() {
+    fn heads(change: impl FnOnce(&mut DeltaHeads)) -> impl FnOnce(&mut Node) {
+        move |n| {
+            let Op::DeltaNet { heads, .. } = &mut n.op else { unreachable!() };
+            change(heads);
+        }
+    }
+    rejects_in_hybrid("delta_net", "a multiple of key heads", heads(|h| h.n_head_k = 0));
+    rejects_in_hybrid("delta_net", "a multiple of key heads", heads(|h| h.n_head_v = h.n_head_k + 1));
+    rejects_in_hybrid("delta_net", "a convolution over some rows", heads(|h| h.head_dim = 0));
+    rejects_in_hybrid("delta_net", "a convolution over some rows", heads(|h| h.d_conv = 1));
+    rejects_in_hybrid("delta_net", "queries, keys and values of all heads", heads(|h| h.n_head_v *= 2));
+    rejects_in_hybrid("delta_net", "queries, keys and values of all heads", |n| n.src[0] = n.src[1]);
+    rejects_in_hybrid("delta_net", "two gates for each value head", |n| n.src[1] = n.src[0]);
+    rejects_in_hybrid("delta_net", "rows as its sources", |n| n.n_rows -= 1);
+    rejects_in(hybrid(), "delta nets, expected the anchored one", |g| {
+        let recurrent = |m: &Mixer| matches!(m, Mixer::Recurrent(_));
+        let layer = g.layers.iter().position(|l| recurrent(&l.mixer)).expect("a recurrent layer");
+        let id = g.layers[layer].mixer.node();
+        let Op::DeltaNet { layer: of, .. } = &mut g.nodes[id.index()].op else { unreachable!() };
+        *of = layer + 1;
+        id
+    });
 }
 
 #[test]

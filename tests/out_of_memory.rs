@@ -10,7 +10,9 @@ use std::ops::ControlFlow;
 use runtime::{Pair, assert_close, one_stage, prefill};
 use spts::ggml::injected::{fail_allocation, is_pending};
 use spts::model::placement::Placement;
-use spts::{Error, GenerateOptions, GgmlError, Model, ModelFile, Sampler, SamplerParams, Session, SessionOptions, StopReason};
+use spts::{
+    Error, GenerateOptions, GgmlError, Model, ModelFile, Sampler, SamplerParams, Session, SessionOptions, StopReason,
+};
 use support::tiny::Tiny;
 
 /// Long enough for two tiles, and for tiles of half the size.

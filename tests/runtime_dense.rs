@@ -185,7 +185,7 @@ fn decode_outgrows_its_cache() {
 #[test]
 fn a_quantized_cache_is_near_the_exact_one() {
     let q8 = |o: &mut spts::SessionOptions| (o.cache_type_k, o.cache_type_v) = (CacheType::Q8_0, CacheType::Q8_0);
-    // Of two layers: which experts are chosen multiplies what rounding does, layer by layer.
+    // Of two layers: what rounding does grows from layer to layer.
     for tiny in [Tiny::named("llama"), Tiny { n_layer: 2, ..Tiny::named("gpt-oss") }] {
         let name = tiny.name;
         let pair = Pair::new(Tiny { head_dim: 32, n_rot: 32, ..tiny });
