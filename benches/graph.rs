@@ -62,7 +62,7 @@ fn graph(c: &mut Criterion) {
     let device = Device::new(Backend::start("CPU", 1).expect("a CPU"));
     let buft = device.backend.buffer_type();
     let types = (CacheType::F16, CacheType::F16);
-    let cache = |_| LayerMemory::Cache(LayerCache::new(buft, model.shape().n_embd_kv(), types));
+    let cache = |_| LayerMemory::Cache(LayerCache::new(buft, model.shape().n_embd_kv(0), types));
     let caches = (0..shape.n_layer).map(cache).collect();
     let mut sequence = Sequence::new(caches);
     sequence.reserve(0, &vec![N_TOKENS; shape.n_layer], 0).expect("memory");

@@ -111,6 +111,20 @@ pub enum Error {
         /// Elements of a head.
         head_dim: usize,
     },
+    /// Layers that read each other's keys, on two devices.
+    #[error(
+        "{file}: the layers {first} to {last} read the same keys and values, so they go to one device: put none there, or at least {n_layers} layers"
+    )]
+    SharedKeysParted {
+        /// The model's file.
+        file: String,
+        /// The first of the layers.
+        first: usize,
+        /// The last one.
+        last: usize,
+        /// How many they are.
+        n_layers: usize,
+    },
     /// The schedule scores FFNs by proxies, and there are none.
     #[error(
         "this schedule scores FFNs by low-rank proxies, but none are loaded: make them, or score without them"

@@ -75,7 +75,7 @@ pub use method::{Budgets, Dense, Held, LayerBudget, Method, MethodError, Prompt}
 pub use model::ModelError;
 pub use model::file::ModelFile;
 pub use model::overrides::{ModelOverrides, RopeScaling};
-pub use model::shape::{Experts, LayerKind, Recurrent, Shape, SlidingWindow};
+pub use model::shape::{Experts, LayerKind, LayerSizes, Recurrent, Shape, SlidingWindow};
 pub use model::weights::{LoadProgress, Model, ModelOptions};
 pub use plan::{CpuExperts, Plan, PlanOptions};
 pub use session::document::{Document, DocumentMemory, ReadReport};

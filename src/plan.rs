@@ -233,7 +233,8 @@ impl Plan {
             && let Reader::Layer(layer) = search.reader
         {
             let n = n_tokens as f64;
-            spts.probes += 2. * n * ((0..layer).map(|l| w_mixing(shape, l) + shape.w_ffn()).sum::<f64>() + shape.w_k());
+            let before: f64 = (0..layer).map(|l| shape.w_mixing(l) + shape.w_ffn(l) + shape.w_per_layer()).sum();
+            spts.probes += 2. * n * (before + shape.w_k(layer));
             spts.probes += (0..layer).map(|l| mixing_flops(shape, l, n_tokens)).sum::<f64>();
         }
         Ok(Plan::counted(shape, method.name(), budgets, spts, options))
@@ -252,12 +253,12 @@ impl Plan {
             candidates: l.candidates,
             active_attn: l.active_attn,
             active_ffn: l.active_ffn,
-            kv: if shape.recurrence(il).is_some() { 0 } else { l.active_attn },
+            kv: if shape.has_cache(il) { l.active_attn } else { 0 },
         };
         Plan {
             n_tokens: budgets.n_tokens,
             predicted_speedup: dense.total() / spts.total(),
-            cache_kept: budgets.cache_kept_by(&|l| shape.recurrence(l).is_none()),
+            cache_kept: budgets.cache_kept_by(&|l| shape.has_cache(l)),
             // A cast from F64 saturates, so that absurd lengths do no harm.
             flops_dense: dense.total() as u64,
             flops_spts: spts.total() as u64,
@@ -287,38 +288,39 @@ fn cliff(shape: &Shape, schedule: &Schedule) -> Result<Option<Cliff>, ScheduleEr
     };
     let budgets = schedule.resolve(shape.n_layer, above, &|l| shape.layer_kind(l), Reach::AboveFirstBudget)?;
     let speedup_above = dense_flops(shape, above).total() / spts_flops(shape, Some(schedule), &budgets).total();
-    let cache_kept_above = budgets.cache_kept_by(&|l| shape.recurrence(l).is_none());
+    let cache_kept_above = budgets.cache_kept_by(&|l| shape.has_cache(l));
     Ok(Some(Cliff { first_budget, cache_kept_above, speedup_above, in_full_from: schedule.in_full_from() }))
+}
+
+/// Tokens that a layer computes of `n` that enter it: the last one alone where later layers do not need the others' keys.
+fn computed(shape: &Shape, layer: usize, n: usize) -> usize {
+    if layer < shape.n_layer_kv() { n } else { n.min(1) }
 }
 
 /// Operations by which n tokens of a layer see each other: attention over the last `n` of `n`, or a recurrence over them.
 fn mixing_flops(shape: &Shape, layer: usize, n: usize) -> f64 {
+    let last = computed(shape, layer, n) < n;
     let n = n as f64;
     if let Some(heads) = shape.recurrence(layer) {
         let (states, conv) = (heads.head_dim * heads.n_values(), heads.d_conv * heads.n_channels());
         return n * (6. * states as f64 + 2. * conv as f64);
     }
     let twice_pairs = match &shape.swa {
+        _ if last => 2. * n.min(shape.window(layer).map_or(n, |window| window as f64)),
         Some(swa) if shape.is_swa(layer) && n > swa.window as f64 => {
             2. * n * swa.window as f64 - (swa.window as f64).powi(2)
         }
         _ => n * n,
     };
-    twice_pairs * 2. * shape.head_dim as f64 * shape.n_head as f64
-}
-
-/// Weights of a layer besides its FFN.
-fn w_mixing(shape: &Shape, layer: usize) -> f64 {
-    match shape.recurrence(layer) {
-        Some(heads) => shape.w_delta(&heads),
-        None => shape.w_q() + shape.w_k() + shape.w_v() + shape.w_o(),
-    }
+    twice_pairs * 2. * shape.sizes(layer).head_dim as f64 * shape.n_head as f64
 }
 
 fn dense_flops(shape: &Shape, n_tokens: usize) -> Flops {
-    let weights: f64 = (0..shape.n_layer).map(|l| w_mixing(shape, l) + shape.w_ffn()).sum();
+    let of_layer = |l: usize| {
+        computed(shape, l, n_tokens) as f64 * (shape.w_mixing(l) + shape.w_ffn(l) + shape.w_per_layer())
+    };
     Flops {
-        linear: 2. * n_tokens as f64 * weights,
+        linear: 2. * (0..shape.n_layer).map(of_layer).sum::<f64>(),
         attention: (0..shape.n_layer).map(|l| mixing_flops(shape, l, n_tokens)).sum(),
         probes: 0.,
     }
@@ -329,16 +331,17 @@ fn spts_flops(shape: &Shape, schedule: Option<&Schedule>, budgets: &Budgets) -> 
     let proxy = schedule.map_or(ProxySize { d_low: 0, rank: 0 }, |s| s.proxy);
     let mut sum = Flops::default();
     for (layer, l) in budgets.layers.iter().enumerate() {
-        let [n, a, b] = [l.candidates, l.active_attn, l.active_ffn].map(|x| x as f64);
+        let [n, a, b] = [l.candidates, l.active_attn, l.active_ffn].map(|x| computed(shape, layer, x) as f64);
         let mixing = match shape.recurrence(layer) {
             Some(heads) => n * shape.w_delta(&heads),
-            None => n * shape.w_k() + a * (shape.w_q() + shape.w_v() + shape.w_o()),
+            None => n * shape.w_k(layer) + a * (shape.w_q(layer) + shape.w_v(layer) + shape.w_o(layer)),
         };
-        sum.linear += 2. * (mixing + b * shape.w_ffn());
+        sum.linear += 2. * (mixing + b * shape.w_ffn(layer) + n * shape.w_per_layer());
         sum.attention += mixing_flops(shape, layer, l.active_attn);
         if l.probe && !by_chance {
             let q = budgets.queries as f64;
-            sum.probes += 2. * q * (shape.w_q() + n * (shape.head_dim as f64 * shape.n_head as f64));
+            let head_dim = shape.sizes(layer).head_dim;
+            sum.probes += 2. * q * (shape.w_q(layer) + n * (head_dim as f64 * shape.n_head as f64));
         }
         if l.proxy {
             let (r, d_low) = (proxy.rank as f64, proxy.d_low as f64);
@@ -350,18 +353,18 @@ fn spts_flops(shape: &Shape, schedule: Option<&Schedule>, budgets: &Budgets) -> 
 
 fn memory(shape: &Shape, budgets: &Budgets, options: &PlanOptions) -> Memory {
     let n = budgets.n_tokens as f64;
-    let kv_heads = shape.n_head_kv as f64;
-    let entry = kv_heads * shape.head_dim as f64 * (options.k_bytes + options.v_bytes);
-    let attends = |l: &usize| shape.recurrence(*l).is_none();
-    let entries: f64 = (0..shape.n_layer).filter(attends).map(|l| budgets.layers[l].active_attn as f64).sum();
+    let entry = |l: usize| shape.n_embd_kv(l) as f64 * (options.k_bytes + options.v_bytes);
+    let cached = |layers: usize| (0..layers).filter(|&l| shape.has_cache(l));
+    let largest = |of: &dyn Fn(usize) -> usize| (0..shape.n_layer).map(of).max().unwrap_or(0) as f64;
+    let (n_ff, head_dim) = (largest(&|l| shape.sizes(l).n_ff), largest(&|l| shape.sizes(l).head_dim));
     // States of the first layers, F32.
     let states = |layers: usize| {
         (0..layers).filter_map(|l| shape.recurrence(l)).map(|heads| 4. * heads.n_state() as f64).sum::<f64>()
     };
     let tile = options.n_ubatch.clamp(1, budgets.n_tokens) as f64;
     // Values are F32 in scratch: the FFN's activations or attention's, whichever is wider, of one tile.
-    let ffn = 3. * shape.n_ff as f64 + 2. * shape.n_embd as f64;
-    let attention = 3. * shape.n_head as f64 * shape.head_dim as f64 + 2. * shape.n_embd as f64;
+    let ffn = 3. * n_ff + 2. * shape.n_embd as f64;
+    let attention = 3. * shape.n_head as f64 * head_dim + 2. * shape.n_embd as f64;
     // Channels before and behind the convolution; the gate, the result and its norm.
     let recurrence = shape.recurrent.as_ref().map_or(0, |r| 3 * (r.heads.n_channels() + r.heads.n_values())) as f64;
     // The mask is one F16 buffer for all tiles: a row per token of a tile, as long as the prompt and a tile.
@@ -369,11 +372,11 @@ fn memory(shape: &Shape, budgets: &Budgets, options: &PlanOptions) -> Memory {
     // Keys of all candidates and the scores exist only where a layer probes.
     let probing = budgets.layers.iter().filter(|l| l.probe).map(|l| l.candidates).max().unwrap_or(0) as f64;
     let probe =
-        probing * (kv_heads * shape.head_dim as f64 * 4. + (budgets.queries as f64 * shape.n_head as f64 + 4.) * 4.);
+        probing * (largest(&|l| shape.n_embd_kv(l)) * 4. + (budgets.queries as f64 * shape.n_head as f64 + 4.) * 4.);
     Memory {
         weights: shape.weight_bytes.map_or(shape.n_params() * 4.5 / 8., |b| b as f64),
-        kv: entries * entry,
-        kv_dense: n * shape.n_attending() as f64 * entry,
+        kv: cached(shape.n_layer).map(|l| budgets.layers[l].active_attn as f64 * entry(l)).sum(),
+        kv_dense: n * cached(shape.n_layer).map(entry).sum::<f64>(),
         states: 2. * states(shape.n_layer),
         hidden: n * shape.n_embd as f64 * 4.,
         cpu_experts: options.cpu_experts,
@@ -382,7 +385,7 @@ fn memory(shape: &Shape, budgets: &Budgets, options: &PlanOptions) -> Memory {
             0 => 0.,
             l => {
                 let residual = if l == shape.n_layer { 0. } else { 4. * shape.n_embd as f64 };
-                n * ((0..l).filter(attends).count() as f64 * entry + residual) + states(l)
+                n * (cached(l).map(entry).sum::<f64>() + residual) + states(l)
             }
         },
     }

@@ -184,7 +184,7 @@ fn sliding_windows_cost_less_and_are_not_skipped() {
 
 #[test]
 fn every_named_shape_has_a_plan_at_every_length() {
-    for name in crate::model::shape::SHAPE_NAMES {
+    for name in crate::model::named_shapes::SHAPE_NAMES {
         for n in [1, 1000, 9216, 13_312, 13_313, 1 << 20, usize::MAX] {
             let p = plan(name, n, |_| (), false);
             assert!(p.predicted_speedup >= 1.0 && p.cache_kept <= 1.0, "{name} {n}");

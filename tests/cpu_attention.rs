@@ -140,10 +140,11 @@ fn check(what: &str, got: &[f32], expected: &[f64]) {
     assert!(worst < 2e-6, "{what}: {worst:e}");
 }
 
-const SHAPES: [Shape; 8] = [
+const SHAPES: [Shape; 9] = [
     Shape { n_head: 14, n_head_kv: 2, d: 64, n_q: 100, first: 77 },
     Shape { n_head: 32, n_head_kv: 8, d: 128, n_q: 33, first: 0 },
     Shape { n_head: 4, n_head_kv: 1, d: 256, n_q: 65, first: 191 },
+    Shape { n_head: 4, n_head_kv: 2, d: 512, n_q: 20, first: 100 },
     // One head of keys for each; odd sizes; fewer elements than a vector has; one query; more heads of a group than lanes.
     Shape { n_head: 3, n_head_kv: 3, d: 80, n_q: 130, first: 1 },
     Shape { n_head: 6, n_head_kv: 2, d: 10, n_q: 37, first: 300 },

@@ -89,7 +89,9 @@ fn ten_questions_are_answered_as_if_each_were_read_from_the_start() {
             match (is_dense, name) {
                 (true, _) => assert_eq!(kept.n_layers_read(), pair.tiny.n_layer),
                 (false, "gemma3") => assert!((2..pair.tiny.n_layer).contains(&kept.n_layers_read())),
-                (false, "gpt-oss" | "olmo3" | "qwen35" | "qwen3next") => assert_eq!(kept.n_layers_read(), 3),
+                (false, "gpt-oss" | "olmo3" | "gemma4-small" | "qwen35" | "qwen3next") => {
+                    assert_eq!(kept.n_layers_read(), 3)
+                }
                 (false, _) => assert_eq!(kept.n_layers_read(), 2),
             }
         }

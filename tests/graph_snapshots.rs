@@ -128,6 +128,23 @@ fn gemma3() {
     snapshots("gemma3", &one_stage);
 }
 
+/// Layers 1 and 3 skip; token ids go with the rows that are left; the last layers read the keys of the layers 4 and 5, and compute
+/// the last token alone.
+#[test]
+fn gemma4_small() {
+    let pair = Pair::new(Tiny::named("gemma4-small"));
+    let dense = pair.model.graph(N, pair.n_ctx);
+    check(&pair, &keep_last_row(&dense, 1), "gemma4-small-prefill");
+    let schedule = Schedule { use_proxy: false, ..runtime::schedule(&[(1, 24, 4), (3, 12, 2)], PROBE) };
+    let shape = pair.model.shape();
+    let budgets = schedule.resolve(9, N, &|l| shape.layer_kind(l), Reach::AboveFirstBudget).expect("one that fits");
+    let skipping = skip_and_prune(&dense, &budgets, &ProbeSettings::of(&schedule, &budgets))
+        .expect("passes that keep the invariants");
+    check(&pair, &keep_last_row(&skipping, 1), "gemma4-small-spts");
+    let gpu = keep_normalized(&fuse_gated_ffn(&keep_last_row(&skipping, 1)), &|_, _| true);
+    verify(&gpu).expect("a graph that keeps the invariants");
+}
+
 /// Attention in every second layer; the recurrent ones between take what is left of the tokens, and their FFNs the last scores.
 #[test]
 fn qwen35() {

@@ -279,7 +279,7 @@ fn masks_are_as_large_as_what_looks_into_them() {
 #[test]
 fn attention_of_our_own_needs_no_mask() {
     let [_, by_us] = kernels();
-    for name in ["llama", "gemma3", "gpt-oss", "qwen35"] {
+    for name in ["llama", "gemma3", "gemma4-small", "gpt-oss", "qwen35"] {
         let pair = Pair::new(Tiny::named(name));
         for n_tokens in [1, 1000, 5000] {
             assert_eq!(needs_with(by_us, &pair, &pair.model.graph(n_tokens, 5000), 512), [], "{name}");

@@ -63,7 +63,7 @@ fn sampler() -> Sampler {
 /// A session that failed is empty, and reads the prompt as a new one does.
 #[test]
 fn a_prompt() {
-    for name in ["llama", "gemma3", "qwen3moe", "qwen35"] {
+    for name in ["llama", "gemma3", "gemma4-small", "qwen3moe", "qwen35"] {
         let pair = Pair::new(Tiny::named(name));
         let tokens = pair.tiny.prompt(N);
         for change in [&dense as &dyn Fn(&mut SessionOptions), &skipping(&pair)] {

@@ -6,8 +6,8 @@ mod support;
 use reference::{Gelu, Model};
 use support::gguf::File;
 
-/// Largest absolute difference of two logits, and the largest logit.
-fn compare(model: &str, fixture: &str, gelu: Gelu) -> (f32, f32) {
+/// Largest absolute difference of two logits, and the largest logit, at the positions that count.
+fn compare(model: &str, fixture: &str, gelu: Gelu, counts: impl Fn(usize) -> bool) -> (f32, f32) {
     let path = support::tiny_dir().join(format!("{fixture}.json"));
     let text = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
     let json: serde_json::Value = serde_json::from_str(&text).unwrap();
@@ -21,7 +21,8 @@ fn compare(model: &str, fixture: &str, gelu: Gelu) -> (f32, f32) {
     let out = model.forward(&tokens, None);
 
     let mut worst = (0f32, 0f32);
-    for (position, expected) in ints("positions").into_iter().zip(json["logits"].as_array().unwrap()) {
+    let positions = ints("positions").into_iter().zip(json["logits"].as_array().unwrap());
+    for (position, expected) in positions.filter(|(position, _)| counts(*position as usize)) {
         let got = model.head(&out.hidden[position as usize]);
         let expected = expected.as_array().unwrap();
         assert_eq!(got.len(), expected.len());
@@ -36,7 +37,7 @@ fn compare(model: &str, fixture: &str, gelu: Gelu) -> (f32, f32) {
 }
 
 fn check(model: &str, fixture: &str, gelu: Gelu, tolerance: f32) {
-    let (difference, largest) = compare(model, fixture, gelu);
+    let (difference, largest) = compare(model, fixture, gelu, |_| true);
     assert!(largest > 2.0, "{fixture}: logits this flat test nothing");
     assert!(difference < tolerance, "{fixture}: logits differ by {difference}");
 }
@@ -54,6 +55,16 @@ fn granite() {
 #[test]
 fn qwen3moe() {
     check("qwen3moe", "qwen3moe", Gelu::Exact, 5e-5);
+}
+
+/// Behind the first tokens, inputs of GELU fall on the other side of a step of the table here and there.
+#[test]
+fn gemma4() {
+    for (name, tolerance) in [("gemma4", 1e-3), ("gemma4-small", 2e-3), ("gemma4-moe", 2e-3)] {
+        check(name, name, Gelu::F16Table, tolerance);
+        let (difference, _) = compare(name, name, Gelu::F16Table, |position| position < 2);
+        assert!(difference < 5e-5, "{name}: logits of the first tokens differ by {difference}");
+    }
 }
 
 #[test]

@@ -68,7 +68,7 @@ fn sets_follow_the_budgets() {
         (plan.probe_queries, plan.pool) = (4, Pool::Max(3));
         let out = model.forward(&tokens, Some(&plan));
         for (il, (trace, budget)) in out.layers.iter().zip(&plan.layers).enumerate() {
-            let local = model.layers[il].window.is_some();
+            let local = model.layers[il].kind() == Kind::Local;
             let expect = |m: usize| if local { trace.candidates.len() } else { m.min(trace.candidates.len()) };
             assert_eq!(trace.candidates.len(), budget.candidates, "{name} {il}");
             assert_eq!(trace.active_attn.len(), expect(budget.active_attn), "{name} {il}");
@@ -78,8 +78,8 @@ fn sets_follow_the_budgets() {
                 assert!(set.iter().all(|t| trace.candidates.contains(t)), "{name} {il}");
                 assert!(set.ends_with(&[N - 4, N - 3, N - 2, N - 1]), "{name} {il}");
             }
-            // A recurrent layer has no cache.
-            let cached = if model.layers[il].delta.is_none() { trace.active_attn.as_slice() } else { &[] };
+            // Not every layer has a cache.
+            let cached = if model.layers[il].has_cache(il) { trace.active_attn.as_slice() } else { &[] };
             assert_eq!(out.state.cache[il].positions, cached, "{name} {il}");
         }
         assert_eq!(out.positions.len(), 10);
@@ -321,4 +321,25 @@ fn every_feature_of_the_tiny_models_matters() {
     changed("glm4", &each(|l| l.attn_post_norm = None));
     changed("glm4", &each(|l| l.ffn_post_norm = None));
     changed("glm4", &each(|l| l.q.bias = None));
+    changed("gemma4", &each(|l| l.v_norm = false));
+    changed("gemma4", &each(|l| l.out_scale = 1.0));
+    changed("gemma4", &each(|l| l.window = None));
+    changed("gemma4", &each(|l| l.rope.factors = None));
+    changed("gemma4", &each(|l| l.rope.base = 10000.0));
+    changed("gemma4", &|m: &mut Model| m.final_softcap = None);
+    changed("gemma4", &|m: &mut Model| m.attn_scale = 0.3);
+    changed("gemma4-small", &each(|l| l.features = None));
+    changed("gemma4-small", &each(|l| l.features.iter_mut().for_each(|f| f.rows.data.fill(0.0))));
+    changed("gemma4-small", &each(|l| l.features.iter_mut().for_each(|f| f.from_embd.weight.data.fill(0.0))));
+    // Of the layer before.
+    changed("gemma4-small", &|m: &mut Model| m.layers[8].cache = 3);
+    changed("gemma4-small", &|m: &mut Model| m.layers[7].cache = 2);
+    changed("gemma4-moe", &each(|l| l.expert_scales = None));
+    let beside = |change: fn(&mut reference::Beside)| {
+        move |m: &mut Model| m.layers.iter_mut().filter_map(|l| l.beside.as_mut()).for_each(change)
+    };
+    changed("gemma4-moe", &beside(|b| b.router_norm.fill(1.0)));
+    changed("gemma4-moe", &beside(|b| b.post_norm.fill(0.5)));
+    changed("gemma4-moe", &beside(|b| b.experts_norm.fill(1.0)));
+    changed("gemma4-moe", &beside(|b| b.experts_post_norm.fill(0.5)));
 }

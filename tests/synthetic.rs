@@ -9,7 +9,8 @@ use spts::bench::synthetic::{self, Synthetic};
 use spts::gguf::{Gguf, OpenOptions};
 use spts::method::spts::schedule::Schedule;
 use spts::method::spts::sidecar::Sidecar;
-use spts::model::shape::{Experts, SHAPE_NAMES, Shape};
+use spts::model::named_shapes::SHAPE_NAMES;
+use spts::model::shape::{Experts, LayerSizes, Shape, SlidingWindow};
 use spts::{Model, ModelFile, ModelOptions, Session, SessionOptions};
 use spts_quant::Preset;
 
@@ -17,7 +18,17 @@ use spts_quant::Preset;
 fn small(name: &str) -> Shape {
     let named = Shape::named(name).expect("a named shape");
     let experts = named.experts.map(|experts| Experts { n_expert: 16, ..experts });
-    Shape { n_layer: 4, n_embd: 256, n_ff: 512, n_vocab: 300, experts, ..named }
+    // Of layers that differ, those with and without a window in turns; the last two read the keys of the two before.
+    let by_layer = named.by_layer.as_ref().map(|_| {
+        let first = |is_swa: bool| (0..named.n_layer).find(|&l| named.is_swa(l) == is_swa).expect("one of each kind");
+        (0..4).map(|l| LayerSizes { n_ff: 512, ..named.sizes(first(l % 2 == 0)) }).collect()
+    });
+    let swa = match (&named.swa, &by_layer) {
+        (Some(swa), Some(_)) => Some(SlidingWindow { layers: vec![true, false, true, false], ..swa.clone() }),
+        (swa, _) => swa.clone(),
+    };
+    let n_shared_kv = named.n_shared_kv.min(2);
+    Shape { n_layer: 4, n_embd: 256, n_ff: 512, n_vocab: 300, experts, by_layer, swa, n_shared_kv, ..named }
 }
 
 fn synthetic(name: &str, preset: Preset) -> Synthetic {

@@ -215,7 +215,8 @@ pub fn choose_type(preset: Preset, name: &str, shape: &[u64], model: &ModelShape
 }
 
 /// Name parts of small 2-D weights that are left alone.
-const KEPT: [&str; 4] = ["_norm.weight", "ffn_gate_inp.weight", "ssm_conv1d", "attn_rel_b.weight"];
+const KEPT: [&str; 5] =
+    ["_norm.weight", "ffn_gate_inp.weight", "ssm_conv1d", "attn_rel_b.weight", "per_layer_model_proj"];
 
 fn convertible(name: &str, shape: &[u64]) -> bool {
     let dims = shape.iter().rposition(|&n| n > 1).map_or(1, |i| i + 1);
@@ -234,7 +235,9 @@ fn wanted_type(preset: Preset, name: &str, shape: &[u64], model: &ModelShape) ->
     if preset == Preset::MXFP4_MOE {
         return if shape.get(2).is_some_and(|&n| n > 1) { base } else { Q8_0 };
     }
-    let is_head = name == "output.weight" || (model.tied_output && name == "token_embd.weight");
+    // Features of tokens for each layer go with the embedding.
+    let is_embedding = matches!(name, "token_embd.weight" | "per_layer_token_embd.weight");
+    let is_head = name == "output.weight" || (model.tied_output && is_embedding);
     if is_head {
         let fits = shape[0].is_multiple_of(base.block_size());
         return if base == Q8_0 || !fits { Q8_0 } else { Q6_K };
@@ -330,6 +333,10 @@ mod tests {
         assert_eq!(ty(Preset::Q5_K_M, "blk.9.ffn_up.weight", 896), "Q5_1");
         assert_eq!(ty(Preset::Q4_K_M, "blk.0.ffn_down.weight", 4864), "Q6_K");
         assert_eq!(ty(Preset::Q8_0, "blk.0.attn_q.weight", 36), "F16");
+        // Small Gemma 4 have features of tokens for each layer beside the embedding.
+        assert_eq!(ty(Preset::Q4_K_M, "per_layer_token_embd.weight", 8960), "Q6_K");
+        assert_eq!(ty(Preset::Q4_K_M, "per_layer_model_proj.weight", 1536), "keep");
+        assert_eq!(name_of(Preset::Q4_K_M, "per_layer_token_embd.weight", &[8960, 262_144], &LLAMA), "Q4_K");
     }
 
     #[test]

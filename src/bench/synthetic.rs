@@ -16,7 +16,7 @@ use crate::gguf::{Array, GgmlType, Gguf, GgufError, GgufWriter, OpenOptions, Ten
 use crate::method::spts::schedule::Schedule;
 use crate::method::spts::sidecar::{self, ARCHITECTURE, TENSORS, VERSION, tensor_name};
 use crate::graph::ir::DeltaHeads;
-use crate::model::shape::Shape;
+use crate::model::shape::{LayerSizes, Shape, SlidingWindow};
 use crate::output_file::OutputFile;
 use crate::quantize::ggml_type;
 use crate::random::SplitMix64;
@@ -126,8 +126,14 @@ impl Synthetic {
             match (tensor.fill, traits.rope_factor) {
                 (Fill::Matrix | Fill::Router, _) => matrix(ty, &tensor.shape, seed, out),
                 (Fill::Norm, _) => vector(tensor.shape[0], seed, 1.0, 0.1, out),
+                (Fill::Root, _) => vector(tensor.shape[0], seed, (tensor.shape[0] as f64).sqrt(), 0.1, out),
                 (Fill::Bias, _) => vector(tensor.shape.iter().product(), seed, 0.0, 0.1, out),
                 (Fill::Decay, _) => vector(tensor.shape[0], seed, -0.5, 0.4, out),
+                (Fill::QuarterRotates, _) => {
+                    let n = tensor.shape[0];
+                    let factor = |i: u64| if 4 * i < n { 1.0f32 } else { 1e30 };
+                    (0..n).try_for_each(|i| out.write_all(&factor(i).to_le_bytes()))
+                }
                 (Fill::RopeFactors, factor) => {
                     let factors = rope_factors(2 * tensor.shape[0] as usize, traits.freq_base, factor.unwrap_or(1.0));
                     factors.iter().try_for_each(|x| out.write_all(&x.to_le_bytes()))
@@ -145,11 +151,18 @@ impl Synthetic {
         w.set_u32("general.file_type", self.preset.file_type())?;
         w.set_u32("general.quantization_version", 2)?;
         let key = |suffix: &str| format!("{}.{suffix}", s.arch);
+        let is_gemma4 = s.arch == "gemma4";
+        // Lists, where layers differ.
+        let lists: &[&str] = match is_gemma4 {
+            true if s.experts.is_none() => &["feed_forward_length", "attention.head_count_kv"],
+            true => &["attention.head_count_kv"],
+            false => &[],
+        };
         for (suffix, value) in [
             ("context_length", Shape::trained_context(&s.name).unwrap_or(32_768)),
             ("embedding_length", s.n_embd),
             ("block_count", s.n_layer),
-            ("feed_forward_length", s.n_ff),
+            ("feed_forward_length", s.experts.filter(|_| is_gemma4).map_or(s.n_ff, |experts| experts.n_ff_shared)),
             ("attention.head_count", s.n_head),
             ("attention.head_count_kv", s.n_head_kv),
             ("attention.key_length", s.head_dim),
@@ -157,7 +170,9 @@ impl Synthetic {
             ("rope.dimension_count", self.n_rot()),
             ("vocab_size", s.n_vocab),
         ] {
-            w.set_u32(&key(suffix), value as u32)?;
+            if !lists.contains(&suffix) {
+                w.set_u32(&key(suffix), value as u32)?;
+            }
         }
         w.set_f32(&key("attention.layer_norm_rms_epsilon"), traits.rms_eps)?;
         w.set_f32(&key("rope.freq_base"), traits.freq_base)?;
@@ -170,7 +185,7 @@ impl Synthetic {
             w.set_u32(&key("expert_count"), experts.n_expert as u32)?;
             w.set_u32(&key("expert_used_count"), experts.n_used as u32)?;
             w.set_u32(&key("expert_feed_forward_length"), s.n_ff as u32)?;
-            if experts.n_ff_shared > 0 {
+            if experts.n_ff_shared > 0 && !is_gemma4 {
                 w.set_u32(&key("expert_shared_feed_forward_length"), experts.n_ff_shared as u32)?;
             }
         }
@@ -192,8 +207,31 @@ impl Synthetic {
         }
         if let Some(swa) = &s.swa {
             w.set_u32(&key("attention.sliding_window"), swa.window as u32)?;
+            if is_gemma4 {
+                self.sizes_by_layer(w, swa)?;
+            }
         }
         self.vocabulary(w)
+    }
+
+    /// What Gemma 4 says of its layers, in place of one number for all.
+    fn sizes_by_layer(&self, w: &mut GgufWriter<'_>, swa: &SlidingWindow) -> Result<(), GgufError> {
+        let s = &self.shape;
+        let of_each = |of: &dyn Fn(LayerSizes) -> usize| {
+            Array::I32((0..s.n_layer).map(|l| of(s.sizes(l)) as i32).collect())
+        };
+        w.set_array("gemma4.attention.head_count_kv", of_each(&|sizes| sizes.n_head_kv))?;
+        if s.experts.is_none() {
+            w.set_array("gemma4.feed_forward_length", of_each(&|sizes| sizes.n_ff))?;
+        }
+        let windowed = (0..s.n_layer).find(|&l| s.is_swa(l)).map_or(s.head_dim, |l| s.sizes(l).head_dim);
+        for suffix in ["attention.key_length_swa", "attention.value_length_swa", "rope.dimension_count_swa"] {
+            w.set_u32(&format!("gemma4.{suffix}"), windowed as u32)?;
+        }
+        w.set_array("gemma4.attention.sliding_window_pattern", Array::Bool(swa.layers[..s.n_layer].to_vec()))?;
+        w.set_u32("gemma4.attention.shared_kv_layers", s.n_shared_kv as u32)?;
+        w.set_u32("gemma4.embedding_length_per_layer_input", s.n_embd_per_layer as u32)?;
+        w.set_f32("gemma4.final_logit_softcapping", 30.0)
     }
 
     /// Rotated dimensions of a head: in Qwen 3.6 the first 64 of 256.

@@ -15,8 +15,12 @@ pub(super) enum Fill {
     Bias,
     /// Values about -0.5, in F32: the logarithms of a recurrence's decays, before their gate.
     Decay,
+    /// Values about the root of `shape[0]`, in F32.
+    Root,
     /// The divisors of Llama 3.1's rotary frequencies.
     RopeFactors,
+    /// Divisors by which a quarter of the pairs rotates, as in Gemma 4.
+    QuarterRotates,
 }
 
 pub(super) struct Tensor {
@@ -31,12 +35,20 @@ pub(super) fn tensors(s: &Shape, stretches: bool) -> Vec<Tensor> {
     let mut add = |name: String, shape: &[usize], fill| {
         all.push(Tensor { name, shape: shape.iter().map(|&n| n as u64).collect(), fill });
     };
-    let (q, k, v) = (s.n_head * s.head_dim, s.n_head_kv * s.head_dim, s.n_head_kv * s.head_dim);
     add("token_embd.weight".into(), &[s.n_embd, s.n_vocab], Fill::Matrix);
-    if stretches {
-        add("rope_freqs.weight".into(), &[s.head_dim / 2], Fill::RopeFactors);
+    if stretches || s.arch == "gemma4" {
+        let fill = if stretches { Fill::RopeFactors } else { Fill::QuarterRotates };
+        add("rope_freqs.weight".into(), &[s.head_dim / 2], fill);
+    }
+    if s.n_embd_per_layer > 0 {
+        let n_wide = s.n_embd_per_layer * s.n_layer;
+        add("per_layer_token_embd.weight".into(), &[n_wide, s.n_vocab], Fill::Matrix);
+        add("per_layer_model_proj.weight".into(), &[s.n_embd, n_wide], Fill::Matrix);
+        add("per_layer_proj_norm.weight".into(), &[s.n_embd_per_layer], Fill::Norm);
     }
     for l in 0..s.n_layer {
+        let head_dim = s.sizes(l).head_dim;
+        let (q, kv) = (s.n_head * head_dim, s.n_embd_kv(l));
         let name = |base: &str| format!("blk.{l}.{base}");
         add(name("attn_norm.weight"), &[s.n_embd], Fill::Norm);
         if let Some(heads) = s.recurrence(l) {
@@ -58,19 +70,35 @@ pub(super) fn tensors(s: &Shape, stretches: bool) -> Vec<Tensor> {
         }
         // With a gate for every head.
         let q = if s.recurrent.is_some() { 2 * q } else { q };
-        for (part, n_out) in [("attn_q", q), ("attn_k", k), ("attn_v", v)] {
+        let has_keys = s.kv_layer(l) == l;
+        for (part, n_out, is_there) in
+            [("attn_q", q, true), ("attn_k", kv, has_keys), ("attn_v", kv, has_keys && s.has_values(l))]
+        {
+            if !is_there {
+                continue;
+            }
             add(name(&format!("{part}.weight")), &[s.n_embd, n_out], Fill::Matrix);
             if matches!(s.arch.as_str(), "qwen2" | "gpt-oss") {
                 add(name(&format!("{part}.bias")), &[n_out], Fill::Bias);
             }
         }
-        add(name("attn_output.weight"), &[s.n_head * s.head_dim, s.n_embd], Fill::Matrix);
-        if matches!(s.arch.as_str(), "gemma3" | "qwen3moe" | "qwen35" | "qwen35moe") {
-            for base in ["attn_q_norm.weight", "attn_k_norm.weight"] {
-                add(name(base), &[s.head_dim], Fill::Norm);
+        add(name("attn_output.weight"), &[s.n_head * head_dim, s.n_embd], Fill::Matrix);
+        if matches!(s.arch.as_str(), "gemma3" | "gemma4" | "qwen3moe" | "qwen35" | "qwen35moe") {
+            for (base, is_there) in [("attn_q_norm.weight", true), ("attn_k_norm.weight", has_keys)] {
+                if is_there {
+                    add(name(base), &[head_dim], Fill::Norm);
+                }
             }
         }
-        if s.arch == "gemma3" {
+        if s.n_embd_per_layer > 0 {
+            add(name("inp_gate.weight"), &[s.n_embd, s.n_embd_per_layer], Fill::Matrix);
+            add(name("proj.weight"), &[s.n_embd_per_layer, s.n_embd], Fill::Matrix);
+            add(name("post_norm.weight"), &[s.n_embd], Fill::Norm);
+        }
+        if s.arch == "gemma4" {
+            add(name("layer_output_scale.weight"), &[1], Fill::Norm);
+        }
+        if matches!(s.arch.as_str(), "gemma3" | "gemma4") {
             for base in ["post_attention_norm.weight", "post_ffw_norm.weight"] {
                 add(name(base), &[s.n_embd], Fill::Norm);
             }
@@ -98,7 +126,7 @@ fn ffn_tensors(s: &Shape, l: usize, add: &mut impl FnMut(String, &[usize], Fill)
         [("ffn_gate", s.n_embd, n_ff), ("ffn_up", s.n_embd, n_ff), ("ffn_down", n_ff, s.n_embd)]
     };
     let Some(experts) = s.experts else {
-        for (part, n_in, n_out) in parts(s.n_ff) {
+        for (part, n_in, n_out) in parts(s.sizes(l).n_ff) {
             add(name(&format!("{part}.weight")), &[n_in, n_out], Fill::Matrix);
         }
         return;
@@ -113,7 +141,17 @@ fn ffn_tensors(s: &Shape, l: usize, add: &mut impl FnMut(String, &[usize], Fill)
     if is_oss {
         add(name("ffn_gate_inp.bias"), &[experts.n_expert], Fill::Bias);
     }
-    if experts.n_ff_shared > 0 {
+    if s.arch == "gemma4" {
+        for base in ["post_ffw_norm_1.weight", "pre_ffw_norm_2.weight", "post_ffw_norm_2.weight"] {
+            add(name(base), &[s.n_embd], Fill::Norm);
+        }
+        // The router divides by the root of the width.
+        add(name("ffn_gate_inp.scale"), &[s.n_embd], Fill::Root);
+        add(name("ffn_down_exps.scale"), &[experts.n_expert], Fill::Norm);
+        for (part, n_in, n_out) in parts(experts.n_ff_shared) {
+            add(name(&format!("{part}.weight")), &[n_in, n_out], Fill::Matrix);
+        }
+    } else if experts.n_ff_shared > 0 {
         add(name("ffn_gate_inp_shexp.weight"), &[s.n_embd], Fill::Router);
         for (part, n_in, n_out) in parts(experts.n_ff_shared) {
             add(name(&format!("{part}_shexp.weight")), &[n_in, n_out], Fill::Matrix);

@@ -16,7 +16,8 @@ use spts::method::spts::Spts;
 use spts::method::spts::schedule::{Reach, Schedule};
 use spts::method::spts::sidecar::Sidecar;
 use spts::method::{Method, Prompt};
-use spts::model::shape::{SHAPE_NAMES, Shape};
+use spts::model::named_shapes::SHAPE_NAMES;
+use spts::model::shape::Shape;
 use spts::{Model, ModelFile, SessionOptions, runtime};
 use spts_quant::Preset;
 

@@ -11,8 +11,9 @@ use spts::gguf::OpenOptions;
 use spts::graph::print::print;
 use spts::method::spts::schedule::Reach;
 use spts::method::{Entry, Prompt};
+use spts::model::named_shapes::SHAPE_NAMES;
 use spts::model::placement::Placement;
-use spts::model::shape::{SHAPE_NAMES, Shape};
+use spts::model::shape::Shape;
 use spts::plan::{CpuExperts, Plan, PlanOptions};
 
 use super::failure::Failure;

@@ -115,7 +115,8 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
                 format!("answers of models narrower than {} lose too much by it", Schedule::WIDTH_THAT_SKIPS)
             }
             LeftDense::Unmeasured => {
-                "what mixtures of experts and models with recurrent layers lose by it has not been measured".into()
+                "what mixtures of experts, models with recurrent layers and Gemma 4 lose by it has not been measured"
+                    .into()
             }
         };
         note(&format!("nothing is skipped: {why}; --schedule fast or early skips all the same"));

@@ -33,6 +33,11 @@ pub fn from_layer(graph: &Graph, cut: usize) -> Graph {
     rw.b.set_layer(Some(cut));
     let residual = rw.b.push_sized(Op::Residual, &[], n_feat, n_rows, graph.node(inp).name);
     rw.map.extend([(graph.positions, positions), (inp, residual)]);
+    if let Some(tokens) = graph.tokens().filter(|t| graph.nodes[inp.index() + 1..].iter().any(|n| n.src.contains(t))) {
+        let node = graph.node(tokens);
+        let again = rw.b.push_sized(Op::Tokens, &[], 1, n_rows, node.name);
+        rw.map.insert(tokens, again);
+    }
     rw.skip_through(inp);
     rw.copy_through(NodeId(graph.nodes.len() as u32 - 1));
     let anchors = (cut..graph.layers.len()).map(|layer| rw.copied_anchors(layer)).collect();

@@ -124,7 +124,7 @@ impl Norms {
         let mut replaced = HashMap::new();
         for (i, node) in graph.nodes.iter().enumerate() {
             let id = NodeId(i as u32);
-            let Op::RmsNorm { weight, eps, group } = node.op else { continue };
+            let Op::RmsNorm { weight: Some(weight), eps, group } = node.op else { continue };
             let source = node.src[0];
             let picks = matches!(graph.node(source).op, Op::GetRows | Op::LastRows { .. } | Op::Prune);
             let (state, gather) = if picks { (graph.node(source).src[0], Some(source)) } else { (source, None) };

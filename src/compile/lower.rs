@@ -137,12 +137,10 @@ impl<'a> Lowerer<'a, '_> {
         let value = match &node.op {
             _ if form == Form::InReader => return,
             Op::Tokens | Op::Positions | Op::Residual => return,
-            Op::Embed { weight, scale } => {
-                let rows = self.ops.get_rows(self.memory.weight(*weight), self.index(node.src[0]));
-                if *scale == 1.0 { rows } else { self.ops.scale(rows, *scale) }
-            }
+            Op::Embed { weight, first, scale } => self.embed(node, *weight, *first, *scale),
             Op::RmsNorm { weight, eps, .. } if form == Form::OursInBf16 => {
-                self.ops.rms_norm_16(self.rows(node.src[0]), Some(self.memory.weight(*weight)), *eps, None)
+                let weight = weight.map(|w| self.memory.weight(w));
+                self.ops.rms_norm_16(self.rows(node.src[0]), weight, *eps, None)
             }
             Op::RmsNorm { weight, eps, group } => self.rms_norm(node, *weight, *eps, *group),
             Op::Normalize { eps } => {
@@ -169,6 +167,11 @@ impl<'a> Lowerer<'a, '_> {
             }
             Op::Attention { layer, heads, window } => self.attention(node, form, *layer, heads, *window),
             Op::Scale { factor } => self.ops.scale(self.rows(node.src[0]), *factor),
+            Op::ScaleBy { weight } => self.ops.mul(self.rows(node.src[0]), self.memory.weight(*weight)),
+            Op::Softcap { cap } => {
+                let within = self.ops.tanh(self.ops.scale(self.rows(node.src[0]), 1.0 / cap));
+                self.ops.scale(within, *cap)
+            }
             Op::Temperature { every, scale } => self.temperature(node, *every, *scale),
             Op::Features { group, start, len } => self.features(node, *group, *start, *len),
             Op::Sigmoid => self.ops.sigmoid(self.rows(node.src[0])),
@@ -371,10 +374,24 @@ impl<'a> Lowerer<'a, '_> {
         }
     }
 
-    fn rms_norm(&self, node: &Node, weight: WeightId, eps: f32, group: usize) -> Tensor<'a> {
+    /// `-> [f, n]`: the features from `first` on of the tokens' rows.
+    fn embed(&self, node: &Node, weight: WeightId, first: usize, scale: f32) -> Tensor<'a> {
+        let all = self.memory.weight(weight);
+        let rows = if all.ne(0) == node.n_feat {
+            all
+        } else {
+            let offset = first / all.ty().block_size() * all.ty().type_size();
+            self.ops.view_2d(all, [node.n_feat, all.ne(1)], all.nb(1), offset)
+        };
+        let rows = self.ops.get_rows(rows, self.index(node.src[0]));
+        if scale == 1.0 { rows } else { self.ops.scale(rows, scale) }
+    }
+
+    fn rms_norm(&self, node: &Node, weight: Option<WeightId>, eps: f32, group: usize) -> Tensor<'a> {
         let x = self.rows(node.src[0]);
         let grouped = if group == node.n_feat { x } else { self.ops.reshape(x, [group, node.n_feat / group, x.ne(1)]) };
-        let normed = self.ops.mul(self.ops.rms_norm(grouped, eps), self.memory.weight(weight));
+        let normed = self.ops.rms_norm(grouped, eps);
+        let normed = weight.map_or(normed, |weight| self.ops.mul(normed, self.memory.weight(weight)));
         if group == node.n_feat { normed } else { self.flat(normed, node.n_feat) }
     }
 

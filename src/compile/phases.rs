@@ -235,7 +235,7 @@ fn place(graph: &Graph, phases: &[Phase]) -> (Vec<Storage>, Vec<Slot>) {
             // In place: the residual stream, if nobody reads its old state after this node.
             let in_place = match node.op {
                 Op::ScatterAdd | Op::NormalizeRows { .. } => Some(node.src[0].index()),
-                Op::Add => node
+                Op::Add | Op::ScaleBy { .. } => node
                     .src
                     .iter()
                     .map(|s| s.index())

@@ -56,8 +56,8 @@ impl<'m> Target<'m> {
 
     /// The fewest queries that attention of any layer computes as precisely as many; the last layer's keeps so many.
     pub fn fewest_queries(&self) -> usize {
-        let heads = self.file.hparams().heads();
-        let by_ggml = |k: &Kernels| k.is_cpu() && !k.windowed_attention(&heads);
+        let (hp, n_layer) = (self.file.hparams(), self.file.shape().n_layer);
+        let by_ggml = |k: &Kernels| k.is_cpu() && !(0..n_layer).all(|l| k.windowed_attention(&hp.heads(l)));
         if self.kernels.iter().any(by_ggml) { CPU_TILE_OF_QUERIES } else { 1 }
     }
 

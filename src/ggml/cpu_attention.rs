@@ -9,7 +9,7 @@ use super::{Tensor, type_id};
 use crate::gguf::GgmlType;
 
 /// Elements of a head, at most (`SPTS_CPU_ATTENTION_MAX_HEAD`).
-pub const MAX_HEAD: usize = 256;
+pub const MAX_HEAD: usize = 512;
 
 /// Where the operation's arguments begin in its node's parameters (`SPTS_CPU_ATTENTION_FIRST`).
 pub const FIRST_ARGUMENT: usize = 8;

@@ -254,6 +254,12 @@ impl Ops {
         self.wrap(unsafe { sys::ggml_sqr(self.c(), a.raw()) })
     }
 
+    /// Hyperbolic tangent.
+    pub fn tanh<'a>(&'a self, a: Tensor<'a>) -> Tensor<'a> {
+        // SAFETY: as above.
+        self.wrap(unsafe { sys::ggml_tanh(self.c(), a.raw()) })
+    }
+
     /// 1 / (1 + exp(-a))
     pub fn sigmoid<'a>(&'a self, a: Tensor<'a>) -> Tensor<'a> {
         // SAFETY: as above.

@@ -73,7 +73,7 @@ impl Builder {
     /// Token embedding `[n_embd, n]`.
     pub fn embed(&mut self, weight: WeightId, n_embd: usize, scale: f32, tokens: NodeId) -> NodeId {
         let n = self.node(tokens).n_rows;
-        self.push_sized(Op::Embed { weight, scale }, &[tokens], n_embd, n, "inp_embd")
+        self.push_sized(Op::Embed { weight, first: 0, scale }, &[tokens], n_embd, n, "inp_embd")
     }
 
     /// Product with a weight `[n_in, n_out]`.
@@ -86,12 +86,12 @@ impl Builder {
     /// Normalisation of whole rows.
     pub fn rms_norm(&mut self, weight: WeightId, eps: f32, x: NodeId, name: &'static str) -> NodeId {
         let group = self.node(x).n_feat;
-        self.push(Op::RmsNorm { weight, eps, group }, &[x], name)
+        self.push(Op::RmsNorm { weight: Some(weight), eps, group }, &[x], name)
     }
 
     /// Normalisation of each head by itself (QK norm).
     pub fn head_norm(&mut self, weight: WeightId, eps: f32, head_dim: usize, x: NodeId, name: &'static str) -> NodeId {
-        self.push(Op::RmsNorm { weight, eps, group: head_dim }, &[x], name)
+        self.push(Op::RmsNorm { weight: Some(weight), eps, group: head_dim }, &[x], name)
     }
 
     /// Recomputes `target` with other sources: every node between the substituted values and `target` is made anew, with the

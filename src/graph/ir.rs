@@ -38,17 +38,19 @@ pub enum Op {
     Positions,
     /// `-> [n_embd, n]`: the residual stream of these tokens as another program has left it, where a graph begins between layers.
     Residual,
-    /// `tokens -> [n_embd, n]`: rows of the embedding matrix, times `scale`.
+    /// `tokens -> [f, n]`: f features of rows of an embedding matrix, from `first` on, times `scale`.
     Embed {
-        /// `[n_embd, n_vocab]`
+        /// `[n_embd, n_vocab]`, or wider where every layer has features of its own (Gemma 4).
         weight: WeightId,
-        /// Gemma multiplies by sqrt(n_embd); 1 elsewhere.
+        /// The first feature of a row that is taken; 0 where a row is taken whole.
+        first: usize,
+        /// Gemma multiplies by the square root of f; 1 elsewhere.
         scale: f32,
     },
     /// `x -> [f, n]`: x / rms(x) * weight, over groups of `group` features (a whole row, or one head).
     RmsNorm {
-        /// `[group]`
-        weight: WeightId,
+        /// `[group]`; `None`: 1 (values of Gemma 4).
+        weight: Option<WeightId>,
         /// Added to the mean square.
         eps: f32,
         /// Features normalised together; divides f.
@@ -80,6 +82,16 @@ pub enum Op {
         /// The number.
         factor: f32,
     },
+    /// `x -> [f, n]`: x times a weight of one element.
+    ScaleBy {
+        /// `[1]`
+        weight: WeightId,
+    },
+    /// `x -> [f, n]`: cap * tanh(x / cap), by which values stay within the cap (logits of Gemma 4).
+    Softcap {
+        /// The cap.
+        cap: f32,
+    },
     /// `positions -> F32 [1, n]`: `1 + scale ln(floor(position / every) + 1)`, a factor on queries that grows with the position
     /// (Mistral 3).
     Temperature {
@@ -95,10 +107,10 @@ pub enum Op {
         /// Frequencies.
         rope: Rope,
     },
-    /// `q, k, v, pos_q, pos_k -> [n_head * head_dim, n_q]`: causal attention of layer `layer`. The rows of q are the last
-    /// rows of k, or the same rows; k and v enter the layer's KV cache. Causality is over row order, which is position order.
+    /// `q, k, v, pos_q, pos_k -> [n_head * head_dim, n_q]`: causal attention with the KV cache of layer `layer`. The rows of q are
+    /// the last rows of k, or the same rows; k and v enter the cache. Causality is over row order, which is position order.
     Attention {
-        /// Layer, that is, which cache.
+        /// Layer whose cache it is: the attention's own, or an earlier one that shares its keys and values.
         layer: usize,
         /// Geometry.
         heads: Heads,
@@ -156,7 +168,8 @@ pub enum Op {
         norm: Option<WeightId>,
     },
     /// `x [n_embd, n] -> [n_embd, n]`: each row through its own few of many gated FFNs: those that `softmax(router x)` gives most,
-    /// times factors in the same proportion, whose sum is 1. The row's result is the sum over them (a mixture of experts).
+    /// times factors in the same proportion, whose sum is 1. The row's result is the sum over them (a mixture of experts). A second
+    /// source `[n_embd, n]` is what the router reads in place of x.
     Experts {
         /// `[n_embd, n_expert]`
         router: WeightId,
@@ -174,6 +187,8 @@ pub enum Op {
         act: Activation,
         /// Added to the products, where a model has them.
         biases: Option<ExpertBiases>,
+        /// `[n_expert]`, factors on the experts' results, where a model has them.
+        scales: Option<WeightId>,
     },
     /// `a, b -> a + b`
     Add,
@@ -285,6 +300,8 @@ impl Op {
             Op::NormalizeRows { .. } => "normalize_rows",
             Op::Linear { .. } => "linear",
             Op::Scale { .. } => "scale",
+            Op::ScaleBy { .. } => "scale_by",
+            Op::Softcap { .. } => "softcap",
             Op::Temperature { .. } => "temperature",
             Op::Rope { .. } => "rope",
             Op::Attention { .. } => "attention",
@@ -353,15 +370,21 @@ pub struct AttentionAnchors {
     pub attn: NodeId,
     /// Sliding window of the attention.
     pub window: Option<usize>,
+    /// Layer whose keys and values these are: the layer itself, or an earlier one that shares them.
+    pub cache: usize,
 }
 
 impl Mixer {
     /// The same nodes under other numbers.
     pub fn map(self, to: impl Fn(NodeId) -> NodeId) -> Mixer {
         match self {
-            Mixer::Attention(AttentionAnchors { q, k, v, attn, window }) => {
-                Mixer::Attention(AttentionAnchors { q: to(q), k: to(k), v: to(v), attn: to(attn), window })
-            }
+            Mixer::Attention(a) => Mixer::Attention(AttentionAnchors {
+                q: to(a.q),
+                k: to(a.k),
+                v: to(a.v),
+                attn: to(a.attn),
+                ..a
+            }),
             Mixer::Recurrent(node) => Mixer::Recurrent(to(node)),
         }
     }
@@ -392,7 +415,9 @@ pub struct LayerAnchors {
     pub ffn_hidden: Option<NodeId>,
     /// What the FFN adds to the residual stream.
     pub ffn_out: NodeId,
-    /// Residual stream that leaves the layer.
+    /// Residual stream after the FFN.
+    pub ffn_sum: NodeId,
+    /// Residual stream that leaves the layer: the same, unless the layer does more to each token behind its FFN.
     pub out: NodeId,
     /// Activation of the FFN.
     pub act: Activation,
@@ -440,6 +465,18 @@ impl Graph {
     /// The node that makes a value.
     pub fn node(&self, id: NodeId) -> &Node {
         &self.nodes[id.index()]
+    }
+
+    /// Keys and values that a layer adds to its cache, if it has one: the rows of its attention's keys. `layer` counts from the
+    /// graph's first.
+    pub fn kept_rows(&self, layer: usize) -> Option<usize> {
+        let attention = self.layers[layer].attention().filter(|a| a.cache == self.first_layer + layer)?;
+        Some(self.node(attention.k).n_rows)
+    }
+
+    /// Token ids, where the graph reads them.
+    pub fn tokens(&self) -> Option<NodeId> {
+        self.nodes.iter().position(|n| n.op == Op::Tokens).map(|i| NodeId(i as u32))
     }
 
     /// Logits `[n_vocab, 1]` of the last token, unless the graph ends before them.

@@ -26,14 +26,15 @@ fn line(out: &mut String, i: usize, node: &Node, weight_name: &impl Fn(WeightId)
     let mut args: Vec<String> = node.src.iter().map(|s| s.to_string()).collect();
     let by = |norm: WeightId| format!("norm={}", weight_name(norm));
     match &node.op {
-        Op::Embed { weight, scale } => {
+        Op::Embed { weight, first, scale } => {
             args.push(weight_name(*weight));
+            args.extend((*first > 0).then(|| format!("first={first}")));
             if *scale != 1.0 {
                 args.push(format!("scale={scale}"));
             }
         }
         Op::RmsNorm { weight, group, .. } => {
-            args.push(weight_name(*weight));
+            args.extend(weight.map(&weight_name));
             if *group != node.n_feat {
                 args.push(format!("group={group}"));
             }
@@ -45,7 +46,8 @@ fn line(out: &mut String, i: usize, node: &Node, weight_name: &impl Fn(WeightId)
             args.extend(norm.map(by));
         }
         Op::Rope { rope, .. } => args.push(format!("base={}", rope.freq_base)),
-        Op::Attention { heads, window, .. } => {
+        Op::Attention { layer, heads, window } => {
+            args.extend((node.layer != Some(*layer)).then(|| format!("cache={layer}")));
             args.push(format!("heads={}:{}", heads.n_head, heads.n_head_kv));
             args.extend(window.map(|w| format!("window={w}")));
             args.extend(heads.sinks.map(|sinks| format!("sinks={}", weight_name(sinks))));
@@ -61,11 +63,12 @@ fn line(out: &mut String, i: usize, node: &Node, weight_name: &impl Fn(WeightId)
             args.push(format!("{act:?}").to_lowercase());
             args.extend(norm.map(by));
         }
-        Op::Experts { router, gate, up, down, n_expert, n_used, act, biases } => {
+        Op::Experts { router, gate, up, down, n_expert, n_used, act, biases, scales } => {
             args.extend([*router, *gate, *up, *down].map(&weight_name));
             args.push(format!("{act:?}").to_lowercase());
             args.push(format!("{n_used} of {n_expert}"));
             args.extend(biases.map(|_| "biases".to_owned()));
+            args.extend(scales.map(|scales| format!("scales={}", weight_name(scales))));
         }
         Op::ProxyNorm { act, norm, .. } => {
             args.push(format!("{act:?}").to_lowercase());
@@ -73,6 +76,8 @@ fn line(out: &mut String, i: usize, node: &Node, weight_name: &impl Fn(WeightId)
         }
         Op::Glu { act } => args.push(format!("{act:?}").to_lowercase()),
         Op::ProbeScores { join: Join::Max, .. } => args.push(Join::Max.to_string()),
+        Op::ScaleBy { weight } => args.push(weight_name(*weight)),
+        Op::Softcap { cap } => args.push(format!("cap={cap}")),
         Op::Scale { factor } => args.push(format!("factor={factor}")),
         Op::Temperature { every, scale } => args.push(format!("every={every}, scale={scale}")),
         Op::AddScaled { factor } => args.push(format!("factor={factor}")),

@@ -62,6 +62,7 @@ impl<'g> Rewrite<'g> {
             // A rewrite may have fused it away.
             ffn_hidden: a.ffn_hidden.and_then(|id| self.map.get(&id).copied()),
             ffn_out: m(a.ffn_out),
+            ffn_sum: m(a.ffn_sum),
             out: m(a.out),
             act: a.act,
             scores: a.scores.map(m),

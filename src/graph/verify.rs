@@ -6,7 +6,7 @@
 //! 3. Shapes fit the operation: elementwise sources agree, indices are `[1, m]`, heads and groups divide the features.
 //! 4. Selections are possible: `0 < forced` and `first + forced <= m <= n`.
 //! 5. Every layer has exactly one attention node or delta net, the anchored one, and no other layer has any; the keys and values of
-//!    an attention have the same rows, and no fewer than its queries.
+//!    an attention have the same rows, and no fewer than its queries. They are its layer's own, or those of an earlier layer.
 //! 6. Rows are in position order: indices come from `top_k`, which sorts them.
 //! 7. A value that is scattered into, or of which rows are normalised anew, has no reader afterwards: it is written in place.
 //! 8. The logits, where there are any, have one row. A graph that ends between layers ends with the residual stream there.
@@ -85,7 +85,7 @@ fn check_node(graph: &Graph, id: NodeId) -> Result<(), String> {
         Op::Rope { .. } | Op::Glu { .. } | Op::Add | Op::GetRows | Op::ProbeScores { .. } | Op::Mul => 2,
         Op::AddScaled { .. } => 2,
         Op::IsMember | Op::Prune => 2,
-        Op::GatedFfn { .. } => node.src.len().clamp(1, 2),
+        Op::GatedFfn { .. } | Op::Experts { .. } => node.src.len().clamp(1, 2),
         Op::ScatterAdd | Op::NormalizeRows { .. } | Op::DeltaNet { .. } => 3,
         Op::Attention { .. } => 5,
         _ => 1,
@@ -126,6 +126,8 @@ fn check_node(graph: &Graph, id: NodeId) -> Result<(), String> {
             want(src(2).op == Op::ScatterAdd && src(2).src[1] == node.src[1], "the rows that a scatter-add has changed")
         }
         Op::Linear { .. } => want(src(0).n_rows == node.n_rows, "rows as its source"),
+        Op::ScaleBy { .. } => want(same(0), "shape of its source"),
+        Op::Softcap { cap } => want(same(0) && *cap > 0.0 && cap.is_finite(), "its source within a positive number"),
         Op::Scale { factor } => want(same(0) && factor.is_finite(), "its source times a finite number"),
         Op::Temperature { every, scale } => {
             want(same(0) && node.n_feat == 1, "a factor for each position")?;
@@ -168,7 +170,7 @@ fn check_node(graph: &Graph, id: NodeId) -> Result<(), String> {
         }
         Op::GatedFfn { .. } => want(same(0) && (arity == 1 || row_factors(1)), "shape of its source, a factor a row"),
         Op::Experts { n_expert, n_used, .. } => {
-            want(same(0), "shape of its source")?;
+            want((0..arity).all(same), "shape of its sources")?;
             want((1..=*n_expert).contains(n_used), "as many experts as there are, at most")
         }
         Op::Glu { .. } | Op::Add => want(same(0) && same(1), "sources of the same shape"),
@@ -231,7 +233,7 @@ fn element_type(op: &Op, i: usize) -> Option<DType> {
     }
 }
 
-/// The layer whose tokens a node mixes.
+/// The layer whose keys, or whose state, a node mixes tokens by.
 fn mixed_layer(node: &Node) -> Option<usize> {
     match node.op {
         Op::Attention { layer, .. } | Op::DeltaNet { layer, .. } => Some(layer),
@@ -252,9 +254,21 @@ fn check_layers(graph: &Graph) -> Result<(), VerifyError> {
         let ids = (0..graph.nodes.len() as u32).map(NodeId);
         let of_layer: Vec<NodeId> = ids.filter(|&id| mixed_layer(graph.node(id)) == Some(l)).collect();
         let (is_attention, anchor) = (a.attention().is_some(), a.mixer.node());
-        if of_layer != [anchor] || is_attention != matches!(graph.node(anchor).op, Op::Attention { .. }) {
+        let with_cache = |b: &&LayerAnchors| b.attention().is_some_and(|b| b.cache == l);
+        let anchored: Vec<NodeId> = match is_attention {
+            true => graph.layers.iter().filter(with_cache).map(|b| b.mixer.node()).collect(),
+            false => vec![anchor],
+        };
+        if of_layer != anchored || is_attention != matches!(graph.node(anchor).op, Op::Attention { .. }) {
             let (n, what) = (of_layer.len(), if is_attention { "attention nodes" } else { "delta nets" });
             return Err(error(graph, anchor, format!("layer {l} has {n} {what}, expected the anchored one")));
+        }
+        let Some(shares) = a.attention().filter(|a| a.cache != l) else { continue };
+        let owner = shares.cache.checked_sub(graph.first_layer).filter(|_| shares.cache < l);
+        let owner = owner.and_then(|owner| graph.layers[owner].attention()).map(|owner| [owner.k, owner.v]);
+        if owner.is_none() || owner != graph.node(anchor).src.get(1..3).and_then(|kv| kv.try_into().ok()) {
+            let what = format!("not the keys and values of layer {}, whose cache it reads", shares.cache);
+            return Err(error(graph, anchor, what));
         }
     }
     Ok(())

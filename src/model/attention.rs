@@ -25,7 +25,8 @@ pub struct Qkv {
 impl Qkv {
     /// Finds `attn_q`, `attn_k` and `attn_v`, or `attn_qkv`, whose bias may be one or three, and no norms.
     pub fn load(hp: &HParams, table: &mut WeightTable) -> Result<Self, ModelError> {
-        let (n_q, n_kv) = (hp.shape.n_head * hp.shape.head_dim, hp.shape.n_embd_kv());
+        let n_kv = hp.shape.n_embd_kv(table.layer().unwrap_or_default());
+        let n_q = hp.shape.n_head * hp.shape.head_dim;
         if !table.has("attn_qkv.weight") {
             return Ok(Self {
                 q: table.biased_projection("attn_q", hp.shape.n_embd, n_q)?,
@@ -76,11 +77,11 @@ impl Qkv {
 impl Site {
     /// Adds attention, with the sliding window of this layer, and its output projection.
     pub fn attend(self, b: &mut Builder, hp: &HParams, heads: Heads, [q, k, v]: [NodeId; 3], o: Projection) -> Mixed {
-        let Site { il, inp, pos } = self;
-        let window = hp.shape.window(il);
-        let attn = b.push(Op::Attention { layer: il, heads, window }, &[q, k, v, pos, pos], "kqv_out");
+        let Site { il, inp, pos, .. } = self;
+        let (window, cache) = (hp.shape.window(il), hp.shape.kv_layer(il));
+        let attn = b.push(Op::Attention { layer: cache, heads, window }, &[q, k, v, pos, pos], "kqv_out");
         let attn_out = b.linear(o, attn, "attn_out");
-        Mixed { inp, mixer: Mixer::Attention(AttentionAnchors { q, k, v, attn, window }), attn_out }
+        Mixed { inp, mixer: Mixer::Attention(AttentionAnchors { q, k, v, attn, window, cache }), attn_out }
     }
 }
 
@@ -100,7 +101,8 @@ impl QkNorms {
 
     /// Finds `attn_q_norm` `[n_head * head_dim]` and `attn_k_norm` `[n_head_kv * head_dim]`.
     pub fn by_rows(hp: &HParams, table: &mut WeightTable) -> Result<Self, ModelError> {
-        Self::load(table, [hp.shape.n_head * hp.shape.head_dim, hp.shape.n_embd_kv()], false)
+        let n_kv = hp.shape.n_embd_kv(table.layer().unwrap_or_default());
+        Self::load(table, [hp.shape.n_head * hp.shape.head_dim, n_kv], false)
     }
 
     fn load(table: &mut WeightTable, [n_q, n_k]: [usize; 2], by_heads: bool) -> Result<Self, ModelError> {

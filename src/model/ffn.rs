@@ -24,6 +24,53 @@ enum Body {
     Experts(Op),
     /// [`Op::Experts`], and an FFN for all tokens times the sigmoid of a gate, which are added.
     ExpertsBeside(Op, Shared),
+    /// The same with norms for both, and without that gate (Gemma 4).
+    NormedBeside(NormedBeside),
+}
+
+/// A gated FFN for all tokens and a mixture of experts, each with norms of its own, which are added. The router reads the
+/// residual stream by a norm that nobody else reads.
+struct NormedBeside {
+    gate: Projection,
+    up: Projection,
+    down: Projection,
+    post_norm: WeightId,
+    experts: Op,
+    experts_norm: WeightId,
+    experts_post_norm: WeightId,
+    router_norm: WeightId,
+}
+
+impl NormedBeside {
+    fn load(hp: &HParams, table: &mut WeightTable, experts: Experts, act: Activation) -> Result<Self, ModelError> {
+        let (d, f) = (hp.shape.n_embd, experts.n_ff_shared);
+        Ok(Self {
+            gate: table.projection("ffn_gate", d, f)?,
+            up: table.projection("ffn_up", d, f)?,
+            down: table.projection("ffn_down", f, d)?,
+            post_norm: table.vector("post_ffw_norm_1.weight", d)?,
+            experts: Ffn::experts(hp, table, experts, act)?,
+            experts_norm: table.vector("pre_ffw_norm_2.weight", d)?,
+            experts_post_norm: table.vector("post_ffw_norm_2.weight", d)?,
+            router_norm: table.vectors("ffn_gate_inp.scale", d, 1)?,
+        })
+    }
+
+    /// What it adds for the stream `ffn_inp`, which is normalised in x.
+    fn build(&self, b: &mut Builder, hp: &HParams, act: Activation, ffn_inp: NodeId, x: NodeId) -> NodeId {
+        let gate = b.linear(self.gate, x, "ffn_gate");
+        let up = b.linear(self.up, x, "ffn_up");
+        let par = b.push(Op::Glu { act }, &[gate, up], "ffn_gate_par");
+        let all = b.linear(self.down, par, "ffn_mlp_out");
+        let all = b.rms_norm(self.post_norm, hp.rms_eps, all, "ffn_mlp");
+        let x = b.rms_norm(self.experts_norm, hp.rms_eps, ffn_inp, "ffn_norm_2");
+        let routed = b.rms_norm(self.router_norm, hp.rms_eps, ffn_inp, "ffn_router_norm");
+        let factor = 1.0 / (hp.shape.n_embd as f32).sqrt();
+        let routed = b.push(Op::Scale { factor }, &[routed], "ffn_router_inp");
+        let chosen = b.push(self.experts.clone(), &[x, routed], "ffn_moe_out");
+        let chosen = b.rms_norm(self.experts_post_norm, hp.rms_eps, chosen, "ffn_moe");
+        b.push(Op::Add, &[all, chosen], "ffn_moe_combined")
+    }
 }
 
 /// The FFN that computes all tokens beside those of a mixture of experts.
@@ -74,6 +121,9 @@ impl Ffn {
             _ => Some(table.vector("ffn_norm.weight", hp.shape.n_embd)?),
         };
         let body = match hp.shape.experts {
+            Some(experts) if hp.arch == Arch::Gemma4 => {
+                Body::NormedBeside(NormedBeside::load(hp, table, experts, act)?)
+            }
             Some(experts) if experts.n_ff_shared > 0 => {
                 let op = Self::experts(hp, table, experts, act)?;
                 Body::ExpertsBeside(op, Shared::load(hp, table, experts.n_ff_shared)?)
@@ -86,19 +136,20 @@ impl Ffn {
 
     fn post_norm(hp: &HParams, table: &mut WeightTable) -> Result<Option<WeightId>, ModelError> {
         Ok(match hp.arch {
-            Arch::Gemma3 | Arch::Olmo2 | Arch::Glm4 => Some(table.vector("post_ffw_norm.weight", hp.shape.n_embd)?),
+            Arch::Gemma3 | Arch::Gemma4 | Arch::Olmo2 | Arch::Glm4 => Some(table.vector("post_ffw_norm.weight", hp.shape.n_embd)?),
             _ => None,
         })
     }
 
     fn gated(hp: &HParams, table: &mut WeightTable) -> Result<Body, ModelError> {
+        let n_ff = hp.shape.sizes(table.layer().unwrap_or_default()).n_ff;
         let mut projection = |base: &str, n_in: usize, n_out: usize| match hp.arch {
             arch if arch.is_like_llama() => table.biased_projection(base, n_in, n_out),
             _ => table.projection(base, n_in, n_out),
         };
-        let gate = projection("ffn_gate", hp.shape.n_embd, hp.shape.n_ff)?;
-        let up = projection("ffn_up", hp.shape.n_embd, hp.shape.n_ff)?;
-        let down = projection("ffn_down", hp.shape.n_ff, hp.shape.n_embd)?;
+        let gate = projection("ffn_gate", hp.shape.n_embd, n_ff)?;
+        let up = projection("ffn_up", hp.shape.n_embd, n_ff)?;
+        let down = projection("ffn_down", n_ff, hp.shape.n_embd)?;
         Ok(Body::Gated { gate, up, down })
     }
 
@@ -130,6 +181,10 @@ impl Ffn {
                 }),
                 _ => None,
             },
+            scales: match table.has("ffn_down_exps.scale") {
+                true => Some(table.vectors("ffn_down_exps.scale", n_expert, 1)?),
+                false => None,
+            },
         })
     }
 
@@ -156,9 +211,9 @@ impl Ffn {
         self.norm.map_or(ffn_inp, |norm| b.rms_norm(norm, hp.rms_eps, ffn_inp, "ffn_norm"))
     }
 
-    /// What it computes of the normalised stream x, and the products of gate and up before the last projection, where all tokens
-    /// go through one.
-    pub fn build(&self, b: &mut Builder, hp: &HParams, x: NodeId) -> (Option<NodeId>, NodeId) {
+    /// What it computes of the stream `ffn_inp`, which is normalised in x, and the products of gate and up before the last
+    /// projection, where all tokens go through one.
+    pub fn build(&self, b: &mut Builder, hp: &HParams, ffn_inp: NodeId, x: NodeId) -> (Option<NodeId>, NodeId) {
         let (hidden, out) = match &self.body {
             Body::Gated { gate, up, down } => {
                 let gate = b.linear(*gate, x, "ffn_gate");
@@ -172,6 +227,7 @@ impl Ffn {
                 let all = shared.build(b, self.act, x);
                 (None, b.push(Op::Add, &[chosen, all], "ffn_out"))
             }
+            Body::NormedBeside(beside) => (None, beside.build(b, hp, self.act, ffn_inp, x)),
         };
         (hidden, self.post_norm.map_or(out, |norm| b.rms_norm(norm, hp.rms_eps, out, "ffn_post_norm")))
     }

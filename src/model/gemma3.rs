@@ -59,7 +59,7 @@ impl Architecture for Gemma3 {
         self.0.graph(n_tokens, (hp.shape.n_embd as f32).sqrt(), |b, layer, at| {
             let x = b.rms_norm(layer.attn_norm, hp.rms_eps, at.inp, "attn_norm");
             let rope = hp.layer_rope(at.il);
-            let (q_rope, heads) = scale_queries(rope, hp.heads());
+            let (q_rope, heads) = scale_queries(rope, hp.heads(at.il));
             let qkv = layer.qkv.build(b, hp, x, at.pos, [q_rope, rope]);
             let attended = at.attend(b, hp, heads, qkv, layer.o);
             attended.normed(b, hp, layer.post_attn_norm).then_ffn(b, hp, &layer.ffn)

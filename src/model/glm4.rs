@@ -45,7 +45,7 @@ impl Architecture for Glm4 {
         self.0.graph(n_tokens, 1.0, |b, layer, at| {
             let x = b.rms_norm(layer.attn_norm, hp.rms_eps, at.inp, "attn_norm");
             let qkv = layer.qkv.build(b, hp, x, at.pos, [hp.rope; 2]);
-            let attended = at.attend(b, hp, hp.heads(), qkv, layer.o);
+            let attended = at.attend(b, hp, hp.heads(at.il), qkv, layer.o);
             attended.normed(b, hp, layer.post_attn_norm).then_ffn(b, hp, &layer.ffn)
         })
     }

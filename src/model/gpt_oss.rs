@@ -48,7 +48,7 @@ impl Architecture for GptOss {
         self.0.graph(n_tokens, 1.0, |b, layer, at| {
             let x = b.rms_norm(layer.attn_norm, hp.rms_eps, at.inp, "attn_norm");
             let qkv = layer.qkv.build(b, hp, x, at.pos, [hp.layer_rope(at.il); 2]);
-            let heads = Heads { sinks: Some(layer.sinks), ..hp.heads() };
+            let heads = Heads { sinks: Some(layer.sinks), ..hp.heads(at.il) };
             at.attend(b, hp, heads, qkv, layer.o).then_ffn(b, hp, &layer.ffn)
         })
     }

@@ -1,12 +1,13 @@
 //! Hyperparameters, read from a GGUF's metadata and checked.
 
+mod by_layer;
 mod recurrent;
 
 use crate::printable::printable;
 use crate::gguf::{Array, Gguf, Value};
 use crate::graph::ir::{Heads, Rope, RopeLayout};
 
-use super::shape::{Experts, Shape, SlidingWindow};
+use super::shape::{Experts, LayerSizes, Shape, SlidingWindow};
 use super::{Arch, ModelError};
 
 /// What defines a model besides its weights. Names as in the field's papers and GGUF's specification.
@@ -34,6 +35,10 @@ pub struct HParams {
     pub long_rope: bool,
     /// Rope base of the layers with a sliding window; where none has one, that of all layers.
     pub freq_base_swa: f32,
+    /// Rotated dimensions of a head in the layers with a sliding window.
+    pub n_rot_swa: usize,
+    /// Logits stay within this by a hyperbolic tangent, where a model has it.
+    pub softcap: Option<f32>,
 }
 
 /// Factors that Granite trains with; 1 elsewhere.
@@ -77,44 +82,24 @@ impl HParams {
         let (n_layer, n_predict) = keys.n_layer(arch)?;
         let n_embd = keys.size("embedding_length", 1, MAX_WIDTH)?;
         let n_head = keys.size("attention.head_count", 1, n_embd)?;
-        let n_head_kv = keys.size_or("attention.head_count_kv", n_head, 1, n_head)?;
-        if n_head % n_head_kv != 0 {
-            return Err(keys.invalid(
-                "attention.head_count_kv",
-                n_head_kv,
-                format!("a divisor of the {n_head} query heads"),
-            ));
-        }
-        let head_dim = keys.size_or("attention.key_length", n_embd / n_head, 1, 1024)?;
-        let value_dim = keys.size_or("attention.value_length", head_dim, 1, 1024)?;
-        if value_dim != head_dim {
-            return Err(keys.invalid("attention.value_length", value_dim, format!("{head_dim}, the key length")));
-        }
-        if keys.float_or("final_logit_softcapping", 0.0)? != 0.0 || keys.float_or("attn_logit_softcapping", 0.0)? != 0.0
-        {
-            return Err(keys.invalid("final_logit_softcapping", "set", "no softcapping: it is not supported".into()));
-        }
+        let swa = keys.windows(arch, n_layer)?;
+        let softcap = keys.softcap(arch)?;
         let experts = keys.experts(arch)?;
-        let n_ff = match experts {
-            Some(experts) => keys.expert_width(experts)?,
-            None => keys.size("feed_forward_length", 1, 1 << 22)?,
+        let by_layer = match arch {
+            Arch::Gemma4 => keys.sizes_by_layer(n_head, &keys.windowed(&swa, n_layer), experts)?,
+            _ => vec![keys.sizes(n_embd, n_head, experts)?],
         };
+        // Where layers differ, those of the first one with full attention stand for all.
+        let full = (0..by_layer.len()).find(|&l| !swa.as_ref().is_some_and(|swa| swa.layers[l]));
+        let LayerSizes { n_head_kv, head_dim, n_ff } = by_layer[full.unwrap_or(0)];
+        let by_layer = by_layer.iter().any(|sizes| *sizes != by_layer[0]).then_some(by_layer);
         keys.no_later_glm(arch)?;
         let n_ctx_train = keys.size("context_length", 1, 1 << 30)?;
         let rms_eps = keys.positive("attention.layer_norm_rms_epsilon", None)?;
         let rope = keys.rope(arch, head_dim, n_ctx_train)?;
         let recurrent = keys.recurrent(arch, n_layer)?;
-        let swa = match arch {
-            Arch::Gemma3 => keys.sliding_window(n_layer, 6)?,
-            Arch::Olmo2 => keys.sliding_window(n_layer, 4)?,
-            Arch::GptOss => {
-                let window = keys.size("attention.sliding_window", 1, 1 << 30)?;
-                Some(SlidingWindow { window, layers: keys.windowed_layers(n_layer, 2)? })
-            }
-            _ => None,
-        };
         let freq_base_swa = match swa {
-            Some(_) if arch == Arch::Gemma3 => keys.positive("rope.freq_base_swa", Some(10000.0))?,
+            Some(_) if matches!(arch, Arch::Gemma3 | Arch::Gemma4) => keys.positive("rope.freq_base_swa", Some(10000.0))?,
             Some(_) => keys.positive("rope.freq_base_swa", Some(rope.freq_base))?,
             None => rope.freq_base,
         };
@@ -124,7 +109,12 @@ impl HParams {
             Arch::Granite | Arch::Mistral3 => keys.float_or("attention.scale", 0.0)?,
             _ => 0.0,
         };
-        let attn_scale = if attn_scale == 0.0 { 1.0 / (scaled_dim as f32).sqrt() } else { attn_scale };
+        let attn_scale = match arch {
+            Arch::Gemma4 => 1.0,
+            _ if attn_scale == 0.0 => 1.0 / (scaled_dim as f32).sqrt(),
+            _ => attn_scale,
+        };
+        let n_rot_swa = keys.n_rot_swa(arch, rope.n_rot)?;
         Ok(Self {
             arch,
             shape: Shape {
@@ -139,6 +129,9 @@ impl HParams {
                 n_vocab: keys.n_vocab()?,
                 tied: gguf.tensor("output.weight").is_none(),
                 weight_bytes: Some(gguf.tensors().map(|t| t.nbytes).sum()),
+                n_shared_kv: keys.shared_kv(arch, n_layer, swa.as_ref())?,
+                n_embd_per_layer: keys.embedding_per_layer(arch)?,
+                by_layer,
                 swa,
                 recurrent,
                 experts,
@@ -152,12 +145,15 @@ impl HParams {
             n_predict,
             long_rope: keys.rope_scaling()? == "longrope",
             freq_base_swa,
+            n_rot_swa,
+            softcap,
         })
     }
 
-    /// The geometry of its attention.
-    pub fn heads(&self) -> Heads {
-        let Shape { n_head, n_head_kv, head_dim, .. } = self.shape;
+    /// The geometry of a layer's attention.
+    pub fn heads(&self, layer: usize) -> Heads {
+        let LayerSizes { n_head_kv, head_dim, .. } = self.shape.sizes(layer);
+        let n_head = self.shape.n_head;
         Heads { n_head, n_head_kv, head_dim, scale: self.attn_scale, sinks: None }
     }
 
@@ -170,7 +166,9 @@ impl HParams {
             Some(_) if self.arch == Arch::Olmo2 => {
                 Rope { freq_scale: 1.0, ext_factor: 0.0, attn_factor: 1.0, ..self.rope }
             }
-            Some(_) => Rope { freq_base: self.freq_base_swa, freq_scale: 1.0, ..self.rope },
+            Some(_) => {
+                Rope { n_rot: self.n_rot_swa, freq_base: self.freq_base_swa, freq_scale: 1.0, ..self.rope }
+            }
         }
     }
 }
@@ -316,6 +314,9 @@ impl Keys<'_> {
             let expected = || format!("0: mixtures of experts are supported in {}", names.join(", "));
             return if n_expert == 0 { Ok(None) } else { Err(self.invalid("expert_count", n_expert, expected())) };
         }
+        if arch == Arch::Gemma4 && n_expert == 0 {
+            return Ok(None);
+        }
         self.in_range("expert_count", n_expert, 1, 1 << 16)?;
         let n_used = self.size("expert_used_count", 1, n_expert)?;
         // Later models of the family, which choose by groups or scale what is chosen.
@@ -374,6 +375,21 @@ impl Keys<'_> {
             0.0 => Ok(None),
             x if x.is_finite() && x > 0.0 => Ok(Some(Temperature { every, scale })),
             x => Err(self.invalid(SUFFIX, x, "a number, 0 or above".into())),
+        }
+    }
+
+    /// Which layers have a window, and its length.
+    fn windows(&self, arch: Arch, n_layer: usize) -> Result<Option<SlidingWindow>, ModelError> {
+        let always = |pattern: usize| {
+            let window = self.size("attention.sliding_window", 1, 1 << 30)?;
+            Ok(Some(SlidingWindow { window, layers: self.windowed_layers(n_layer, pattern)? }))
+        };
+        match arch {
+            Arch::Gemma3 => self.sliding_window(n_layer, 6),
+            Arch::Olmo2 => self.sliding_window(n_layer, 4),
+            Arch::GptOss => always(2),
+            Arch::Gemma4 => always(6),
+            _ => Ok(None),
         }
     }
 

@@ -61,7 +61,7 @@ impl Architecture for Llama {
                 }
                 None => q,
             };
-            at.attend(b, hp, hp.heads(), [q, k, v], layer.o).then_ffn(b, hp, &layer.ffn)
+            at.attend(b, hp, hp.heads(at.il), [q, k, v], layer.o).then_ffn(b, hp, &layer.ffn)
         })
     }
 }

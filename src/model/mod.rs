@@ -5,9 +5,11 @@ pub mod attention;
 pub mod ffn;
 pub mod file;
 mod gemma3;
+mod gemma4;
 mod glm4;
 mod gpt_oss;
 pub mod hparams;
+pub mod named_shapes;
 mod llama;
 mod olmo2;
 pub mod overrides;
@@ -36,6 +38,8 @@ pub enum Arch {
     Qwen3,
     /// `gemma3`
     Gemma3,
+    /// `gemma4`
+    Gemma4,
     /// `phi3`
     Phi3,
     /// `granite`
@@ -60,11 +64,12 @@ pub enum Arch {
 
 impl Arch {
     /// All architectures that can be run.
-    pub const ALL: [Arch; 14] = [
+    pub const ALL: [Arch; 15] = [
         Arch::Llama,
         Arch::Qwen2,
         Arch::Qwen3,
         Arch::Gemma3,
+        Arch::Gemma4,
         Arch::Phi3,
         Arch::Granite,
         Arch::Mistral3,
@@ -84,6 +89,7 @@ impl Arch {
             Arch::Qwen2 => "qwen2",
             Arch::Qwen3 => "qwen3",
             Arch::Gemma3 => "gemma3",
+            Arch::Gemma4 => "gemma4",
             Arch::Phi3 => "phi3",
             Arch::Granite => "granite",
             Arch::Mistral3 => "mistral3",
@@ -107,9 +113,9 @@ impl Arch {
         self.is_like_llama() || self == Arch::Glm4
     }
 
-    /// Whether its FFNs are mixtures of experts.
+    /// Whether its FFNs are mixtures of experts, or may be.
     fn has_experts(self) -> bool {
-        matches!(self, Arch::Qwen3Moe | Arch::GptOss | Arch::Qwen3Next | Arch::Qwen35Moe)
+        matches!(self, Arch::Qwen3Moe | Arch::GptOss | Arch::Qwen3Next | Arch::Qwen35Moe | Arch::Gemma4)
     }
 
     /// Whether some of its layers are recurrent.
@@ -129,6 +135,7 @@ impl Arch {
             Arch::Qwen2 => Box::new(qwen2::Qwen2::load(hp, table)?),
             Arch::Qwen3 | Arch::Qwen3Moe => Box::new(qwen3::Qwen3::load(hp, table)?),
             Arch::Gemma3 => Box::new(gemma3::Gemma3::load(hp, table)?),
+            Arch::Gemma4 => Box::new(gemma4::Gemma4::load(hp, table)?),
             Arch::GptOss => Box::new(gpt_oss::GptOss::load(hp, table)?),
             Arch::Olmo2 => Box::new(olmo2::Olmo2::load(hp, table)?),
             Arch::Glm4 => Box::new(glm4::Glm4::load(hp, table)?),

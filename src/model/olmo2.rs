@@ -42,7 +42,7 @@ impl Architecture for Olmo2 {
         let hp = &self.0.hp;
         self.0.graph(n_tokens, 1.0, |b, layer, at| {
             let qkv = layer.qkv.build(b, hp, at.inp, at.pos, [hp.layer_rope(at.il); 2]);
-            let attended = at.attend(b, hp, hp.heads(), qkv, layer.o);
+            let attended = at.attend(b, hp, hp.heads(at.il), qkv, layer.o);
             attended.normed(b, hp, layer.post_attn_norm).then_ffn(b, hp, &layer.ffn)
         })
     }

@@ -4,6 +4,8 @@ use crate::ggml::GgmlError;
 use crate::ggml::backend;
 use crate::graph::ir::{Node, Op};
 
+use super::shape::{LayerKind, Shape};
+
 /// Rows from which experts are computed where their layer is, even if their weights lie elsewhere: these are then brought there,
 /// which takes as long as multiplying some dozens of rows (llama.cpp's number).
 const ROWS_THAT_FETCH: usize = 32;
@@ -56,6 +58,13 @@ impl Placement {
         let experts = layer.iter().enumerate().map(|(l, &device)| if l < n_cpu_moe { 0 } else { device }).collect();
         let input = usize::from(on_device == n_layer);
         Placement { devices: vec!["CPU".into(), device], layer, experts, input, output: 1 }
+    }
+
+    /// The first layer that a model's last ones share keys with, if any of these lie on another device than it: attention reads
+    /// the keys where its layer is.
+    pub(super) fn parts_shared_keys(&self, shape: &Shape) -> Option<usize> {
+        let first = (0..shape.n_layer).find(|&l| shape.layer_kind(l) == LayerKind::Shared)?;
+        self.layer[first..].iter().any(|device| *device != self.layer[first]).then_some(first)
     }
 
     /// Device of a graph node.

@@ -45,7 +45,7 @@ impl Architecture for Qwen3 {
         self.0.graph(n_tokens, 1.0, |b, layer, at| {
             let x = b.rms_norm(layer.attn_norm, hp.rms_eps, at.inp, "attn_norm");
             let qkv = layer.qkv.build(b, hp, x, at.pos, [hp.rope; 2]);
-            at.attend(b, hp, hp.heads(), qkv, layer.o).then_ffn(b, hp, &layer.ffn)
+            at.attend(b, hp, hp.heads(at.il), qkv, layer.o).then_ffn(b, hp, &layer.ffn)
         })
     }
 }

@@ -110,7 +110,8 @@ impl Qwen35 {
 
 impl Attention {
     fn load(hp: &HParams, table: &mut WeightTable) -> Result<Self, ModelError> {
-        let (n_embd, n_q, n_kv) = (hp.shape.n_embd, hp.shape.n_head * hp.shape.head_dim, hp.shape.n_embd_kv());
+        let n_kv = hp.shape.n_embd_kv(table.layer().unwrap_or_default());
+        let (n_embd, n_q) = (hp.shape.n_embd, hp.shape.n_head * hp.shape.head_dim);
         Ok(Self {
             q_gate: table.biased_projection("attn_q", n_embd, 2 * n_q)?,
             k: table.biased_projection("attn_k", n_embd, n_kv)?,
@@ -123,7 +124,7 @@ impl Attention {
     /// Attention on the normalised stream x, and its output projection.
     fn build(&self, b: &mut Builder, hp: &HParams, x: NodeId, at: Site) -> (Mixer, NodeId) {
         let Site { il, pos, .. } = at;
-        let (head_dim, rope, heads) = (hp.shape.head_dim, hp.rope, hp.heads());
+        let (head_dim, rope, heads) = (hp.shape.head_dim, hp.rope, hp.heads(at.il));
         let k = b.linear(self.k, x, "Kcur");
         let k = self.norms.of_keys(b, hp, k);
         let k = b.push(Op::Rope { head_dim, rope }, &[k, pos], "Kcur_rope");
@@ -138,7 +139,7 @@ impl Attention {
         let gate = b.push(Op::Sigmoid, &[gate], "gate_sigmoid");
         let gated = b.push(Op::Mul, &[attn, gate], "attn_gated");
         let out = b.linear(self.o, gated, "attn_out");
-        (Mixer::Attention(AttentionAnchors { q, k, v, attn, window: None }), out)
+        (Mixer::Attention(AttentionAnchors { q, k, v, attn, window: None, cache: il }), out)
     }
 }
 

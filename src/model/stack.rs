@@ -53,6 +53,12 @@ pub struct Site {
     pub inp: NodeId,
     /// Positions of its tokens.
     pub pos: NodeId,
+    /// Ids of its tokens.
+    pub tokens: NodeId,
+    /// Embedding of the vocabulary `[n_embd, n_vocab]`.
+    pub token_embd: WeightId,
+    /// Keys and values of an earlier layer, where this one has none of its own.
+    pub shared_kv: Option<[NodeId; 2]>,
 }
 
 impl<L> Stack<L> {
@@ -79,7 +85,10 @@ impl<L> Stack<L> {
         let mut inp = b.embed(self.embedding.token_embd, self.hp.shape.n_embd, scale, tokens);
         for (il, weights) in self.layers.iter().enumerate() {
             b.set_layer(Some(il));
-            let built = layer(&mut b, weights, Site { il, inp, pos });
+            let owner = Some(self.hp.shape.kv_layer(il)).filter(|&owner| owner != il);
+            let shared_kv = owner.and_then(|owner| anchors[owner].attention()).map(|a| [a.k, a.v]);
+            let token_embd = self.embedding.token_embd;
+            let built = layer(&mut b, weights, Site { il, inp, pos, tokens, token_embd, shared_kv });
             inp = built.out;
             anchors.push(built);
         }
@@ -118,6 +127,10 @@ impl Embedding {
         let normed = b.rms_norm(self.output_norm, hp.rms_eps, last, "result_norm");
         let logits = b.linear(self.output, normed, "result_output");
         let logits = scaled(&mut b, hp.scales.logits, logits, "result_scaled");
+        let logits = match hp.softcap {
+            Some(cap) => b.push(Op::Softcap { cap }, &[logits], "result_capped"),
+            None => logits,
+        };
         b.finish(layers, pos, hidden, vec![logits])
     }
 }
@@ -148,7 +161,7 @@ impl Mixed {
         let attn_out = scaled(b, hp.scales.residual, self.attn_out, "attn_out_scaled");
         let ffn_inp = b.push(Op::Add, &[self.inp, attn_out], "ffn_inp");
         let ffn_norm = ffn.norm(b, hp, ffn_inp);
-        let (ffn_hidden, ffn_out) = ffn.build(b, hp, ffn_norm);
+        let (ffn_hidden, ffn_out) = ffn.build(b, hp, ffn_inp, ffn_norm);
         let ffn_out = scaled(b, hp.scales.residual, ffn_out, "ffn_out_scaled");
         let out = b.push(Op::Add, &[ffn_out, ffn_inp], "l_out");
         LayerAnchors {
@@ -159,6 +172,7 @@ impl Mixed {
             ffn_norm,
             ffn_hidden,
             ffn_out,
+            ffn_sum: out,
             out,
             act: ffn.act(),
             scores: None,

@@ -15,6 +15,8 @@ pub enum Role {
     Matrix,
     /// Rows are looked up (embedding), perhaps multiplied by as well (tied output).
     Embedding,
+    /// Rows are looked up, by every layer some of their features.
+    LayerRows,
     /// Matrices of which each row takes a few: read where they lie.
     Experts,
     /// What chooses among experts, and their biases: small, and wherever they may be computed.
@@ -68,6 +70,11 @@ impl<'g> WeightTable<'g> {
     /// Weights looked up from now on belong to this layer.
     pub fn set_layer(&mut self, layer: Option<usize>) {
         self.layer = layer;
+    }
+
+    /// The layer that weights are looked up for.
+    pub fn layer(&self) -> Option<usize> {
+        self.layer
     }
 
     /// Name of a tensor of the current layer.
@@ -194,6 +201,38 @@ impl<'g> WeightTable<'g> {
         let (name, layer, ne) = (info.name.clone(), self.layer, vec![n_in, n_out]);
         let bytes = 0..info.nbytes as usize;
         Ok(self.push(Weight { tensor: name.clone(), name, ty: info.ty, ne, bytes, role: Role::Vector, layer }))
+    }
+
+    /// As [`WeightTable::part`], of a matrix that all layers have together, for the current one.
+    pub fn part_of_all(
+        &mut self,
+        base: &str,
+        n_in: usize,
+        n_total: usize,
+        rows: Range<usize>,
+    ) -> Result<WeightId, ModelError> {
+        let layer = self.layer.take();
+        let info = self.find(base, &[n_in, n_total]);
+        self.layer = layer;
+        let info = info?;
+        self.check_matrix_type(info)?;
+        let (row, tensor) = (info.nbytes as usize / n_total, info.name.clone());
+        let (ne, bytes) = (vec![n_in, rows.len()], rows.start * row..rows.end * row);
+        Ok(self.push(Weight { name: self.name(base), tensor, ty: info.ty, ne, bytes, role: Role::Matrix, layer }))
+    }
+
+    /// Checks that rows of a matrix that was looked up can be cut into runs of `n` columns: of its quantized blocks each is whole.
+    pub fn check_columns(&self, base: &str, n: usize) -> Result<(), ModelError> {
+        let name = self.name(base);
+        match self.gguf.tensor(&name) {
+            Some(info) if !n.is_multiple_of(info.ty.block_size()) => Err(ModelError::WrongType {
+                file: self.file.clone(),
+                tensor: name,
+                found: info.ty.name().into(),
+                expected: format!("a type whose blocks divide {n} features"),
+            }),
+            _ => Ok(()),
+        }
     }
 
     /// A vector that a file may lack.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
-use crate::Result;
+use crate::{Error, Result};
 use crate::ggml::Tensor;
 use crate::ggml::arena::{Arena, TensorId};
 use crate::ggml::backend::{self, BufferType};
@@ -116,6 +116,10 @@ impl Model {
     /// # Errors
     /// As there.
     pub fn place_as(file: ModelFile, placement: Placement, mut options: ModelOptions) -> Result<Arc<Model>> {
+        if let Some(first) = placement.parts_shared_keys(file.shape()) {
+            let (file, n_layer) = (file.gguf().path().display().to_string(), file.shape().n_layer);
+            return Err(Error::SharedKeysParted { file, first, last: n_layer - 1, n_layers: n_layer - first });
+        }
         runtime::opens_model(file.hparams().rope.layout);
         let mut model = Model {
             file,
@@ -216,10 +220,14 @@ impl Model {
             Some(l) if self.placement.layer[l] == device => true,
             Some(l) => weight.role == Role::BesideExperts && self.placement.experts[l] == device,
             None if weight.role == Role::Embedding => {
-                device == self.placement.input || (self.is_tied() && device == self.placement.output)
+                let has_layers = self.placement.layer.contains(&device);
+                device == self.placement.input
+                    || (self.is_tied() && device == self.placement.output)
+                    || (self.shape().n_embd_per_layer > 0 && has_layers)
             }
-            // Rope factors are wherever a layer is.
-            None if weight.name.starts_with("rope_") => true,
+            // What every layer reads of these is wherever a layer is.
+            None if weight.role == Role::LayerRows => true,
+            None if ["rope_", "per_layer_"].iter().any(|prefix| weight.name.starts_with(prefix)) => true,
             None => device == self.placement.output,
         }
     }

@@ -23,6 +23,7 @@ use crate::graph::ir::Tap;
 use crate::method::spts::capture::Capture;
 use crate::method::spts::schedule::Probe;
 use crate::method::spts::sidecar::{self, NewSidecar};
+use crate::model::shape::LayerKind;
 use crate::model::table::Weight;
 use crate::model::weights::Model;
 use crate::{Error, Result, Session, SessionOptions};
@@ -92,11 +93,12 @@ pub fn calibrate(
     if shape.experts.is_some() {
         return Err(CalibrationError::Experts.into());
     }
-    let size = options.size.clamp_to(shape.n_embd, shape.n_ff);
-    let layers: Vec<usize> = (0..shape.n_layer).filter(|&l| shape.window(l).is_none()).collect();
-    if layers.is_empty() {
+    let skips = |l: &usize| matches!(shape.layer_kind(*l), LayerKind::Full | LayerKind::Recurrent);
+    let layers: Vec<usize> = (0..shape.n_layer).filter(skips).collect();
+    let Some(n_ff) = layers.iter().map(|&l| shape.sizes(l).n_ff).min() else {
         return Err(CalibrationError::NoLayers.into());
-    }
+    };
+    let size = options.size.clamp_to(shape.n_embd, n_ff);
     let bos = model.tokenizer().bos().filter(|_| model.tokenizer().add_bos());
     let n_ctx = options.n_ctx.unwrap_or(n_ctx_train);
     let pieces = pieces(texts, bos, options.n_tokens, options.piece.min(n_ctx_train).min(n_ctx));
@@ -176,10 +178,10 @@ fn salient_channels(
                 }
             },
             &mut |captured| {
-                let layer = captured.layer;
+                let (layer, n_ff) = (captured.layer, shape.sizes(captured.layer).n_ff);
                 let mut take = || -> std::result::Result<(), SaliencyError> {
                     if saliency[layer].is_none() {
-                        saliency[layer] = Some(ChannelSaliency::new(shape.n_ff, n_tokens, PAPER_RHO, Storage::F16)?);
+                        saliency[layer] = Some(ChannelSaliency::new(n_ff, n_tokens, PAPER_RHO, Storage::F16)?);
                     }
                     let Some(state) = &mut saliency[layer] else { unreachable!("made above") };
                     state.push(captured.values)?;

@@ -14,8 +14,8 @@ pub enum CalibrationError {
         /// Tokens needed.
         needed: usize,
     },
-    /// No layer can skip: every one attends through a sliding window.
-    #[error("every layer of this model has a sliding window, and none can skip: there is nothing to calibrate")]
+    /// No layer can skip: every one attends through a sliding window, or has keys that several read.
+    #[error("every layer of this model has a sliding window or shares its keys, and none can skip: there is nothing to calibrate")]
     NoLayers,
     /// A proxy stands for one FFN, and here a token goes through several of many.
     #[error("the FFNs of this model are mixtures of experts, for which there are no proxies: tokens are scored by attention alone")]

@@ -46,6 +46,7 @@ impl Device {
     /// Out of memory.
     pub(super) fn check_room_for_copies(&mut self, device: usize, run: &Run) -> Result<()> {
         let shape = run.model.shape();
+        let n_ff = (0..shape.n_layer).map(|l| shape.sizes(l).n_ff).max().unwrap_or(0);
         let kernels = self.backend.kernels();
         let graph = &run.compiled.graph;
         let rows = |node: &Node| node.n_rows.min(run.compiled.tile);
@@ -54,7 +55,7 @@ impl Device {
         let needs = |node: &Node| match node.op {
             Op::Linear { .. } => 2 * rows(node) * (graph.node(node.src[0]).n_feat + node.n_feat),
             Op::GatedFfn { gate, up, down, .. } if ![gate, up, down].into_iter().all(|w| ours(node, w)) => {
-                2 * rows(node) * (shape.n_embd + shape.n_ff)
+                2 * rows(node) * (shape.n_embd + n_ff)
             }
             Op::ProxyNorm { layer, .. } => {
                 let v_down = run.proxy(device, layer).v_down; // [d_low, rank]
@@ -69,7 +70,7 @@ impl Device {
         let mine = |node: &&Node| run.model.placement().of(node) == device;
         let most = graph.nodes.iter().filter(mine).map(needs).max().unwrap_or(0);
         // Those made ahead, the largest at worst, and one of a captured graph.
-        let bytes = most + 2 * (WIDE_WEIGHTS + 1) * shape.n_embd * shape.n_ff;
+        let bytes = most + 2 * (WIDE_WEIGHTS + 1) * shape.n_embd * n_ff;
         // What was found room for before is ggml's already.
         let (more, free) = (bytes.saturating_sub(self.copies), self.backend.buffer_type().free_bytes());
         if more > free {

@@ -26,6 +26,7 @@ use super::Session;
 use super::document_file::{self, DocumentFile};
 use super::prefill::{Prepared, PrefillProgress, PrefillReport, Reading, Share};
 use super::residual::Residual;
+use super::sequence::LayerMemory;
 use super::watch::work;
 
 /// Tokens of questions and answers for which a document's caches have room from the start; they grow as they fill.
@@ -150,14 +151,15 @@ impl Document<'_> {
     /// Bytes of its keys, values, recurrent states and residual stream, which is what its file takes besides a header.
     pub fn n_bytes(&self) -> u64 {
         let shape = self.session.model.shape();
-        let states: Vec<u64> =
-            (0..self.prefix.cut).filter_map(|l| shape.recurrence(l)).map(|heads| 4 * heads.n_state() as u64).collect();
-        let attending = (self.prefix.cut - states.len()) as u64;
-        let width = shape.n_embd_kv();
-        let row = |t: super::CacheType| (width / t.ggml().block_size() * t.ggml().type_size()) as u64;
-        let entry = row(self.session.options.cache_type_k) + row(self.session.options.cache_type_v);
+        let layers = 0..self.prefix.cut;
+        let states = layers.clone().filter_map(|l| shape.recurrence(l)).map(|heads| 4 * heads.n_state() as u64);
+        let entry_of = |l: usize| -> u64 {
+            let row = |t: super::CacheType| shape.n_embd_kv(l) / t.ggml().block_size() * t.ggml().type_size();
+            (row(self.session.options.cache_type_k) + row(self.session.options.cache_type_v)) as u64
+        };
+        let entries: u64 = layers.clone().filter(|&l| shape.has_cache(l)).map(entry_of).sum();
         let residual = if self.prefix.is_dense() { 0 } else { 4 * shape.n_embd as u64 };
-        self.prefix.n_document as u64 * (attending * entry + residual) + states.iter().sum::<u64>()
+        self.prefix.n_document as u64 * (entries + residual) + states.sum::<u64>()
     }
 
     /// Writes it to a file, from which [`Session::open_document`] reads it, in this process or another.
@@ -286,9 +288,10 @@ impl Session {
         let room = (self.answer_room.saturating_add(QUESTION_ROOM)).min(self.n_ctx() - tokens.len());
         self.sequence.reserve(0, &vec![tokens.len(); cut], room)?;
         for layer in 0..cut {
-            match self.model.shape().recurrence(layer) {
-                None => self.sequence.cache(layer).write(file.keys(layer), file.values(layer)),
-                Some(_) => self.sequence.recurrent(layer).write(file.channels(layer), file.matrices(layer)),
+            match &self.sequence.layers()[layer] {
+                LayerMemory::Cache(cache) => cache.write(file.keys(layer), file.values(layer)),
+                LayerMemory::Recurrent(state) => state.write(file.channels(layer), file.matrices(layer)),
+                LayerMemory::Shared => {}
             }
         }
         if let Some(rows) = file.residual() {
@@ -431,7 +434,7 @@ impl Session {
         };
         let Some(prefix) = self.prefix.take() else { unreachable!("as above") };
         let reading = Reading {
-            tokens: &[],
+            tokens,
             positions: (0..tokens.len()).collect(),
             n_read: tokens.len(),
             residual: Some((&prefix.residual, self.model.placement().layer[cut])),

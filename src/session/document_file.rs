@@ -71,6 +71,9 @@ pub(super) fn write(
                 }
                 continue;
             }
+            if !session.model.shape().has_cache(layer) {
+                continue;
+            }
             let cache = session.sequence.cache(layer);
             for (name, rows) in [("k", cache.k()), ("v", cache.v())] {
                 let shape = [rows.ne(0) as u64, n as u64];
@@ -163,7 +166,7 @@ impl DocumentFile {
             let found = crate::printable::printable(&self.fingerprint);
             return Err(DocumentError::OtherModel { file, found, expected });
         }
-        let (n_layer, n_embd, n_embd_kv) = (model.shape().n_layer, model.shape().n_embd, model.shape().n_embd_kv());
+        let (n_layer, n_embd) = (model.shape().n_layer, model.shape().n_embd);
         if self.n_layer > n_layer {
             let last = format!("blk.{}.k", self.n_layer - 1);
             return Err(self.unlike(&last, "claimed".into(), format!("{n_layer} layers")));
@@ -183,9 +186,12 @@ impl DocumentFile {
                 }
                 continue;
             }
+            if !model.shape().has_cache(layer) {
+                continue;
+            }
             for (name, ty) in [("k", types.0.ggml()), ("v", types.1.ggml())] {
                 let name = format!("blk.{layer}.{name}");
-                self.check_tensor(&name, &any, shape(n_embd_kv))?;
+                self.check_tensor(&name, &any, shape(model.shape().n_embd_kv(layer)))?;
                 if self.type_of(&name) != Some(ty) {
                     let [found_k, found_v] = ["k", "v"].map(|x| {
                         self.type_of(&format!("blk.{layer}.{x}")).map_or("missing", GgmlType::name)

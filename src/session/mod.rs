@@ -156,8 +156,10 @@ impl Session {
             });
         }
         let types = (options.cache_type_k, options.cache_type_v);
-        if (types.0 == CacheType::Q8_0 || types.1 == CacheType::Q8_0) && !shape.head_dim.is_multiple_of(32) {
-            return Err(Error::CacheType { head_dim: shape.head_dim });
+        let is_quantized = types.0 == CacheType::Q8_0 || types.1 == CacheType::Q8_0;
+        let head_dims = (0..shape.n_layer).map(|l| shape.sizes(l).head_dim);
+        if let Some(head_dim) = head_dims.filter(|_| is_quantized).find(|d| !d.is_multiple_of(32)) {
+            return Err(Error::CacheType { head_dim });
         }
         for (l, heads) in (0..shape.n_layer).filter_map(|l| Some((l, shape.recurrence(l)?))) {
             let device = model.placement().layer[l];
@@ -174,7 +176,8 @@ impl Session {
             let buft = devices[model.placement().layer[l]].backend.buffer_type();
             match shape.recurrence(l) {
                 Some(heads) => LayerMemory::Recurrent(RecurrentState::new(buft, heads)),
-                None => LayerMemory::Cache(LayerCache::new(buft, shape.n_embd_kv(), types)),
+                None if !shape.has_cache(l) => LayerMemory::Shared,
+                None => LayerMemory::Cache(LayerCache::new(buft, shape.n_embd_kv(l), types)),
             }
         };
         let memories = (0..shape.n_layer).map(memory).collect();

@@ -296,15 +296,14 @@ impl Session {
             _ => self.sequence.complete(dense, n, kept),
         }
         let budgets = &compiled.budgets;
-        // Recurrent layers have none.
-        let attending = |layers: usize| (0..layers).filter(|&l| self.model.shape().recurrence(l).is_none()).count();
-        let n_entries = attending(dense) * n + entries.iter().sum::<usize>();
+        let with_cache = |layers: usize| (0..layers).filter(|&l| self.model.shape().has_cache(l)).count();
+        let n_entries = with_cache(dense) * n + entries.iter().sum::<usize>();
         let report = PrefillReport {
             n_tokens: n,
             n_reused: 0,
             seconds: start.elapsed().as_secs_f64(),
             layers: if budgets.is_dense() { Vec::new() } else { budgets.layers.clone() },
-            cache_kept: n_entries as f64 / (n * attending(dense + entries.len())) as f64,
+            cache_kept: n_entries as f64 / (n * with_cache(dense + entries.len())) as f64,
             slot_bytes: slots.iter().map(|s| s.n_bytes()).sum(),
             scratch_bytes: self.devices.iter().map(|d| d.backend.scratch_bytes()).sum(),
             n_nodes: graph.nodes.len(),
@@ -409,9 +408,9 @@ pub(super) struct Prepared {
     repeated: RepeatedGraphs,
 }
 
-/// Entries that each of a graph's layers adds to its cache, which recurrent layers do not have.
+/// Entries that each of a graph's layers adds to its cache, which not all layers have.
 pub(super) fn entries(graph: &Graph) -> Vec<usize> {
-    graph.layers.iter().map(|a| a.attention().map_or(0, |at| graph.node(graph.node(at.attn).src[1]).n_rows)).collect()
+    (0..graph.layers.len()).map(|layer| graph.kept_rows(layer).unwrap_or(0)).collect()
 }
 
 /// Turns the indices selected by each node into positions, layer by layer from the graph's first.
@@ -448,7 +447,7 @@ fn whole_selection(dense: usize, n: usize, behind: Vec<LayerSelection>) -> Vec<L
 
 /// The tokens that a program reads.
 pub(super) struct Reading<'t> {
-    /// Ids, unless the program begins between layers.
+    /// Ids; a program that begins between layers seldom reads them.
     pub(super) tokens: &'t [u32],
     /// One for each token.
     pub(super) positions: Vec<usize>,

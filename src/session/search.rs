@@ -39,7 +39,7 @@ impl Session {
                 let draft = self.draft(method)?;
                 // Recurrent ones score nothing.
                 let shape = draft.model.shape();
-                let layers: Vec<usize> = (0..shape.n_layer).filter(|&l| shape.recurrence(l).is_none()).collect();
+                let layers: Vec<usize> = (0..shape.n_layer).filter(|&l| shape.has_cache(l)).collect();
                 // The draft's session has a flag of its own, which nobody knows.
                 draft.scores(tokens, &search, &layers, &mut |p| match interrupt.load(Ordering::Relaxed) {
                     true => ControlFlow::Break(()),

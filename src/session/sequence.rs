@@ -15,13 +15,15 @@ pub enum LayerMemory {
     Cache(LayerCache),
     /// The state of a recurrence.
     Recurrent(RecurrentState),
+    /// Nothing of its own: it reads an earlier layer's cache.
+    Shared,
 }
 
 impl LayerMemory {
     fn cache(&self) -> Option<&LayerCache> {
         match self {
             LayerMemory::Cache(cache) => Some(cache),
-            LayerMemory::Recurrent(_) => None,
+            LayerMemory::Recurrent(_) | LayerMemory::Shared => None,
         }
     }
 
@@ -29,6 +31,7 @@ impl LayerMemory {
         match self {
             LayerMemory::Cache(cache) => cache.append(kept, first, n),
             LayerMemory::Recurrent(state) => state.advance(n),
+            LayerMemory::Shared => {}
         }
     }
 
@@ -36,6 +39,7 @@ impl LayerMemory {
         match self {
             LayerMemory::Cache(cache) => cache.clear(),
             LayerMemory::Recurrent(state) => state.clear(),
+            LayerMemory::Shared => {}
         }
     }
 
@@ -43,6 +47,7 @@ impl LayerMemory {
         match self {
             LayerMemory::Cache(cache) => cache.n_bytes(),
             LayerMemory::Recurrent(state) => state.n_bytes(),
+            LayerMemory::Shared => 0,
         }
     }
 }
@@ -64,15 +69,15 @@ impl Sequence {
         &self.layers
     }
 
-    /// The cache of a layer that attends.
+    /// The cache of a layer that has one.
     ///
     /// # Panics
-    /// If it is a recurrent one.
+    /// If it is recurrent, or reads another's.
     pub fn cache(&self, layer: usize) -> &LayerCache {
-        self.layers[layer].cache().expect("a layer that attends")
+        self.layers[layer].cache().expect("a layer with a cache")
     }
 
-    /// The caches of the layers that attend.
+    /// The caches of the layers that have one.
     pub fn caches(&self) -> impl Iterator<Item = &LayerCache> {
         self.layers.iter().filter_map(LayerMemory::cache)
     }
@@ -84,7 +89,7 @@ impl Sequence {
     pub fn recurrent(&self, layer: usize) -> &RecurrentState {
         match &self.layers[layer] {
             LayerMemory::Recurrent(state) => state,
-            LayerMemory::Cache(_) => panic!("a recurrent layer"),
+            LayerMemory::Cache(_) | LayerMemory::Shared => panic!("a recurrent layer"),
         }
     }
 
@@ -96,7 +101,7 @@ impl Sequence {
     fn states_mut(&mut self) -> impl Iterator<Item = &mut RecurrentState> {
         self.layers.iter_mut().filter_map(|layer| match layer {
             LayerMemory::Recurrent(state) => Some(state),
-            LayerMemory::Cache(_) => None,
+            LayerMemory::Cache(_) | LayerMemory::Shared => None,
         })
     }
 
@@ -123,6 +128,7 @@ impl Sequence {
         self.layers[first..].iter_mut().zip(entries).try_for_each(|(layer, n)| match layer {
             LayerMemory::Cache(cache) => cache.reserve(cache.len + n + spare),
             LayerMemory::Recurrent(state) => state.reserve(),
+            LayerMemory::Shared => Ok(()),
         })
     }
 
@@ -190,6 +196,7 @@ impl Sequence {
                     (cache.len, cache.least, cache.positions) = (n, 0, None);
                 }
                 LayerMemory::Recurrent(state) => state.rewind(n),
+                LayerMemory::Shared => {}
             }
         }
         behind.iter_mut().for_each(LayerMemory::clear);
@@ -210,7 +217,7 @@ impl Sequence {
     fn states_before(&self, cut: usize) -> impl Iterator<Item = &RecurrentState> {
         self.layers[..cut].iter().filter_map(|layer| match layer {
             LayerMemory::Recurrent(state) => Some(state),
-            LayerMemory::Cache(_) => None,
+            LayerMemory::Cache(_) | LayerMemory::Shared => None,
         })
     }
 
@@ -226,7 +233,7 @@ impl Sequence {
     pub fn keep_states(&mut self, cut: usize) -> std::result::Result<(), GgmlError> {
         let kept = self.layers[..cut].iter_mut().try_for_each(|layer| match layer {
             LayerMemory::Recurrent(state) => state.keep(),
-            LayerMemory::Cache(_) => Ok(()),
+            LayerMemory::Cache(_) | LayerMemory::Shared => Ok(()),
         });
         if kept.is_err() {
             self.states_mut().for_each(RecurrentState::forget_kept);

@@ -3,6 +3,7 @@
 mod architectures;
 mod broken_files;
 mod experts;
+mod gemma4;
 mod hybrids;
 mod metadata_overrides;
 #[path = "../reference/mod.rs"]

@@ -68,7 +68,7 @@ fn scaled(tiny: &Tiny) -> File {
     let mut scales = Vec::new();
     for (i, t) in file.tensors.iter_mut().enumerate() {
         let is_product = t.shape.len() == 2 && t.name != "token_embd.weight" && !t.name.contains("ffn_gate_inp");
-        let is_product = is_product && !t.name.contains("ssm_conv1d");
+        let is_product = is_product && !t.name.contains("ssm_conv1d") && !t.name.starts_with("per_layer_");
         let Some(base) = t.name.strip_suffix(".weight").filter(|_| is_product) else {
             continue;
         };

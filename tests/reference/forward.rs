@@ -1,8 +1,9 @@
 //! The forward pass: dense, or with SPTS, and decoding behind it.
 
 use super::delta::DeltaState;
+use super::gemma4::unit;
 use super::model::{Layer, Linear, Model, dot, sigmoid};
-use super::spts::{Chosen, SptsPlan, pool_scores, settle, top};
+use super::spts::{Chosen, Kind, SptsPlan, pool_scores, settle, top};
 
 /// Keys and values of one layer: one row for every token that attention computed there.
 #[derive(Clone, Debug, Default)]
@@ -81,9 +82,12 @@ impl Model {
             Output { logits: vec![], positions: vec![], hidden: vec![], layers: vec![], state: State::default() };
         for il in 0..self.layers.len() {
             let (trace, cache) = match plan {
-                None => self.dense_layer(il, &positions, &mut h),
-                Some(plan) => self.spts_layer(il, plan, &mut positions, &mut h, &mut carried),
+                None => self.dense_layer(il, &positions, &mut h, &out.state.cache),
+                Some(plan) => self.spts_layer(il, plan, &mut positions, &mut h, &mut carried, &out.state.cache),
             };
+            for (h, position) in h.iter_mut().zip(&positions) {
+                self.leave(&self.layers[il], h, tokens[*position]);
+            }
             out.layers.push(trace);
             out.state.cache.push(cache);
         }
@@ -97,21 +101,25 @@ impl Model {
     pub fn decode(&self, state: &mut State, token: u32) -> Vec<f32> {
         let position = state.n_past;
         let mut h = self.embed(token);
-        for (layer, cache) in self.layers.iter().zip(&mut state.cache) {
+        for (il, layer) in self.layers.iter().enumerate() {
             let x = self.normed(&h, &layer.attn_norm);
             if let Some(delta) = &layer.delta {
-                let y = delta.step(&mut cache.recurrent, &x, self.norm_eps);
+                let y = delta.step(&mut state.cache[il].recurrent, &x, self.norm_eps);
                 add(&mut h, &y);
             } else {
-                cache.positions.push(position);
-                cache.k.push(self.key(layer, &x, position));
-                cache.v.push(layer.v.times(&x));
+                if layer.cache == il {
+                    let cache = &mut state.cache[il];
+                    cache.positions.push(position);
+                    cache.k.push(self.key(layer, &x, position));
+                    cache.v.push(self.value(layer, &x));
+                }
                 let q = self.query(layer, &x, position);
-                let y = self.attn_output(layer, &x, &self.attend(layer, &q, position, cache));
-                add(&mut h, &y);
+                let found = self.attend(layer, &q, position, &state.cache[layer.cache]);
+                add(&mut h, &self.attn_output(layer, &x, &found));
             }
-            let y = self.ffn(layer, &self.normed(&h, &layer.ffn_norm));
+            let y = self.feed(layer, &h);
             add(&mut h, &y);
+            self.leave(layer, &mut h, token);
         }
         state.n_past += 1;
         self.head(&h)
@@ -131,11 +139,18 @@ impl Model {
         self.token_embd.row(token as usize).iter().map(|x| x * self.embd_scale).collect()
     }
 
-    fn dense_layer(&self, il: usize, positions: &[usize], h: &mut [Vec<f32>]) -> (LayerTrace, LayerCache) {
+    fn dense_layer(
+        &self,
+        il: usize,
+        positions: &[usize],
+        h: &mut [Vec<f32>],
+        before: &[LayerCache],
+    ) -> (LayerTrace, LayerCache) {
         let layer = &self.layers[il];
         let everyone: Vec<usize> = (0..h.len()).collect();
         let x: Vec<Vec<f32>> = h.iter().map(|h| self.normed(h, &layer.attn_norm)).collect();
         let cache = match &layer.delta {
+            None if layer.cache < il => self.shared_attention(layer, h, &x, positions, &before[layer.cache]),
             None => self.attention(layer, h, &x, &self.keys(layer, &x, positions), positions, &everyone),
             Some(_) => self.recurrence(layer, h, &x),
         };
@@ -160,24 +175,28 @@ impl Model {
         positions: &mut Vec<usize>,
         h: &mut Vec<Vec<f32>>,
         carried: &mut Carried,
+        before: &[LayerCache],
     ) -> (LayerTrace, LayerCache) {
         let layer = &self.layers[il];
         let budget = plan.layers[il];
         let n = h.len();
         assert_eq!(budget.candidates, n, "candidates of layer {il}");
         let queries = plan.probe_queries.min(n);
-        // A layer with a sliding window never skips: its attention is cheap already, and its cache must hold the window. A
-        // recurrent one goes over all its candidates; its FFN skips by what the last layer with attention said.
+        // A layer with a sliding window never skips: its attention is cheap already, and its cache must hold the window. Nor does one
+        // whose keys others read, or that reads others'. A recurrent one goes over all its candidates; its FFN skips by what the last
+        // layer with attention said.
         let recurs = layer.delta.is_some();
-        let skips_attn = layer.window.is_none() && !recurs && budget.active_attn < n;
-        let skips_ffn = layer.window.is_none() && budget.active_ffn < n;
+        let is_local = layer.kind() == Kind::Local;
+        let skips_attn = !is_local && !recurs && budget.active_attn < n;
+        let skips_ffn = !is_local && budget.active_ffn < n;
         let prunes = budget.prune_to.is_some_and(|m| m < n);
         assert!(!(recurs && prunes), "layer {il} is recurrent and has no scores of its own");
 
         // PAP
         let x: Vec<Vec<f32>> = h.iter().map(|h| self.normed(h, &layer.attn_norm)).collect();
-        let keys = if recurs { Vec::new() } else { self.keys(layer, &x, positions) };
-        let carries = plan.carry > 0.0 && il >= plan.carry_from && layer.window.is_none() && !recurs;
+        let has_keys = !recurs && layer.cache == il;
+        let keys = if has_keys { self.keys(layer, &x, positions) } else { Vec::new() };
+        let carries = plan.carry > 0.0 && il >= plan.carry_from && !is_local && !recurs;
         if carries {
             let mut sum = self.probe(layer, &x, &keys, positions, queries, plan.best_query);
             if let Some(before) = carried.sums.as_ref() {
@@ -188,7 +207,7 @@ impl Model {
             carried.sums = Some(sum);
         }
         // A later recurrent layer may ask for the scores of one that skips nothing itself.
-        let asked = skips_attn || skips_ffn || prunes || (!recurs && il >= plan.carry_from && layer.window.is_none());
+        let asked = skips_attn || skips_ffn || prunes || (!recurs && il >= plan.carry_from && !is_local);
         let scores = asked.then(|| match &plan.given_scores {
             _ if recurs => carried.last.clone().expect("scores of a layer before"),
             Some(given) => given[il].clone(),
@@ -213,6 +232,7 @@ impl Model {
         let active_attn = pick("attention", skips_attn, &scores, budget.active_attn, &Theirs::ActiveAttn);
         let cache = match recurs {
             true => self.recurrence(layer, h, &x),
+            false if !has_keys => self.shared_attention(layer, h, &x, positions, &before[layer.cache]),
             false => self.attention(layer, h, &x, &keys, positions, &active_attn),
         };
 
@@ -264,7 +284,7 @@ impl Model {
             let q = self.query(layer, &x[row], positions[row]);
             let mut mean = vec![0f64; n];
             for head in 0..self.n_head {
-                let visible = keys[..=row].iter().map(|k| Some(self.score(&q, k, head)));
+                let visible = keys[..=row].iter().map(|k| Some(self.score(layer, &q, k, head)));
                 for (mean, p) in mean.iter_mut().zip(softmax(visible, layer.sink(head))) {
                     *mean += p / self.n_head as f64;
                 }
@@ -290,13 +310,29 @@ impl Model {
         for row in active.iter().copied() {
             cache.positions.push(positions[row]);
             cache.k.push(keys[row].clone());
-            cache.v.push(layer.v.times(&x[row]));
+            cache.v.push(self.value(layer, &x[row]));
             // Rows come in order of position: the cache so far is what this row may see.
             let q = self.query(layer, &x[row], positions[row]);
             let y = self.attn_output(layer, &x[row], &self.attend(layer, &q, positions[row], &cache));
             add(&mut h[row], &y);
         }
         cache
+    }
+
+    /// Attention of all rows to what an earlier layer keeps.
+    fn shared_attention(
+        &self,
+        layer: &Layer,
+        h: &mut [Vec<f32>],
+        x: &[Vec<f32>],
+        positions: &[usize],
+        cache: &LayerCache,
+    ) -> LayerCache {
+        for ((h, x), position) in h.iter_mut().zip(x).zip(positions) {
+            let q = self.query(layer, x, *position);
+            add(h, &self.attn_output(layer, x, &self.attend(layer, &q, *position, cache)));
+        }
+        LayerCache::default()
     }
 
     /// A recurrent layer over all its rows, in order.
@@ -312,22 +348,22 @@ impl Model {
 
     fn feed_forward(&self, layer: &Layer, h: &mut [Vec<f32>], active: &[usize]) {
         for row in active.iter().copied() {
-            let y = self.ffn(layer, &self.normed(&h[row], &layer.ffn_norm));
+            let y = self.feed(layer, &h[row]);
             add(&mut h[row], &y);
         }
     }
 
-    /// All heads of one query over a cache whose last row is the query's own.
+    /// All heads of one query over what is cached up to its position.
     fn attend(&self, layer: &Layer, q: &[f32], position: usize, cache: &LayerCache) -> Vec<f32> {
         let mut out = Vec::with_capacity(q.len());
         for head in 0..self.n_head {
             let visible = cache.k.iter().zip(&cache.positions).map(|(k, p)| {
-                let in_window = layer.window.is_none_or(|w| position - p < w);
-                in_window.then(|| self.score(q, k, head))
+                let is_visible = *p <= position && layer.window.is_none_or(|w| position - p < w);
+                is_visible.then(|| self.score(layer, q, k, head))
             });
             let weights = softmax(visible, layer.sink(head));
-            let first = self.kv_head(head) * self.head_dim;
-            for i in first..first + self.head_dim {
+            let first = self.kv_head(layer, head) * layer.head_dim;
+            for i in first..first + layer.head_dim {
                 let sum: f64 = weights.iter().zip(&cache.v).map(|(w, v)| w * f64::from(v[i])).sum();
                 out.push(sum as f32);
             }
@@ -336,14 +372,14 @@ impl Model {
     }
 
     /// q.k of one query head, scaled.
-    fn score(&self, q: &[f32], k: &[f32], head: usize) -> f64 {
-        let (d, kv) = (self.head_dim, self.kv_head(head));
+    fn score(&self, layer: &Layer, q: &[f32], k: &[f32], head: usize) -> f64 {
+        let (d, kv) = (layer.head_dim, self.kv_head(layer, head));
         dot(&q[head * d..(head + 1) * d], &k[kv * d..(kv + 1) * d]) * f64::from(self.attn_scale)
     }
 
     /// GQA: neighbouring query heads share a key head.
-    fn kv_head(&self, head: usize) -> usize {
-        head / (self.n_head / self.n_head_kv)
+    fn kv_head(&self, layer: &Layer, head: usize) -> usize {
+        head / (self.n_head / layer.n_head_kv)
     }
 
     fn query(&self, layer: &Layer, x: &[f32], position: usize) -> Vec<f32> {
@@ -361,6 +397,14 @@ impl Model {
         self.normed_and_rotated(layer, layer.k.times(x), layer.k_norm.as_deref(), position)
     }
 
+    fn value(&self, layer: &Layer, x: &[f32]) -> Vec<f32> {
+        let v = layer.v.times(x);
+        match layer.v_norm {
+            true => v.chunks(layer.head_dim).flat_map(|head| unit(head, self.norm_eps)).collect(),
+            false => v,
+        }
+    }
+
     fn keys(&self, layer: &Layer, x: &[Vec<f32>], positions: &[usize]) -> Vec<Vec<f32>> {
         x.iter().zip(positions).map(|(x, p)| self.key(layer, x, *p)).collect()
     }
@@ -370,7 +414,7 @@ impl Model {
         if let Some(norm) = norm {
             y.chunks_mut(norm.len()).for_each(|part| part.copy_from_slice(&self.rms_norm(part, norm)));
         }
-        for head in y.chunks_mut(self.head_dim) {
+        for head in y.chunks_mut(layer.head_dim) {
             layer.rope.rotate(head, position);
         }
         y
@@ -390,16 +434,53 @@ impl Model {
             None => y.iter().map(|y| y * self.residual_scale).collect(),
         }
     }
-    fn ffn(&self, layer: &Layer, x: &[f32]) -> Vec<f32> {
-        let one = |(gate, up, down): &(Linear, Linear, Linear)| {
-            let (gate, up) = (gate.times(x), up.times(x));
-            let z: Vec<f32> = gate.iter().zip(&up).map(|(g, u)| self.gated(*g, *u)).collect();
-            down.times(&z)
+
+    /// What the FFN adds to a row of the residual stream.
+    fn feed(&self, layer: &Layer, h: &[f32]) -> Vec<f32> {
+        let y = match &layer.beside {
+            None => {
+                let x = self.normed(h, &layer.ffn_norm);
+                self.ffn(layer, &x, &x)
+            }
+            Some(beside) => {
+                let all = self.gated_ffn(&beside.ffn, &self.normed(h, &layer.ffn_norm));
+                let router: Vec<f32> = self.rms_norm(h, &beside.router_norm);
+                let router: Vec<f32> = router.iter().map(|x| x / (self.n_embd as f32).sqrt()).collect();
+                let chosen = self.ffn(layer, &self.rms_norm(h, &beside.experts_norm), &router);
+                let mut y = self.rms_norm(&all, &beside.post_norm);
+                add(&mut y, &self.rms_norm(&chosen, &beside.experts_post_norm));
+                y
+            }
         };
+        match &layer.ffn_post_norm {
+            Some(norm) => self.rms_norm(&y, norm),
+            None => y.iter().map(|y| y * self.residual_scale).collect(),
+        }
+    }
+
+    /// What a layer does to a row behind its FFN.
+    fn leave(&self, layer: &Layer, h: &mut [f32], token: u32) {
+        if let Some(features) = &layer.features {
+            let x = features.of_token(token, &self.embed(token), self.norm_eps);
+            let gate = features.gate.times(h);
+            let gated: Vec<f32> = gate.iter().zip(&x).map(|(g, x)| self.gated(*g, *x)).collect();
+            add(h, &self.rms_norm(&features.back.times(&gated), &features.post_norm));
+        }
+        h.iter_mut().for_each(|x| *x *= layer.out_scale);
+    }
+
+    fn gated_ffn(&self, (gate, up, down): &(Linear, Linear, Linear), x: &[f32]) -> Vec<f32> {
+        let (gate, up) = (gate.times(x), up.times(x));
+        let z: Vec<f32> = gate.iter().zip(&up).map(|(g, u)| self.gated(*g, *u)).collect();
+        down.times(&z)
+    }
+
+    /// The FFN of x, or the experts that the router chooses by `routed`.
+    fn ffn(&self, layer: &Layer, x: &[f32], routed: &[f32]) -> Vec<f32> {
         let mut y = match &layer.router {
-            None => one(&layer.ffns[0]),
+            None => self.gated_ffn(&layer.ffns[0], x),
             Some((router, n_used)) => {
-                let logits = router.times(x);
+                let logits = router.times(routed);
                 let most = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
                 let weights: Vec<f32> = logits.iter().map(|l| (l - most).exp()).collect();
                 let mut best: Vec<usize> = (0..weights.len()).collect();
@@ -408,20 +489,18 @@ impl Model {
                 let sum: f32 = best.iter().map(|&e| weights[e]).sum();
                 let mut y = vec![0.0; x.len()];
                 for e in best {
-                    let of_expert = one(&layer.ffns[e]);
-                    y.iter_mut().zip(&of_expert).for_each(|(y, z)| *y += z * weights[e] / sum);
+                    let of_expert = self.gated_ffn(&layer.ffns[e], x);
+                    let scale = layer.expert_scales.as_ref().map_or(1.0, |scales| scales[e]);
+                    y.iter_mut().zip(&of_expert).for_each(|(y, z)| *y += z * scale * weights[e] / sum);
                 }
                 y
             }
         };
         if let Some((ffn, share)) = &layer.shared {
             let share = sigmoid(share.times(x)[0]);
-            y.iter_mut().zip(one(ffn)).for_each(|(y, z)| *y += z * share);
+            y.iter_mut().zip(self.gated_ffn(ffn, x)).for_each(|(y, z)| *y += z * share);
         }
-        match &layer.ffn_post_norm {
-            Some(norm) => self.rms_norm(&y, norm),
-            None => y.iter().map(|y| y * self.residual_scale).collect(),
-        }
+        y
     }
 
     /// What a sublayer reads of the residual stream.

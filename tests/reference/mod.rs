@@ -15,6 +15,7 @@
 
 mod delta;
 mod forward;
+mod gemma4;
 mod model;
 mod rope;
 mod spts;
@@ -23,6 +24,8 @@ mod spts;
 pub use delta::DeltaNet;
 #[allow(unused_imports)]
 pub use forward::{LayerCache, LayerTrace, Output, State};
+#[allow(unused_imports)]
+pub use gemma4::{Beside, Features};
 #[allow(unused_imports)]
 pub use model::{Gelu, Layer, Linear, Matrix, Model};
 #[allow(unused_imports)]

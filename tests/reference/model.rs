@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use super::delta::DeltaNet;
+use super::gemma4::{Beside, Features};
 use super::rope::{Rope, yarn_attn_factor};
 use super::spts::Kind;
 use crate::support::gguf::{File, Value};
@@ -27,12 +28,12 @@ impl Matrix {
     }
 
     /// No rows, where a layer has no such matrix.
-    fn none() -> Matrix {
+    pub(super) fn none() -> Matrix {
         Matrix { n_in: 0, n_out: 0, data: Vec::new() }
     }
 
     /// The rows `first .. first + n`.
-    fn rows(&self, first: usize, n: usize) -> Matrix {
+    pub(super) fn rows(&self, first: usize, n: usize) -> Matrix {
         let data = self.data[first * self.n_in..(first + n) * self.n_in].to_vec();
         Matrix { n_in: self.n_in, n_out: n, data }
     }
@@ -86,6 +87,14 @@ pub struct Layer {
     pub q: Linear,
     pub k: Linear,
     pub v: Linear,
+    /// Values are normalised, head by head and without a weight.
+    pub v_norm: bool,
+    pub n_head_kv: usize,
+    pub head_dim: usize,
+    /// Layer whose keys and values it reads: its own, unless those are an earlier layer's.
+    pub cache: usize,
+    /// Whether several layers read these.
+    pub is_shared: bool,
     /// By whose sigmoid what each head found is multiplied.
     pub gate: Option<Linear>,
     /// In place of attention.
@@ -103,16 +112,30 @@ pub struct Layer {
     pub router: Option<(Linear, usize)>,
     /// An FFN beside the experts, and by whose sigmoid it is multiplied.
     pub shared: Option<((Linear, Linear, Linear), Linear)>,
+    /// Factors on what the experts add.
+    pub expert_scales: Option<Vec<f32>>,
+    /// An FFN beside the experts, where both have norms of their own.
+    pub beside: Option<Beside>,
     pub ffn_post_norm: Option<Vec<f32>>,
+    /// What it has of every token.
+    pub features: Option<Features>,
+    /// Factor on what leaves it.
+    pub out_scale: f32,
     pub rope: Rope,
     /// Sliding window, in positions.
     pub window: Option<usize>,
 }
 
 impl Layer {
-    /// How its tokens see each other.
+    /// Whether it keeps keys and values of its own, as layer `il`.
+    pub fn has_cache(&self, il: usize) -> bool {
+        self.delta.is_none() && self.cache == il
+    }
+
+    /// How its tokens see each other; keys that several layers read make a layer local, whatever it sees.
     pub fn kind(&self) -> Kind {
         match (&self.delta, self.window) {
+            _ if self.is_shared => Kind::Local,
             (Some(_), _) => Kind::Recurrent,
             (None, Some(_)) => Kind::Local,
             (None, None) => Kind::Full,
@@ -125,8 +148,6 @@ impl Layer {
 pub struct Model {
     pub n_embd: usize,
     pub n_head: usize,
-    pub n_head_kv: usize,
-    pub head_dim: usize,
     pub norm_eps: f32,
     /// Factor on q.k.
     pub attn_scale: f32,
@@ -164,15 +185,15 @@ impl Model {
     }
 }
 
-struct Reader<'a> {
-    file: &'a File,
-    arch: &'a str,
+pub(super) struct Reader<'a> {
+    pub(super) file: &'a File,
+    pub(super) arch: &'a str,
     n_ctx: usize,
-    n_layer: usize,
-    n_embd: usize,
+    pub(super) n_layer: usize,
+    pub(super) n_embd: usize,
     n_head: usize,
     n_head_kv: usize,
-    head_dim: usize,
+    pub(super) head_dim: usize,
 }
 
 impl<'a> Reader<'a> {
@@ -183,6 +204,7 @@ impl<'a> Reader<'a> {
             "qwen2",
             "qwen3",
             "gemma3",
+            "gemma4",
             "phi3",
             "granite",
             "mistral3",
@@ -205,49 +227,51 @@ impl<'a> Reader<'a> {
             n_layer: uint("block_count").expect("block_count") - uint("nextn_predict_layers").unwrap_or(0),
             n_embd,
             n_head,
-            n_head_kv: uint("attention.head_count_kv").unwrap_or(n_head),
+            // A list in Gemma 4, which asks for each layer's.
+            n_head_kv: if arch == "gemma4" { 0 } else { uint("attention.head_count_kv").unwrap_or(n_head) },
             head_dim: uint("attention.key_length").unwrap_or(n_embd / n_head),
         }
     }
 
-    fn uint(&self, key: &str) -> Option<usize> {
+    pub(super) fn uint(&self, key: &str) -> Option<usize> {
         self.file.uint(&format!("{}.{key}", self.arch))
     }
 
-    fn float(&self, key: &str) -> Option<f32> {
+    pub(super) fn float(&self, key: &str) -> Option<f32> {
         self.file.float(&format!("{}.{key}", self.arch))
     }
 
-    fn vector(&self, name: &str) -> Option<Vec<f32>> {
+    pub(super) fn vector(&self, name: &str) -> Option<Vec<f32>> {
         self.file.tensor(name).map(|t| t.data.clone())
     }
 
-    fn need(&self, name: &str) -> Vec<f32> {
+    pub(super) fn need(&self, name: &str) -> Vec<f32> {
         self.vector(name).unwrap_or_else(|| panic!("tensor {name} is missing"))
     }
 
-    fn matrix(&self, name: &str) -> Option<Matrix> {
+    pub(super) fn matrix(&self, name: &str) -> Option<Matrix> {
         self.file.tensor(name).map(|t| Matrix { n_in: t.shape[0], n_out: t.shape[1], data: t.data.clone() })
     }
 
-    fn linear(&self, prefix: &str) -> Linear {
+    pub(super) fn linear(&self, prefix: &str) -> Linear {
         let name = format!("{prefix}.weight");
         let weight = self.matrix(&name).unwrap_or_else(|| panic!("tensor {name} is missing"));
         Linear { weight, bias: self.vector(&format!("{prefix}.bias")) }
     }
 
     fn model(&self) -> Model {
-        let gemma = self.arch == "gemma3";
+        let gemma = self.arch.starts_with("gemma");
         let token_embd = self.matrix("token_embd.weight").expect("token_embd.weight");
         // Gemma 3 27B alone (62 layers) scales by the width per head instead of the head's.
         let scale_dim = if gemma && self.n_layer == 62 { self.n_embd / self.n_head } else { self.head_dim };
         Model {
             n_embd: self.n_embd,
             n_head: self.n_head,
-            n_head_kv: self.n_head_kv,
-            head_dim: self.head_dim,
             norm_eps: self.float("attention.layer_norm_rms_epsilon").expect("layer_norm_rms_epsilon"),
-            attn_scale: self.float("attention.scale").unwrap_or(1.0 / (scale_dim as f32).sqrt()),
+            attn_scale: match self.arch {
+                "gemma4" => 1.0,
+                _ => self.float("attention.scale").unwrap_or(1.0 / (scale_dim as f32).sqrt()),
+            },
             embd_scale: if gemma { (self.n_embd as f32).sqrt() } else { self.float("embedding_scale").unwrap_or(1.0) },
             residual_scale: self.float("residual_scale").unwrap_or(1.0),
             logit_scale: self.float("logit_scale").unwrap_or(1.0),
@@ -269,7 +293,12 @@ impl<'a> Reader<'a> {
         let name = |part: &str| format!("blk.{il}.{part}");
         let delta = self.file.tensor(&name("ssm_a")).map(|_| self.delta(&name));
         let none = || Linear { weight: Matrix::none(), bias: None };
-        let (mut q, k, v) = if delta.is_some() { (none(), none(), none()) } else { self.qkv(&name) };
+        let is_gemma4 = self.arch == "gemma4";
+        let (mut q, k, v) = match is_gemma4 {
+            true => self.qkv_of_gemma4(&name),
+            false if delta.is_some() => (none(), none(), none()),
+            false => self.qkv(&name),
+        };
         // Query and gate take turns, head by head.
         let gate = (self.is_hybrid() && delta.is_none()).then(|| {
             let half = |q: &Linear, second: usize| {
@@ -285,12 +314,28 @@ impl<'a> Reader<'a> {
         let window = self.window(il);
         // What others call a norm behind attention is the FFN's.
         let norms_ffn = self.arch == "gpt-oss" || self.is_hybrid();
+        let (head_dim, n_head_kv) = match (is_gemma4, window.is_some()) {
+            (false, _) => (self.head_dim, self.n_head_kv),
+            (true, false) => (self.head_dim, self.at("attention.head_count_kv", il)),
+            (true, true) => {
+                let head_dim = self.uint("attention.key_length_swa").expect("attention.key_length_swa");
+                (head_dim, self.at("attention.head_count_kv", il))
+            }
+        };
         let norm = |part: &str| (self.arch != "olmo2").then(|| self.need(&name(part)));
         Layer {
             attn_norm: norm("attn_norm.weight"),
             q,
             k,
             v,
+            v_norm: is_gemma4,
+            n_head_kv,
+            head_dim,
+            cache: self.cache(il),
+            is_shared: (0..self.n_layer).any(|other| {
+                let owner = self.cache(other);
+                owner != other && (owner == il || other == il)
+            }),
             gate,
             q_norm: self.vector(&name("attn_q_norm.weight")),
             k_norm: self.vector(&name("attn_k_norm.weight")),
@@ -302,6 +347,10 @@ impl<'a> Reader<'a> {
             ffns,
             router,
             shared: self.shared(&name),
+            expert_scales: self.vector(&name("ffn_down_exps.scale")),
+            beside: self.beside(&name),
+            features: self.features(il),
+            out_scale: self.vector(&name("layer_output_scale.weight")).map_or(1.0, |scale| scale[0]),
             ffn_post_norm: self.vector(&name("post_ffw_norm.weight")),
             rope: self.rope(window.is_some()),
             window,
@@ -410,9 +459,9 @@ impl<'a> Reader<'a> {
 
     /// Gemma 3: five layers with a window, then one without, unless the file says otherwise. gpt-oss: in turns. OLMo 3: three, then
     /// one. Phi-3's window is ignored, as llama.cpp does.
-    fn window(&self, il: usize) -> Option<usize> {
+    pub(super) fn window(&self, il: usize) -> Option<usize> {
         let period = match self.arch {
-            "gemma3" => 6,
+            "gemma3" | "gemma4" => 6,
             "gpt-oss" => 2,
             "olmo2" => 4,
             _ => return None,
@@ -434,6 +483,7 @@ impl<'a> Reader<'a> {
 
     fn rope(&self, local: bool) -> Rope {
         let n_rot = self.uint("rope.dimension_count").unwrap_or(self.head_dim);
+        let n_rot = self.uint("rope.dimension_count_swa").filter(|_| local).unwrap_or(n_rot);
         let kind = self.file.text(&format!("{}.rope.scaling.type", self.arch)).unwrap_or("linear");
         let n_ctx_orig =
             self.uint("rope.scaling.original_context_length").or(self.uint("context_length")).expect("context_length");
@@ -443,14 +493,15 @@ impl<'a> Reader<'a> {
         let yarn = kind == "yarn";
         let unscaled = local && self.arch == "olmo2";
         let long = if self.n_ctx > n_ctx_orig { "rope_factors_long.weight" } else { "rope_factors_short.weight" };
-        let uses_factors = matches!(self.arch, "llama" | "phi3" | "granite" | "mistral3");
+        let uses_factors =
+            matches!(self.arch, "llama" | "phi3" | "granite" | "mistral3") || (self.arch == "gemma4" && !local);
         // Mistral 3: YaRN's logarithm times this, where others have 0.
         let log_multiplier = self.float("rope.scaling.yarn_log_multiplier").unwrap_or(0.0);
         let log_size = 1.0 + 0.1 * log_multiplier * (1.0 / freq_scale).ln();
         Rope {
             interleaved: matches!(self.arch, "llama" | "granite" | "mistral3" | "glm4"),
             n_rot,
-            base: if local && self.arch == "gemma3" {
+            base: if local && self.arch.starts_with("gemma") {
                 self.float("rope.freq_base_swa").unwrap_or(10000.0)
             } else {
                 self.float("rope.freq_base").unwrap_or(10000.0)

@@ -31,10 +31,11 @@ pub struct SidecarFile {
 impl SidecarFile {
     /// Truncated SVDs of every layer's FFN, restricted to evenly spread channels.
     pub fn for_model(pair: &Pair, d_low: usize, rank: usize) -> SidecarFile {
-        let (n_embd, n_ff) = (pair.tiny.n_embd, pair.tiny.n_ff);
-        let channels: Vec<u32> = (0..d_low).map(|i| (i * n_ff / d_low) as u32).collect();
+        let n_embd = pair.tiny.n_embd;
         let mut tensors = Vec::new();
         for (il, layer) in pair.reference.layers.iter().enumerate() {
+            let n_ff = layer.ffns[0].0.weight.n_out;
+            let channels: Vec<u32> = (0..d_low).map(|i| (i * n_ff / d_low) as u32).collect();
             let rows = |m: &Matrix| gather_rows(&m.data, n_embd, n_ff, &channels).expect("channels of the layer");
             // Of a mixture's first expert: any scores do here.
             let (gate, up, down) = &layer.ffns[0];

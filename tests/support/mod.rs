@@ -4,6 +4,7 @@
 #![allow(dead_code)] // every test binary includes this module and uses a part of it
 
 pub mod chat;
+pub mod gemma4;
 pub mod gguf;
 pub mod prng;
 #[cfg(feature = "cli")]

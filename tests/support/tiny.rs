@@ -1,5 +1,6 @@
 //! Tiny random models: every architecture in a few dozen kilobytes, the same bytes on every machine.
 
+use super::gemma4::Gemma4;
 use super::gguf::File;
 use super::prng::Prng;
 use super::vocab::Vocab;
@@ -11,6 +12,7 @@ pub enum Arch {
     Qwen2,
     Qwen3,
     Gemma3,
+    Gemma4,
     Phi3,
     Granite,
     Mistral3,
@@ -31,6 +33,7 @@ impl Arch {
             Arch::Qwen2 => "qwen2",
             Arch::Qwen3 => "qwen3",
             Arch::Gemma3 => "gemma3",
+            Arch::Gemma4 => "gemma4",
             Arch::Phi3 => "phi3",
             Arch::Granite => "granite",
             Arch::Mistral3 => "mistral3",
@@ -120,11 +123,13 @@ pub struct Tiny {
     pub experts: Option<(usize, usize)>,
     /// In place of attention.
     pub delta: Option<Delta>,
+    /// What Gemma 4 alone has.
+    pub gemma4: Option<Gemma4>,
     pub seed: u64,
 }
 
 /// Names of the committed models.
-pub const NAMES: [&str; 19] = [
+pub const NAMES: [&str; 22] = [
     "llama",
     "llama-rope-freqs",
     "llama-linear",
@@ -132,6 +137,9 @@ pub const NAMES: [&str; 19] = [
     "qwen2",
     "qwen3",
     "gemma3",
+    "gemma4",
+    "gemma4-small",
+    "gemma4-moe",
     "phi3",
     "phi3-longrope",
     "granite",
@@ -167,6 +175,7 @@ impl Tiny {
             vocab: Vocab::Bpe("llama-bpe", true),
             experts: None,
             delta: None,
+            gemma4: None,
             seed: 1,
         };
         match name {
@@ -236,6 +245,57 @@ impl Tiny {
                 vocab: Vocab::Spm { space_prefix: false },
                 ..llama
             },
+            // Layers 2 and 5 are global, with larger heads and fewer of them, and without values of their own.
+            "gemma4" => Tiny {
+                name: "gemma4",
+                arch: Arch::Gemma4,
+                n_layer: 6,
+                n_embd: 18,
+                n_head: 4,
+                n_head_kv: 1,
+                head_dim: 12,
+                n_rot: 12,
+                n_ff: 22,
+                tied: true,
+                rope_base: 1_000_000.0,
+                window: Some(16),
+                vocab: Vocab::Spm { space_prefix: false },
+                gemma4: Some(Gemma4 {
+                    windowed: vec![true, true, false, true, true, false],
+                    head_dim_swa: 8,
+                    n_head_kv_swa: 2,
+                    values: false,
+                    n_shared_kv: 0,
+                    n_embd_per_layer: 0,
+                    n_ff_shared_kv: 22,
+                    n_ff_beside: 0,
+                    softcap: 15.0,
+                }),
+                ..llama
+            },
+            // The last three layers read the keys of the layers 4 and 5; each layer has features of every token.
+            "gemma4-small" => {
+                let base = Tiny::named("gemma4");
+                let gemma4 = base.gemma4.clone().map(|gemma4| Gemma4 {
+                    windowed: vec![true, false, true, false, true, false, true, true, false],
+                    n_head_kv_swa: 1,
+                    values: true,
+                    n_shared_kv: 3,
+                    n_embd_per_layer: 4,
+                    n_ff_shared_kv: 18,
+                    ..gemma4
+                });
+                Tiny { name: "gemma4-small", n_layer: 9, n_embd: 14, n_head: 2, n_ff: 14, gemma4, ..base }
+            }
+            "gemma4-moe" => {
+                let base = Tiny::named("gemma4");
+                let gemma4 = base.gemma4.clone().map(|gemma4| Gemma4 {
+                    windowed: vec![true, true, false, false],
+                    n_ff_beside: 14,
+                    ..gemma4
+                });
+                Tiny { name: "gemma4-moe", n_layer: 4, n_ff: 8, experts: Some((5, 2)), gemma4, ..base }
+            }
             // The window is written by converters, and has no effect in llama.cpp.
             "phi3" => Tiny {
                 name: "phi3",
@@ -446,9 +506,13 @@ impl Tiny {
         file.set(key("block_count"), self.n_layer as u32);
         file.set(key("context_length"), self.n_ctx_train);
         file.set(key("embedding_length"), self.n_embd as u32);
-        file.set(key("feed_forward_length"), self.n_ff as u32);
+        if self.gemma4.is_none() {
+            file.set(key("feed_forward_length"), self.n_ff as u32);
+        }
         file.set(key("attention.head_count"), self.n_head as u32);
-        file.set(key("attention.head_count_kv"), self.n_head_kv as u32);
+        if self.gemma4.is_none() {
+            file.set(key("attention.head_count_kv"), self.n_head_kv as u32);
+        }
         file.set(key("attention.key_length"), self.head_dim as u32);
         file.set(key("attention.value_length"), self.head_dim as u32);
         file.set(key("attention.layer_norm_rms_epsilon"), 1e-5f32);
@@ -479,6 +543,9 @@ impl Tiny {
                 DeltaLayers::ButEvery(n) => file.set(key("full_attention_interval"), *n as u32),
                 DeltaLayers::List(layers) => file.set(key("attention.recurrent_layers"), layers.clone()),
             }
+        }
+        if let Some(gemma4) = &self.gemma4 {
+            gemma4.write_metadata(self, file);
         }
         match self.arch {
             Arch::Granite => {
@@ -575,6 +642,9 @@ impl Tiny {
             }
             _ => {}
         }
+        if let Some(gemma4) = &self.gemma4 {
+            return gemma4.write_tensors(self, file);
+        }
         for il in 0..self.n_layer {
             let name = |part: &str| format!("blk.{il}.{part}");
             if self.arch != Arch::Olmo2 {
@@ -658,7 +728,7 @@ impl Tiny {
     }
 
     /// Uniform values of the given standard deviation.
-    fn uniform(&self, file: &mut File, name: &str, shape: &[usize], std: f64) {
+    pub(super) fn uniform(&self, file: &mut File, name: &str, shape: &[usize], std: f64) {
         let mut prng = Prng::named(self.seed, &format!("{}/{name}", self.name));
         let bound = (std * 3f64.sqrt()) as f32;
         let n = shape.iter().product();
@@ -666,12 +736,12 @@ impl Tiny {
     }
 
     /// `[n_in, n_out]`; rows of unit size come out with the standard deviation `gain`.
-    fn matrix(&self, file: &mut File, name: &str, n_in: usize, n_out: usize, gain: f64) {
+    pub(super) fn matrix(&self, file: &mut File, name: &str, n_in: usize, n_out: usize, gain: f64) {
         self.uniform(file, name, &[n_in, n_out], gain / (n_in as f64).sqrt());
     }
 
     /// Norm weights within a quarter of `center`.
-    fn norm(&self, file: &mut File, name: &str, n: usize, center: f32) {
+    pub(super) fn norm(&self, file: &mut File, name: &str, n: usize, center: f32) {
         let mut prng = Prng::named(self.seed, &format!("{}/{name}", self.name));
         file.add(name, &[n], (0..n).map(|_| center * (1.0 + 0.25 * prng.signed())).collect());
     }

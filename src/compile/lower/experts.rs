@@ -7,18 +7,24 @@ use crate::graph::ir::*;
 impl<'a> Lowerer<'a, '_> {
     /// `-> [n_embd, n]`
     pub(super) fn experts(&self, node: &Node) -> Tensor<'a> {
-        let Op::Experts { router, gate, up, down, n_expert, n_used, act, biases } = node.op else {
+        let Op::Experts { router, gate, up, down, n_expert, n_used, act, biases, scales } = node.op else {
             unreachable!("the caller has seen the node")
         };
         let x = self.rows(node.src[0]);
         let (n_embd, n) = (node.n_feat, x.ne(1));
-        let logits = self.ops.mul_mat(self.memory.weight(router), x);
+        let routed = node.src.get(1).map_or(x, |routed| self.rows(*routed));
+        let logits = self.ops.mul_mat(self.memory.weight(router), routed);
         let logits = biases.map_or(logits, |b| self.ops.add(logits, self.memory.weight(b.router)));
         let chosen = self.ops.top_of_rows(logits, n_used);
         // Over the chosen ones alone, which are in the same proportion as over all, and their sum is 1.
         let of_chosen = self.ops.get_rows(self.ops.reshape(logits, [1, n_expert, n]), chosen);
         let factors = self.ops.soft_max(self.ops.reshape(of_chosen, [n_used, n, 1]), None, 1.0, None);
         let factors = self.ops.reshape(factors, [1, n_used, n]);
+        let factors = scales.map_or(factors, |scales| {
+            let of_each = self.ops.reshape(self.memory.weight(scales), [1, n_expert, 1]);
+            let of_chosen = self.ops.get_rows(self.ops.repeat(of_each, [1, n_expert, n]), chosen);
+            self.ops.mul(factors, of_chosen)
+        });
 
         let x = self.ops.reshape(x, [n_embd, 1, n]);
         let product = |w: WeightId, bias: Option<WeightId>, x: Tensor<'a>| {

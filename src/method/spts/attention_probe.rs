@@ -82,6 +82,7 @@ pub fn insert_attention_probes(graph: &Graph, budgets: &[LayerBudget], probe: &P
         new.ffn_norm = m(a.ffn_norm);
         new.ffn_hidden = a.ffn_hidden.map(m);
         new.ffn_out = m(a.ffn_out);
+        new.ffn_sum = m(a.ffn_sum);
         new.out = m(a.out);
         anchors.push(new);
     }

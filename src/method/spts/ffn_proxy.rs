@@ -50,13 +50,14 @@ pub fn insert_ffn_proxies(graph: &Graph, budgets: &[LayerBudget], probe: &ProbeS
         let mut subst = HashMap::from([(a.ffn_inp, inp_active)]);
         let ffn_out = rw.recompute_with(&mut subst, a.ffn_out);
         let out = rw.b.push(Op::ScatterAdd, &[ffn_inp, active, ffn_out], "l_out");
-        rw.map.insert(a.out, out);
+        rw.map.insert(a.ffn_sum, out);
         let ffn_norm = subst[&a.ffn_norm];
         // Without a norm it is the residual stream, which stays what it is.
         rw.map.entry(a.ffn_norm).or_insert(ffn_norm);
         rw.map.extend(a.ffn_hidden.map(|id| (id, subst[&id])));
         rw.map.insert(a.ffn_out, ffn_out);
-        rw.skip_through(a.out);
+        rw.skip_through(a.ffn_sum);
+        rw.copy_through(a.out);
         anchors.push(LayerAnchors { active_ffn: Some(active), ffn_norm, ..rw.copied_anchors(layer) });
     }
     rw.finish(anchors)

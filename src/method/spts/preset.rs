@@ -154,7 +154,7 @@ fn assemble(name: &str, skip_from: usize, stages: Vec<Stage>, proxy: ProxySize) 
 pub enum LeftDense {
     /// It is narrower than [`Schedule::WIDTH_THAT_SKIPS`].
     Narrow,
-    /// It is a mixture of experts or has recurrent layers, and what skipping does to answers of such models has not been measured.
+    /// It is a mixture of experts, has recurrent layers or is a Gemma 4, and what skipping does to answers of such models has not been measured.
     Unmeasured,
 }
 
@@ -185,7 +185,8 @@ impl Schedule {
         } else if shape.n_embd < Self::WIDTH_THAT_SKIPS {
             Some(LeftDense::Narrow)
         } else {
-            (shape.experts.is_some() || shape.recurrent.is_some()).then_some(LeftDense::Unmeasured)
+            let is_new = shape.experts.is_some() || shape.recurrent.is_some() || shape.arch == "gemma4";
+            is_new.then_some(LeftDense::Unmeasured)
         }
     }
 

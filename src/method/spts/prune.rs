@@ -11,6 +11,8 @@
 //! out       = hidden + ffn(hidden), times 0 for rows that are not in B
 //! positions = positions[T']                                     the later layers rotate by original positions
 //! ```
+//! Token ids go with the positions where later layers read them.
+//!
 //! Scores that later layers read, to add them to their own or, in recurrent layers, to choose by them, go through the prune as
 //! well: the rows that stay are gathered. Recurrent layers behind it never see the others.
 //!
@@ -65,6 +67,10 @@ fn prune_before_ffn(rw: &mut Rewrite, a: &LayerAnchors, scores: NodeId, top: Op)
     let hidden = rw.b.push(Op::Prune, &[rw.map[&a.ffn_inp], kept], "ffn_inp_kept");
     let positions = rw.b.push(Op::GetRows, &[rw.map[&rw.old.positions], kept], "pos_kept");
     rw.map.insert(rw.old.positions, positions);
+    if let Some(tokens) = rw.old.tokens().filter(|tokens| is_read_behind(rw.old, *tokens, a.ffn_sum)) {
+        let left = rw.b.push(Op::GetRows, &[rw.map[&tokens], kept], "tokens_kept");
+        rw.map.insert(tokens, left);
+    }
 
     // What the FFN read: the layer's rows, or those of them that were gathered for it.
     let ffn_norm = rw.old.node(a.ffn_norm);
@@ -78,7 +84,12 @@ fn prune_before_ffn(rw: &mut Rewrite, a: &LayerAnchors, scores: NodeId, top: Op)
     rw.map.insert(a.ffn_norm, subst[&a.ffn_norm]);
     rw.map.extend(a.ffn_hidden.map(|id| (id, subst[&id])));
     rw.map.insert(a.ffn_out, ffn_out);
-    rw.map.insert(a.out, out);
-    rw.skip_through(a.out);
+    rw.map.insert(a.ffn_sum, out);
+    rw.skip_through(a.ffn_sum);
     kept
+}
+
+/// Whether a node behind `end` reads a value.
+fn is_read_behind(graph: &Graph, value: NodeId, end: NodeId) -> bool {
+    graph.nodes[end.index() + 1..].iter().any(|n| n.src.contains(&value))
 }

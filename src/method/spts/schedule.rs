@@ -402,8 +402,8 @@ impl Schedule {
     /// - On a somewhat longer one the later budgets are nearer to the first, if the schedule has a ramp ([`Schedule::ramp`]).
     /// - An active set has exactly `min(M, candidates)` members. The tokens that are always active are among them, so a budget
     ///   below their number counts as that number.
-    /// - `kind(layer)` says how a layer's tokens see each other. Those that attend through a sliding window neither score nor skip:
-    ///   they hold all candidates and are only pruned. Recurrent ones go over all candidates and score none either, but their FFNs
+    /// - `kind(layer)` says how a layer's tokens see each other. Those that attend through a sliding window, and those with keys
+    ///   that several layers read, neither score nor skip: they hold all candidates and are only pruned. Recurrent ones go over all candidates and score none either, but their FFNs
     ///   skip by the scores of the last layer that did, if any did. A stage prunes behind its last layer with full attention; a
     ///   stage without any neither scores nor prunes.
     /// - Behind a stage without a cut all candidates go on: what it skipped may be active again.
@@ -465,7 +465,7 @@ impl Schedule {
                             layers[scoring].probe = true;
                         }
                     }
-                    LayerKind::Windowed => {}
+                    LayerKind::Windowed | LayerKind::Shared => {}
                 }
                 n = l.prune_to.unwrap_or(n);
                 layers.push(l);

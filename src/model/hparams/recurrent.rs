@@ -89,6 +89,9 @@ impl Keys<'_> {
 
     /// Width of the FFN that computes every token beside the experts, which some files leave to be that of a dense one.
     pub(super) fn shared_width(&self, arch: Arch) -> Result<usize, ModelError> {
+        if arch == Arch::Gemma4 {
+            return self.size("feed_forward_length", 1, 1 << 22);
+        }
         if !arch.is_hybrid() {
             return Ok(0);
         }

@@ -8,7 +8,7 @@ extern "C" {
 #endif
 
 // Elements of a head, at most.
-#define SPTS_CPU_ATTENTION_MAX_HEAD 256
+#define SPTS_CPU_ATTENTION_MAX_HEAD 512
 
 // Arguments of the operation, in op_params of its node behind those that ggml_custom_4d writes there.
 enum spts_cpu_attention_argument {

@@ -1,5 +1,5 @@
-//! Experts that lie on another device than their layers. Both devices are the CPU here: the way is the same, and not a bit may
-//! differ.
+//! Layers on two devices, and experts that lie on another one than their layers. Both devices are the CPU here: the way is the same,
+//! and not a bit may differ.
 
 mod reference;
 mod runtime;
@@ -14,13 +14,17 @@ use spts::{Model, ModelFile, Session, SessionOptions};
 use support::scene::{Scene, stderr};
 use support::tiny::Tiny;
 
-const NAMES: [&str; 2] = ["qwen3moe", "gpt-oss"];
+const NAMES: [&str; 3] = ["qwen3moe", "gpt-oss", "gemma4-moe"];
 
 /// The model with its last `on_device` layers on a second device, but for the experts of the first `n_cpu_moe`.
 fn split(pair: &Pair, on_device: usize, n_cpu_moe: usize) -> Arc<Model> {
+    placed(pair, on_device, n_cpu_moe).expect("a model")
+}
+
+fn placed(pair: &Pair, on_device: usize, n_cpu_moe: usize) -> Result<Arc<Model>, spts::Error> {
     let file = ModelFile::from_gguf(pair.model.file().gguf().clone()).expect("a model");
     let placement = Placement::split("CPU".into(), pair.tiny.n_layer, on_device, n_cpu_moe);
-    Model::place_as(file, placement, runtime::on_cpu()).expect("a model")
+    Model::place_as(file, placement, runtime::on_cpu())
 }
 
 /// Logits behind prompts of several lengths, and two tokens more behind each; then behind a document.
@@ -77,6 +81,28 @@ fn answers_are_the_same_to_the_last_bit() {
                 }
             }
         }
+    }
+}
+
+/// Of nine layers the last five read the keys of the first two of them.
+#[test]
+fn layers_that_share_keys_go_to_one_device() {
+    let pair = Pair::new(Tiny::named("gemma4-small"));
+    let tokens = pair.tiny.prompt(150);
+    for method in [None, Some(skipping(&pair.tiny))] {
+        let options = || {
+            let method = method.clone().map_or_else(|| Arc::new(spts::Dense) as _, Into::into);
+            SessionOptions { n_ubatch: Some(40), method, ..runtime::exact(512) }
+        };
+        let expected = answers(&pair.model, options(), &tokens);
+        for on_device in [5, 7, 9] {
+            assert!(answers(&split(&pair, on_device, 0), options(), &tokens) == expected, "{on_device} layers");
+        }
+    }
+    for on_device in 1..5 {
+        let message = placed(&pair, on_device, 0).expect_err("keys on two devices").to_string();
+        let expected = "the layers 4 to 8 read the same keys and values, so they go to one device";
+        assert!(message.contains(expected) && message.ends_with("at least 5 layers"), "{message}");
     }
 }
 
