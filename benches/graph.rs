@@ -22,6 +22,7 @@ use spts::session::executor;
 use spts::session::run::Run;
 use spts::session::sequence::{CacheType, LayerCache, LayerMemory, Sequence};
 use spts::session::slots::SlotMemory;
+use spts::session::windows::Staged;
 use spts::{Model, ModelOptions};
 use spts_quant::Preset;
 
@@ -65,7 +66,7 @@ fn graph(c: &mut Criterion) {
     let cache = |_| LayerMemory::Cache(LayerCache::new(buft, model.shape().n_embd_kv(0), types));
     let caches = (0..shape.n_layer).map(cache).collect();
     let mut sequence = Sequence::new(caches);
-    sequence.reserve(0, &vec![N_TOKENS; shape.n_layer], 0).expect("memory");
+    sequence.reserve(0, &vec![N_TOKENS; shape.n_layer], 0, &Staged::default()).expect("memory");
     let slots = [SlotMemory::new(&compiled.graph, &compiled.program, &|_| true, GgmlType::F16, buft).expect("memory")];
     let run = Run {
         model: &model,
@@ -73,6 +74,7 @@ fn graph(c: &mut Criterion) {
         sequence: &sequence,
         proxies: &[None],
         slots: &slots,
+        staged: &Staged::default(),
         mode: CacheMode::Fixed,
     };
     let mut devices = [device];

@@ -97,6 +97,9 @@ impl fmt::Display for Join {
     }
 }
 
+/// Entries that a cache of keys and values grows by while decoding, and that one of a layer with a window has room for beyond it.
+pub const CACHE_GROWTH: usize = 512;
+
 /// Attention geometry of one layer.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Heads {

@@ -132,7 +132,7 @@ pub enum Error {
     ProxiesMissing,
     /// Tokens that can't be forgotten by themselves: which entries of the caches are theirs is not known.
     #[error(
-        "{n} tokens can't be kept: of a prompt of {least} tokens some were left out, so it is kept whole or not at all"
+        "{n} tokens can't be kept: of the first {least} not all entries are there, so they are kept together or not at all"
     )]
     Truncate {
         /// Tokens that were to stay.

@@ -21,10 +21,11 @@ use std::fmt;
 
 use serde::Serialize;
 
+use crate::attributes::CACHE_GROWTH;
 use crate::method::entry::{Entry, Reader};
 use crate::method::spts::schedule::{Budget, ProxySize, Reach, Schedule, ScheduleError, Selection};
 use crate::method::{Budgets, LayerBudget, Method, MethodError, Prompt};
-use crate::model::shape::Shape;
+use crate::model::shape::{LayerKind, Shape};
 
 /// What a plan needs to know of the session.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -355,13 +356,23 @@ fn memory(shape: &Shape, budgets: &Budgets, options: &PlanOptions) -> Memory {
     let n = budgets.n_tokens as f64;
     let entry = |l: usize| shape.n_embd_kv(l) as f64 * (options.k_bytes + options.v_bytes);
     let cached = |layers: usize| (0..layers).filter(|&l| shape.has_cache(l));
+    let tile = options.n_ubatch.clamp(1, budgets.n_tokens) as f64;
+    // What layers with a window keep of a prompt of several tiles; they read it in turns, in memory that they share.
+    let kept = |l: usize, rows: f64| match shape.window(l).map(|window| (window + CACHE_GROWTH) as f64) {
+        Some(enough) if shape.layer_kind(l) == LayerKind::Windowed && rows > enough.max(tile) => Some(enough),
+        _ => None,
+    };
+    let kv = |rows: &dyn Fn(usize) -> f64| {
+        let own = cached(shape.n_layer).map(|l| kept(l, rows(l)).unwrap_or(rows(l)) * entry(l)).sum::<f64>();
+        let in_turns = cached(shape.n_layer).filter(|&l| kept(l, rows(l)).is_some());
+        own + in_turns.map(|l| rows(l) * entry(l)).fold(0., f64::max)
+    };
     let largest = |of: &dyn Fn(usize) -> usize| (0..shape.n_layer).map(of).max().unwrap_or(0) as f64;
     let (n_ff, head_dim) = (largest(&|l| shape.sizes(l).n_ff), largest(&|l| shape.sizes(l).head_dim));
     // States of the first layers, F32.
     let states = |layers: usize| {
         (0..layers).filter_map(|l| shape.recurrence(l)).map(|heads| 4. * heads.n_state() as f64).sum::<f64>()
     };
-    let tile = options.n_ubatch.clamp(1, budgets.n_tokens) as f64;
     // Values are F32 in scratch: the FFN's activations or attention's, whichever is wider, of one tile.
     let ffn = 3. * n_ff + 2. * shape.n_embd as f64;
     let attention = 3. * shape.n_head as f64 * head_dim + 2. * shape.n_embd as f64;
@@ -375,8 +386,8 @@ fn memory(shape: &Shape, budgets: &Budgets, options: &PlanOptions) -> Memory {
         probing * (largest(&|l| shape.n_embd_kv(l)) * 4. + (budgets.queries as f64 * shape.n_head as f64 + 4.) * 4.);
     Memory {
         weights: shape.weight_bytes.map_or(shape.n_params() * 4.5 / 8., |b| b as f64),
-        kv: cached(shape.n_layer).map(|l| budgets.layers[l].active_attn as f64 * entry(l)).sum(),
-        kv_dense: n * cached(shape.n_layer).map(entry).sum::<f64>(),
+        kv: kv(&|l| budgets.layers[l].active_attn as f64),
+        kv_dense: kv(&|_| n),
         states: 2. * states(shape.n_layer),
         hidden: n * shape.n_embd as f64 * 4.,
         cpu_experts: options.cpu_experts,

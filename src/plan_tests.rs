@@ -1,6 +1,7 @@
 //! The plan reproduces published and measured counts.
 
 use super::*;
+use crate::method::Dense;
 use crate::method::spts::schedule::{Probe, ProxySize, Stage};
 
 fn plan(shape: &str, n: usize, edit: impl Fn(&mut Schedule), forced: bool) -> Plan {
@@ -180,6 +181,18 @@ fn sliding_windows_cost_less_and_are_not_skipped() {
     let full = Plan::new(&full, &Schedule::paper_for(&full).unwrap(), 32 * 1024, &PlanOptions::default()).unwrap();
     assert!(p.dense.attention < 0.3 * full.dense.attention);
     assert!(p.predicted_speedup > 1.0);
+}
+
+/// Fifty of sixty layers see 1,024 tokens; a prompt's keys and values lie in memory that they share while it is read.
+#[test]
+fn layers_with_a_window_keep_what_they_see() {
+    let shape = Shape::named("gemma-4-31b").unwrap();
+    let kv = |n| Plan::of_method(&shape, &Dense, n, &PlanOptions::default()).unwrap().memory.kv as usize;
+    let (full, windowed) = (4 * 512 * 2 * 2, 16 * 256 * 2 * 2);
+    let n = 131_072;
+    assert_eq!(kv(n), 10 * n * full + 50 * (1024 + 512) * windowed + n * windowed);
+    // Within a tile layers need their keys together.
+    assert_eq!(kv(1_000), 1_000 * (10 * full + 50 * windowed));
 }
 
 #[test]

@@ -29,6 +29,7 @@ use spts::session::masks::Masks;
 use spts::session::recurrent::RecurrentState;
 use spts::session::sequence::{CacheType, LayerCache, LayerMemory, Sequence};
 use spts::session::slots::SlotMemory;
+use spts::session::windows::Staged;
 use support::tiny::Tiny;
 
 /// The CPU, with attention by ggml's kernel behind masks, which takes the most operations, or by ours.
@@ -113,7 +114,7 @@ fn sequence(pair: &Pair, n_past: usize, n: usize) -> Sequence {
         None => LayerMemory::Cache(LayerCache::new(buffer_type(), width, (CacheType::F16, CacheType::F16))),
     };
     let mut sequence = Sequence::new((0..n_layer).map(memory).collect());
-    sequence.reserve(0, &vec![n_past + n; n_layer], 0).expect("memory");
+    sequence.reserve(0, &vec![n_past + n; n_layer], 0, &Staged::default()).expect("memory");
     sequence.advance(n_past, None);
     sequence
 }

@@ -212,12 +212,32 @@ impl Arena {
     /// # Panics
     /// If one of the two has fewer rows, or they differ in type or width.
     pub fn copy_rows(&self, to: TensorId, first: usize, from: Tensor<'_>, n_rows: usize) {
+        self.copy_rows_from(to, first, from, 0, n_rows);
+    }
+
+    /// Moves the `n_rows` rows from `from` on to the tensor's first ones.
+    ///
+    /// # Panics
+    /// If there are fewer.
+    pub fn shift_rows(&self, id: TensorId, from: usize, n_rows: usize) {
+        // So many at a time that none is written before it is read.
+        for done in (0..n_rows).step_by(from.max(1)) {
+            self.copy_rows_from(id, done, self.get(id), from + done, from.min(n_rows - done));
+        }
+    }
+
+    /// As [`Arena::copy_rows`], of the rows from `from_first` on.
+    ///
+    /// # Panics
+    /// As there.
+    pub fn copy_rows_from(&self, to: TensorId, first: usize, from: Tensor<'_>, from_first: usize, n_rows: usize) {
         if n_rows == 0 {
             return;
         }
         let to = self.get(to);
         assert!(to.ty() == from.ty() && to.ne(0) == from.ne(0) && to.nb(1) == from.nb(1), "rows of another kind");
-        assert!(first + n_rows <= to.ne(1) && n_rows <= from.ne(1), "a copy of more rows than there are");
+        let fits = first + n_rows <= to.ne(1) && from_first + n_rows <= from.ne(1);
+        assert!(fits, "a copy of more rows than there are");
         // SAFETY: a scratch context for two headers, freed here; both views lie within tensors that have memory and are alive,
         // which the checks above and ggml's own assert.
         unsafe {
@@ -232,7 +252,7 @@ impl Arena {
                 assert_eq!(status, sys::GGML_STATUS_SUCCESS, "a view of rows");
                 v
             };
-            sys::ggml_backend_tensor_copy(view(from, 0), view(to, first));
+            sys::ggml_backend_tensor_copy(view(from, from_first), view(to, first));
             sys::ggml_free(ctx);
         }
     }

@@ -28,6 +28,7 @@ use super::prefill::{Prepared, PrefillProgress, PrefillReport, Reading, Share};
 use super::residual::Residual;
 use super::sequence::LayerMemory;
 use super::watch::work;
+use super::windows::Staged;
 
 /// Tokens of questions and answers for which a document's caches have room from the start; they grow as they fill.
 const QUESTION_ROOM: usize = 1024;
@@ -286,7 +287,7 @@ impl Session {
         let cut = file.n_layer();
         let mut prefix = self.new_prefix(cut)?;
         let room = (self.answer_room.saturating_add(QUESTION_ROOM)).min(self.n_ctx() - tokens.len());
-        self.sequence.reserve(0, &vec![tokens.len(); cut], room)?;
+        self.sequence.reserve(0, &vec![tokens.len(); cut], room, &Staged::default())?;
         for layer in 0..cut {
             match &self.sequence.layers()[layer] {
                 LayerMemory::Cache(cache) => cache.write(file.keys(layer), file.values(layer)),

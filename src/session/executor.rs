@@ -76,11 +76,11 @@ impl Memory for DeviceMemory<'_> {
     }
 
     fn cache_k(&self, layer: usize) -> Tensor<'_> {
-        self.run.sequence.cache(layer).k()
+        self.run.sequence.cache_in(self.run.staged, layer).k()
     }
 
     fn cache_v(&self, layer: usize) -> Tensor<'_> {
-        self.run.sequence.cache(layer).v()
+        self.run.sequence.cache_in(self.run.staged, layer).v()
     }
 
     fn recurrent(&self, layer: usize, is_under_way: bool) -> RecurrentTensors<'_> {
@@ -121,6 +121,10 @@ pub fn run(run: &Run, devices: &mut [Device], kept: &mut RepeatedGraphs, watcher
         watcher.phase(phase)?;
         let device = device_of(run, phase);
         homes.fetch(run, devices, phase, device);
+        if run.staged.begins(number, run.sequence) {
+            devices[device].backend.synchronize();
+            run.sequence.begin_turns(run.staged, number);
+        }
         for node in phase.nodes.iter().map(|id| run.compiled.graph.node(*id)) {
             if let Some(layer) = node.layer.filter(|_| run.model.placement().fetches(node)) {
                 let d = &mut devices[device];
@@ -137,6 +141,10 @@ pub fn run(run: &Run, devices: &mut [Device], kept: &mut RepeatedGraphs, watcher
             }
         }
         homes.written(phase, device);
+        if run.staged.ends(number) {
+            devices[device].backend.synchronize();
+            run.sequence.end_turns(run.staged, number);
+        }
     }
     // Results are read on one of them.
     if let [_, _, ..] = devices {

@@ -28,6 +28,7 @@ pub mod select;
 pub mod sequence;
 pub mod slots;
 pub mod watch;
+pub mod windows;
 
 use std::fmt;
 use std::sync::Arc;
@@ -58,6 +59,7 @@ use sampler::has_no_numbers;
 use sequence::{CacheType, LayerCache, LayerMemory, Sequence};
 use slots::SlotMemory;
 use watch::Quiet;
+use windows::Staged;
 
 /// How a session runs.
 #[derive(Clone, Debug)]
@@ -177,7 +179,7 @@ impl Session {
             match shape.recurrence(l) {
                 Some(heads) => LayerMemory::Recurrent(RecurrentState::new(buft, heads)),
                 None if !shape.has_cache(l) => LayerMemory::Shared,
-                None => LayerMemory::Cache(LayerCache::new(buft, shape.n_embd_kv(l), types)),
+                None => LayerMemory::Cache(LayerCache::new(buft, shape.n_embd_kv(l), types).with_window(shape.window(l))),
             }
         };
         let memories = (0..shape.n_layer).map(memory).collect();
@@ -336,7 +338,7 @@ impl Session {
         }
         self.check_tokens(&[token])?;
         self.check_interrupt()?;
-        self.sequence.reserve_token(self.n_ctx())?;
+        self.sequence.reserve_token(self.n_ctx(), self.prefix.is_none())?;
         if self.decode.is_none() {
             self.decode = Some(self.decode_program()?);
         }
@@ -350,6 +352,7 @@ impl Session {
             sequence: &self.sequence,
             proxies: &self.proxies,
             slots: &d.slots,
+            staged: &Staged::default(),
             mode: CacheMode::Indexed,
         };
         executor::run(&run, &mut self.devices, &mut d.repeated, &mut Quiet)?;

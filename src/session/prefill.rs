@@ -23,6 +23,7 @@ use super::sampler::has_no_numbers;
 use super::residual::Residual;
 use super::sequence::Kept;
 use super::slots::SlotMemory;
+use super::windows::Staged;
 use super::watch::{Watch, work};
 
 pub use super::watch::{CaptureSink, PrefillProgress};
@@ -176,7 +177,13 @@ impl Session {
         // Whatever else a program follows from is the same for the whole session. One that does not fit is let go first: two
         // would take twice the memory.
         match self.prepared.take() {
-            Some(p) if p.compiled.budgets == budgets && p.n_past == n_past => Ok(p),
+            Some(p)
+                if p.compiled.budgets == budgets
+                    && p.n_past == n_past
+                    && p.staged.is_for(&self.staged_layers(&p.compiled), &self.sequence) =>
+            {
+                Ok(p)
+            }
             other => {
                 drop(other);
                 let dense = self.model.graph(n_tokens, self.n_ctx());
@@ -292,7 +299,7 @@ impl Session {
         let kept = (0..entries.len()).map(kept).collect();
         let dense = graph.first_layer;
         match dense {
-            0 => self.sequence.advance(reading.n_read, Some(kept)),
+            0 => self.sequence.advance_staged(reading.n_read, kept, &prepared.staged),
             _ => self.sequence.complete(dense, n, kept),
         }
         let budgets = &compiled.budgets;
@@ -325,7 +332,7 @@ impl Session {
         sink: Option<&mut CaptureSink>,
         records: bool,
     ) -> Result<HashMap<NodeId, Vec<i32>>> {
-        let Prepared { compiled, slots, repeated, .. } = prepared;
+        let Prepared { compiled, slots, repeated, staged, .. } = prepared;
         let graph = &compiled.graph;
         let inputs = Inputs { tokens: reading.tokens, positions: &reading.positions, residual: reading.residual };
         write_inputs(graph, slots, &mut self.devices, &inputs);
@@ -335,6 +342,7 @@ impl Session {
             sequence: &self.sequence,
             proxies: &self.proxies,
             slots,
+            staged,
             mode: CacheMode::Fixed,
         };
         let mut watch = Watch {
@@ -353,17 +361,29 @@ impl Session {
         Ok(watch.selected)
     }
 
-    /// Makes room for what a graph will keep in the caches, and for the answer behind it.
-    fn reserve_caches(&mut self, graph: &Graph) -> Result<()> {
+    /// Makes room for what a program will keep in the caches, and for the answer behind it.
+    fn reserve_caches(&mut self, compiled: &Compiled) -> Result<Staged> {
+        let graph = &compiled.graph;
         let room = self.n_ctx().saturating_sub(self.sequence.n_past() + graph.n_tokens);
-        Ok(self.sequence.reserve(graph.first_layer, &entries(graph), self.answer_room.min(room))?)
+        let wanted = self.staged_layers(compiled);
+        let staged = self.sequence.stage(graph, &compiled.program, &wanted)?;
+        self.sequence.reserve(graph.first_layer, &entries(graph), self.answer_room.min(room), &staged)?;
+        Ok(staged)
+    }
+
+    /// Layers that read the prompt in turns: none where a document's questions begin with what these would forget.
+    fn staged_layers(&self, compiled: &Compiled) -> Vec<(usize, usize)> {
+        match self.prefix {
+            Some(_) => Vec::new(),
+            None => Staged::wanted(&compiled.graph, &compiled.program, self.model.shape(), &self.sequence),
+        }
     }
 
     /// Gives a program memory. Where a device has too little for tiles of the usual size, they are made smaller, unless their
     /// size was asked for.
     pub(super) fn prepare(&mut self, mut compiled: Compiled) -> Result<Prepared> {
-        self.reserve_caches(&compiled.graph)?;
         loop {
+            let staged = self.reserve_caches(&compiled)?;
             let slots = self.slot_memory(&compiled)?;
             let run = Run {
                 model: &self.model,
@@ -371,12 +391,13 @@ impl Session {
                 sequence: &self.sequence,
                 proxies: &self.proxies,
                 slots: &slots,
+                staged: &staged,
                 mode: CacheMode::Fixed,
             };
             match executor::reserve(&run, &mut self.devices) {
                 Ok(()) => {
                     let n_past = self.sequence.n_past();
-                    return Ok(Prepared { compiled, slots, n_past, repeated: RepeatedGraphs::default() });
+                    return Ok(Prepared { compiled, slots, staged, n_past, repeated: RepeatedGraphs::default() });
                 }
                 Err(Error::Ggml(GgmlError::OutOfMemory { .. }))
                     if self.options.n_ubatch.is_none() && compiled.tile > SMALLEST_TILE =>
@@ -403,6 +424,8 @@ const SMALLEST_TILE: usize = 256;
 pub(super) struct Prepared {
     pub(super) compiled: Compiled,
     pub(super) slots: Vec<SlotMemory>,
+    /// Layers that read the prompt in shared memory.
+    staged: Staged,
     /// Tokens read before, when it was made.
     n_past: usize,
     repeated: RepeatedGraphs,

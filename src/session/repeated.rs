@@ -81,10 +81,10 @@ impl Memories {
             let Op::Attention { layer, window, .. } = node.op else { return None };
             let (cache, n_keys) = (run.sequence.cache(layer), graph.node(node.src[1]).n_rows);
             let first = cache.len() + n_keys - node.n_rows + rows.start;
-            Some(lower::key_rows(first, rows.len(), window, cache.capacity()))
+            Some(lower::key_rows(first, rows.len(), window, run.sequence.cache_in(run.staged, layer).capacity()))
         };
         Self {
-            caches: run.sequence.caches().map(state).collect(),
+            caches: run.sequence.caches().chain(run.sequence.shared()).map(state).collect(),
             recurrent: run.sequence.states().map(|s| (s.generation(), s.turn())).collect(),
             reads: if indexed { phase.nodes.iter().filter_map(read).collect() } else { Vec::new() },
             scratch: d.backend.scratch_generation(),

@@ -7,6 +7,7 @@ use crate::model::weights::Model;
 use super::proxy_memory::ProxyMemory;
 use super::sequence::Sequence;
 use super::slots::SlotMemory;
+use super::windows::Staged;
 
 /// A compiled program with the memory that it works on.
 pub struct Run<'r> {
@@ -20,6 +21,8 @@ pub struct Run<'r> {
     pub proxies: &'r [Option<ProxyMemory>],
     /// Stored values by device.
     pub slots: &'r [SlotMemory],
+    /// Layers that read the prompt in shared memory.
+    pub staged: &'r Staged,
     /// How the caches are addressed.
     pub mode: CacheMode,
 }

@@ -3,11 +3,13 @@
 //! Each layer's KV cache has its own length, since skipping and pruning keep fewer entries in later layers. A recurrent layer has a
 //! state of fixed size instead.
 
+use crate::attributes::CACHE_GROWTH;
 use crate::ggml::GgmlError;
 use crate::{Error, Result};
 
 pub use super::layer_cache::{CacheType, Kept, LayerCache};
 use super::recurrent::RecurrentState;
+use super::windows::Staged;
 
 /// What a layer remembers.
 pub enum LayerMemory {
@@ -27,7 +29,7 @@ impl LayerMemory {
         }
     }
 
-    fn append(&mut self, kept: Kept, first: usize, n: usize) {
+    pub(super) fn append(&mut self, kept: Kept, first: usize, n: usize) {
         match self {
             LayerMemory::Cache(cache) => cache.append(kept, first, n),
             LayerMemory::Recurrent(state) => state.advance(n),
@@ -56,12 +58,27 @@ impl LayerMemory {
 pub struct Sequence {
     layers: Vec<LayerMemory>,
     n_past: usize,
+    /// Memory that layers with a window take turns in ([`super::windows`]).
+    shared: Vec<LayerCache>,
 }
 
 impl Sequence {
     /// Nothing read yet: an empty memory for each layer.
     pub fn new(layers: Vec<LayerMemory>) -> Self {
-        Self { layers, n_past: 0 }
+        Self { layers, n_past: 0, shared: Vec::new() }
+    }
+
+    pub(super) fn shared(&self) -> &[LayerCache] {
+        &self.shared
+    }
+
+    pub(super) fn layers_and_shared(&mut self) -> (&mut [LayerMemory], &mut Vec<LayerCache>) {
+        (&mut self.layers, &mut self.shared)
+    }
+
+    /// So many more tokens are read.
+    pub(super) fn count(&mut self, n: usize) {
+        self.n_past += n;
     }
 
     /// The layers' memories.
@@ -117,15 +134,28 @@ impl Sequence {
 
     /// Bytes held.
     pub fn n_bytes(&self) -> usize {
-        self.layers.iter().map(LayerMemory::n_bytes).sum()
+        let layers: usize = self.layers.iter().map(LayerMemory::n_bytes).sum();
+        layers + self.shared.iter().map(LayerCache::n_bytes).sum::<usize>()
     }
 
-    /// Makes room for so many more entries in each layer from `first` on that has any to come, and `spare` more.
+    /// Makes room for so many more entries in each layer from `first` on that has any to come, and `spare` more. Layers that read
+    /// them in turns get room for what they keep.
     ///
     /// # Errors
     /// Out of memory.
-    pub fn reserve(&mut self, first: usize, entries: &[usize], spare: usize) -> std::result::Result<(), GgmlError> {
-        self.layers[first..].iter_mut().zip(entries).try_for_each(|(layer, n)| match layer {
+    pub fn reserve(
+        &mut self,
+        first: usize,
+        entries: &[usize],
+        spare: usize,
+        staged: &Staged,
+    ) -> std::result::Result<(), GgmlError> {
+        let layers = self.layers[first..].iter_mut().zip(entries).enumerate();
+        layers.map(|(i, of)| (first + i, of)).try_for_each(|(l, (layer, n))| match layer {
+            LayerMemory::Cache(cache) if staged.memory_of(l).is_some() => {
+                let enough = cache.enough().unwrap_or(0);
+                cache.reserve(enough.max(cache.len + cache.needed().unwrap_or(0)))
+            }
             LayerMemory::Cache(cache) => cache.reserve(cache.len + n + spare),
             LayerMemory::Recurrent(state) => state.reserve(),
             LayerMemory::Shared => Ok(()),
@@ -133,17 +163,23 @@ impl Sequence {
     }
 
     /// Makes room for one token, and where a cache has none, for as many as it takes before memory is touched again: up to
-    /// `most` tokens in all.
+    /// `most` tokens in all. With `forgets`, layers with a window make it by forgetting what no later token sees.
     ///
     /// # Errors
     /// Out of memory. What was read is still there.
-    pub fn reserve_token(&mut self, most: usize) -> std::result::Result<(), GgmlError> {
-        let spare = GROWTH.min(most.saturating_sub(self.n_past)).max(1);
+    pub fn reserve_token(&mut self, most: usize, forgets: bool) -> std::result::Result<(), GgmlError> {
+        let spare = CACHE_GROWTH.min(most.saturating_sub(self.n_past)).max(1);
         for layer in &mut self.layers {
             let cache = match layer {
                 LayerMemory::Cache(cache) if cache.len == cache.capacity => cache,
                 _ => continue,
             };
+            if forgets {
+                cache.forget();
+            }
+            if cache.len < cache.capacity {
+                continue;
+            }
             // With little memory left a single block more is better than none.
             let whole = cache.reserve(cache.len + spare);
             whole.or_else(|_| cache.reserve(cache.len + 1))?;
@@ -247,7 +283,7 @@ impl Sequence {
     }
 
     /// The fewest tokens that [`Sequence::truncate`] can leave: which entry a token has in a layer that left some out is known
-    /// only behind the prompt whose tokens were left out.
+    /// only behind the prompt whose tokens were left out, and a layer with a window may have forgotten what fewer ones see.
     pub fn least(&self) -> usize {
         self.caches().map(|c| c.least).max().unwrap_or(0)
     }
@@ -294,7 +330,7 @@ impl Sequence {
 
     /// Zeroes the rows behind the entries: attention reads some of them (masked), which must not hold NaN of a call that failed.
     pub fn zero_padding(&self) {
-        self.caches().for_each(LayerCache::zero_padding);
+        self.caches().chain(&self.shared).for_each(LayerCache::zero_padding);
     }
 
     /// Forgets all tokens; the memory stays.
@@ -303,9 +339,6 @@ impl Sequence {
         self.n_past = 0;
     }
 }
-
-/// Entries that a cache grows by while decoding.
-const GROWTH: usize = 512;
 
 #[cfg(test)]
 mod tests {
@@ -323,7 +356,7 @@ mod tests {
     #[test]
     fn a_dense_sequence_can_be_cut_anywhere() {
         let mut s = sequence(2);
-        s.reserve(0, &[10, 10], 0).expect("memory");
+        s.reserve(0, &[10, 10], 0, &Staged::default()).expect("memory");
         s.advance(10, None);
         s.advance(1, None);
         s.truncate(4).expect("a dense sequence");
@@ -352,7 +385,7 @@ mod tests {
     #[test]
     fn a_sequence_begins_again_behind_a_document() {
         let mut s = sequence(3);
-        s.reserve(0, &[100, 100], 0).expect("memory");
+        s.reserve(0, &[100, 100], 0, &Staged::default()).expect("memory");
         s.extend(2, 100);
         assert_eq!((s.n_past(), s.lengths()), (0, vec![100, 100, 0]));
         s.complete(2, 100, vec![Kept::At(vec![3, 99])]);
@@ -369,21 +402,21 @@ mod tests {
     #[test]
     fn growing_keeps_entries_and_changes_the_generation() {
         let mut s = sequence(1);
-        s.reserve(0, &[3], 0).expect("memory");
+        s.reserve(0, &[3], 0, &Staged::default()).expect("memory");
         let before = s.cache(0).generation();
         let row: Vec<u8> = (0..64).collect();
         s.cache(0).write(&row, &[]);
         s.advance(KV_PAD, None);
-        s.reserve_token(10_000).expect("memory");
+        s.reserve_token(10_000, true).expect("memory");
         let cache = &s.cache(0);
-        assert_eq!(cache.capacity(), (KV_PAD + GROWTH).next_multiple_of(KV_PAD));
+        assert_eq!(cache.capacity(), (KV_PAD + CACHE_GROWTH).next_multiple_of(KV_PAD));
         assert_ne!(cache.generation(), before);
         assert_eq!(read_bytes(cache.k(), 0, 64), row);
         // The context bounds how far it grows.
         let mut s = sequence(1);
-        s.reserve(0, &[1], 0).expect("memory");
+        s.reserve(0, &[1], 0, &Staged::default()).expect("memory");
         s.advance(KV_PAD, None);
-        s.reserve_token(KV_PAD + 1).expect("memory");
+        s.reserve_token(KV_PAD + 1, true).expect("memory");
         assert_eq!(s.cache(0).capacity(), 2 * KV_PAD);
     }
 }

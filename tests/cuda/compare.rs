@@ -8,7 +8,7 @@ use spts::ggml::quantize::dequantize;
 use spts::gguf::{GgmlType, Gguf, GgufWriter, OpenOptions};
 use spts::method::spts::schedule::{Pool, Schedule};
 use spts::session::prefill::LayerSelection;
-use spts::{Model, ModelOptions, Session, SessionOptions};
+use spts::{LayerKind, Model, ModelOptions, Session, SessionOptions};
 
 use crate::support::tiny::Tiny;
 
@@ -30,6 +30,9 @@ pub fn models() -> Vec<Tiny> {
         wide("qwen2", 14, 2, 64),
         wide("qwen3", 8, 1, 128),
         wide("gemma3", 4, 1, 256),
+        wide("gemma4", 4, 1, 512),
+        wide("gemma4-small", 4, 2, 512),
+        Tiny { experts: Some((6, 2)), n_ff: 128, ..wide("gemma4-moe", 4, 1, 256) },
         wide("phi3", 4, 4, 96),
         wide("olmo2", 4, 2, 64),
         wide("olmo3", 4, 2, 64),
@@ -39,6 +42,19 @@ pub fn models() -> Vec<Tiny> {
         wide("qwen35", 4, 2, 256),
         Tiny { n_ff: 64, ..wide("qwen35moe", 8, 2, 128) },
     ]
+}
+
+/// Layers of a model that may be on the GPU, of so many: layers that share keys go to one device.
+pub fn may_have_on_gpu(tiny: &Tiny, n: usize) -> bool {
+    tiny.name != "gemma4-small" || n == 0 || n >= 5
+}
+
+/// Entries in the caches of layers that keep all. One with a window may forget some, as tiles are cut.
+pub fn lengths(session: &Session) -> Vec<usize> {
+    let shape = session.model().shape();
+    let keeps_all = |layer: &usize| shape.layer_kind(*layer) != LayerKind::Windowed;
+    let lengths = session.kv_lengths();
+    (0..shape.n_layer).filter(keeps_all).map(|layer| lengths[layer]).collect()
 }
 
 pub fn open(path: &Path, device: &str) -> Arc<Model> {

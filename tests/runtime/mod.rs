@@ -14,7 +14,7 @@ use spts::gguf::Gguf;
 use spts::method::spts::schedule::{Budget, Pool, Probe, ProxySize, Schedule, Selection, Stage};
 use spts::session::prefill::PrefillReport;
 use spts::session::sequence::CacheType;
-use spts::{Error, Model, ModelOptions, Session, SessionOptions};
+use spts::{Error, LayerKind, Model, ModelOptions, Session, SessionOptions};
 
 use crate::reference;
 use crate::support::tiny::{Arch, Tiny};
@@ -68,6 +68,18 @@ impl Pair {
     /// Whether its FFNs compute GELU, by ggml's table.
     pub fn looks_up_gelu(&self) -> bool {
         self.reference.gelu_gate
+    }
+
+    /// Fails unless the layers' caches have so many entries, or, where a window sees less of a long prompt, those that it sees.
+    #[track_caller]
+    pub fn assert_lengths(&self, got: &[usize], all: &[usize], what: &str) {
+        let shape = self.model.shape();
+        assert_eq!(got.len(), all.len(), "{what}");
+        for (layer, (&got, &all)) in got.iter().zip(all).enumerate() {
+            let window = shape.window(layer).filter(|_| shape.layer_kind(layer) == LayerKind::Windowed);
+            let seen = window.is_some_and(|window| all > window + 512 && (window..=window + 512).contains(&got));
+            assert!(got == all || seen, "{what}, layer {layer}: {got} entries of {all}");
+        }
     }
 
     /// [`Pair::tolerance`], or more, up to ten times that, where random weights of a few features make much of a last bit: how much,

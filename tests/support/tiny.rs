@@ -474,7 +474,15 @@ impl Tiny {
     pub fn wide(name: &str, n_head: usize, n_head_kv: usize, head_dim: usize) -> Tiny {
         let tiny = Tiny::named(name);
         let delta = tiny.delta.map(|delta| Delta { n_head_k: 2, n_head_v: 4, head_dim: 64, d_conv: 4, ..delta });
-        Tiny { n_embd: 256, n_ff: 512, n_head, n_head_kv, head_dim, n_rot: head_dim, delta, ..tiny }
+        let gemma4 = tiny.gemma4.map(|gemma4| Gemma4 {
+            head_dim_swa: head_dim / 2,
+            n_head_kv_swa: n_head,
+            n_embd_per_layer: if gemma4.n_embd_per_layer > 0 { 256 } else { 0 },
+            n_ff_shared_kv: 768,
+            n_ff_beside: 256,
+            ..gemma4
+        });
+        Tiny { n_embd: 256, n_ff: 512, n_head, n_head_kv, head_dim, n_rot: head_dim, delta, gemma4, ..tiny }
     }
 
     /// Tokens of the vocabulary.

@@ -1,0 +1,193 @@
+//! Layers with a window keep of a long prompt what they still see: answers are those of whole caches.
+
+mod reference;
+mod runtime;
+mod support;
+
+use std::ops::ControlFlow;
+
+use runtime::{Pair, assert_close, one_stage, prefill};
+use spts::{CacheType, Error, Session};
+use support::tiny::Tiny;
+
+const NAMES: [&str; 5] = ["gemma3", "gemma4", "gemma4-small", "gpt-oss", "olmo3"];
+
+/// More than the windows of 16 and 512 besides.
+const LONG: usize = 700;
+
+fn model(name: &str) -> Pair {
+    Pair::new(Tiny::named(name))
+}
+
+/// In tiles, so that layers are read one by one.
+fn in_turns(pair: &Pair) -> Session {
+    pair.session(|o| o.n_ubatch = Some(96))
+}
+
+/// A document keeps every entry.
+fn whole(pair: &Pair, tokens: &[u32]) -> Session {
+    let mut session = in_turns(pair);
+    session.read(tokens, &mut |_| ControlFlow::Continue(())).expect("a document");
+    session
+}
+
+/// Whether each layer keeps fewer entries than tokens, and that others keep all: `n` were read.
+fn check_lengths(pair: &Pair, session: &Session, n: usize, what: &str) {
+    let shape = pair.model.shape();
+    for (layer, entries) in session.kv_lengths().into_iter().enumerate() {
+        let forgets = shape.layer_kind(layer) == spts::LayerKind::Windowed;
+        let expected = if shape.has_cache(layer) { n } else { 0 };
+        let fits = if forgets { (16..=16 + 2 * 512).contains(&entries) && entries < n } else { entries == expected };
+        assert!(fits, "{what}, layer {layer}: {entries} entries of {n} tokens");
+    }
+}
+
+#[test]
+fn prompts_and_answers_are_those_of_whole_caches() {
+    for name in NAMES {
+        let pair = model(name);
+        let tokens = pair.tiny.prompt(2 * LONG + 50);
+        let mut session = in_turns(&pair);
+        let mut expected = whole(&pair, &tokens[..8]);
+        for s in [&mut session, &mut expected] {
+            prefill(s, &tokens[..LONG]).expect("a prompt");
+        }
+        assert_close(session.logits(), expected.logits(), pair.tolerance(), &format!("{name}, a prompt"));
+        check_lengths(&pair, &session, LONG, name);
+        assert_eq!(session.n_past(), LONG);
+        assert!(session.n_bytes() < expected.n_bytes(), "{name}: {} bytes", session.n_bytes());
+        for &token in &tokens[LONG..LONG + 30] {
+            for s in [&mut session, &mut expected] {
+                s.decode(token).expect("room");
+            }
+            assert_close(session.logits(), expected.logits(), 3.0 * pair.tolerance(), &format!("{name}, a token"));
+        }
+        // Behind what was kept, in turns again, and then few tokens at once.
+        for range in [LONG + 30..2 * LONG, 2 * LONG..2 * LONG + 50] {
+            for s in [&mut session, &mut expected] {
+                prefill(s, &tokens[range.clone()]).expect("more");
+            }
+            assert_close(session.logits(), expected.logits(), 3.0 * pair.tolerance(), &format!("{name}, {range:?}"));
+        }
+        check_lengths(&pair, &session, 2 * LONG + 50, name);
+    }
+}
+
+/// Token by token the memory is that of the window.
+#[test]
+fn answers_of_any_length_take_no_more_memory_in_layers_with_a_window() {
+    for name in ["gemma3", "gpt-oss"] {
+        let pair = model(name);
+        let tokens = pair.tiny.prompt(1700);
+        let mut session = in_turns(&pair);
+        prefill(&mut session, &tokens[..40]).expect("a prompt");
+        tokens[40..].iter().for_each(|&token| session.decode(token).expect("room"));
+        check_lengths(&pair, &session, 1700, name);
+        let mut expected = in_turns(&pair);
+        prefill(&mut expected, &tokens).expect("a prompt");
+        assert_close(session.logits(), expected.logits(), 3.0 * pair.tolerance(), name);
+    }
+}
+
+/// Behind a prune windows go by positions.
+#[test]
+fn pruned_prompts_as_well() {
+    for name in ["gemma3", "gemma4-small", "gpt-oss"] {
+        let mut pair = model(name);
+        if name == "gemma3" {
+            pair = Pair::new(Tiny { n_layer: 14, ..Tiny::named(name) });
+        }
+        let tokens = pair.tiny.prompt(LONG + 200);
+        let schedule = spts::Schedule { skip_from: 1, ..one_stage(&pair.tiny, 650, 30) };
+        let session = |keeps_all: bool| {
+            let mut session = pair.session(|o| {
+                o.n_ubatch = Some(96);
+                o.method = schedule.clone().into();
+            });
+            if keeps_all {
+                session.read(&tokens[..8], &mut |_| ControlFlow::Continue(())).expect("a document");
+            }
+            prefill(&mut session, &tokens[..LONG + 170]).expect("a prompt");
+            session
+        };
+        let (mut session, mut expected) = (session(false), session(true));
+        assert!(session.kv_lengths().iter().sum::<usize>() < expected.kv_lengths().iter().sum(), "{name}");
+        assert_close(session.logits(), expected.logits(), pair.tolerance(), &format!("{name}, a prompt"));
+        for &token in &tokens[LONG + 170..] {
+            for s in [&mut session, &mut expected] {
+                s.decode(token).expect("room");
+            }
+            assert_close(session.logits(), expected.logits(), 3.0 * pair.tolerance(), &format!("{name}, a token"));
+        }
+    }
+}
+
+#[test]
+fn quantized_caches_too() {
+    let pair = Pair::new(Tiny { head_dim: 32, n_rot: 32, ..Tiny::named("gemma3") });
+    let tokens = pair.tiny.prompt(LONG);
+    let q8 = |keeps_all: bool| {
+        let mut session = pair.session(|o| {
+            (o.n_ubatch, o.cache_type_k, o.cache_type_v) = (Some(96), CacheType::Q8_0, CacheType::Q8_0);
+        });
+        if keeps_all {
+            session.read(&tokens[..8], &mut |_| ControlFlow::Continue(())).expect("a document");
+        }
+        prefill(&mut session, &tokens).expect("a prompt");
+        session.decode(3).expect("room");
+        session
+    };
+    let (session, expected) = (q8(false), q8(true));
+    assert_close(session.logits(), expected.logits(), pair.tolerance(), "q8_0");
+}
+
+#[test]
+fn what_was_forgotten_cannot_be_gone_back_to() {
+    let pair = model("gemma3");
+    let tokens = pair.tiny.prompt(LONG + 20);
+    let mut session = in_turns(&pair);
+    prefill(&mut session, &tokens[..LONG]).expect("a prompt");
+    tokens[LONG..].iter().for_each(|&token| session.decode(token).expect("room"));
+    // The prompt's end is near enough.
+    session.truncate(LONG).expect("the answer forgotten");
+    tokens[LONG..].iter().for_each(|&token| session.decode(token).expect("room"));
+    let mut expected = whole(&pair, &tokens[..8]);
+    prefill(&mut expected, &tokens).expect("a prompt");
+    assert_close(session.logits(), expected.logits(), 3.0 * pair.tolerance(), "decoded again");
+    match session.truncate(LONG - 100) {
+        Err(e @ Error::Truncate { .. }) => assert!(e.to_string().contains("not all entries are there"), "{e}"),
+        other => panic!("{other:?}"),
+    }
+    session.clear();
+    prefill(&mut session, &tokens).expect("a prompt again");
+    assert_close(session.logits(), expected.logits(), pair.tolerance(), "again");
+}
+
+/// Interrupted at every place where it looks for that, behind a prompt that was read in turns.
+#[test]
+fn an_interrupt_leaves_what_was_kept() {
+    let pair = model("gemma3");
+    let tokens = pair.tiny.prompt(2 * LONG);
+    let mut undisturbed = in_turns(&pair);
+    prefill(&mut undisturbed, &tokens[..LONG]).expect("a prompt");
+    let mut looks = 0;
+    let more = &tokens[LONG..];
+    undisturbed
+        .prefill(more, &mut |_| {
+            looks += 1;
+            ControlFlow::Continue(())
+        })
+        .expect("more");
+    let mut session = in_turns(&pair);
+    prefill(&mut session, &tokens[..LONG]).expect("a prompt");
+    for stop_at in 0..looks {
+        let mut seen = 0;
+        let stopped = session.prefill(more, &mut |_| {
+            seen += 1;
+            if seen > stop_at { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        });
+        assert!(matches!(stopped, Err(Error::Interrupted)), "at {stop_at}");
+    }
+    prefill(&mut session, more).expect("more");
+    assert_eq!(session.logits(), undisturbed.logits());
+}
