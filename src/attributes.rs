@@ -100,6 +100,19 @@ impl fmt::Display for Join {
 /// Entries that a cache of keys and values grows by while decoding, and that one of a layer with a window has room for beyond it.
 pub const CACHE_GROWTH: usize = 512;
 
+/// Tokens before the last of a prompt or a document that can be read again: as many as all kernels compute as precisely as more.
+const WINDOW_MARGIN: usize = 64;
+
+/// Entries are forgotten so many at a time: those that stay then lie in rows that kernels cut into tiles as before, and give the
+/// same results to the last bit.
+const FORGOTTEN_AT_ONCE: usize = 256;
+
+/// Entries that stay of `n` in a layer with such a window, or without one.
+pub fn entries_that_stay(window: Option<usize>, n: usize) -> usize {
+    let forgotten = window.map_or(0, |window| n.saturating_sub(window + WINDOW_MARGIN));
+    n - forgotten / FORGOTTEN_AT_ONCE * FORGOTTEN_AT_ONCE
+}
+
 /// Attention geometry of one layer.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Heads {

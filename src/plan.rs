@@ -21,7 +21,7 @@ use std::fmt;
 
 use serde::Serialize;
 
-use crate::attributes::CACHE_GROWTH;
+use crate::attributes::{CACHE_GROWTH, entries_that_stay};
 use crate::method::entry::{Entry, Reader};
 use crate::method::spts::schedule::{Budget, ProxySize, Reach, Schedule, ScheduleError, Selection};
 use crate::method::{Budgets, LayerBudget, Method, MethodError, Prompt};
@@ -396,7 +396,8 @@ fn memory(shape: &Shape, budgets: &Budgets, options: &PlanOptions) -> Memory {
             0 => 0.,
             l => {
                 let residual = if l == shape.n_layer { 0. } else { 4. * shape.n_embd as f64 };
-                n * (cached(l).map(entry).sum::<f64>() + residual) + states(l)
+                let entries = |l: usize| entries_that_stay(shape.window(l), budgets.n_tokens) as f64;
+                n * residual + cached(l).map(|l| entries(l) * entry(l)).sum::<f64>() + states(l)
             }
         },
     }

@@ -8,7 +8,7 @@ mod support;
 use std::ops::ControlFlow;
 use std::sync::atomic::Ordering;
 
-use runtime::{Pair, assert_close, distance, logits, prefill};
+use runtime::{Pair, assert_close, assert_lengths, distance, logits, prefill};
 use spts::session::sequence::CacheType;
 use spts::{Error, Session};
 use support::tiny::{NAMES, Scaling, Tiny};
@@ -72,7 +72,7 @@ fn every_tile_size_gives_the_reference() {
             let report = prefill(&mut session, &tokens).unwrap();
             let what = format!("{name}, tiles of {n_ubatch}");
             assert_close(session.logits(), &expected.logits, pair.tolerance(), &what);
-            pair.assert_lengths(&session.kv_lengths(), &expected.kv_lengths(), &what);
+            assert_lengths(&session, &expected.kv_lengths(), &what);
             assert_eq!((session.n_past(), report.n_tokens, report.cache_kept), (N, N, 1.0), "{what}");
             assert!(report.layers.is_empty(), "{what}: a dense prefill has no budgets");
         }

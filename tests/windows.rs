@@ -24,11 +24,13 @@ fn in_turns(pair: &Pair) -> Session {
     pair.session(|o| o.n_ubatch = Some(96))
 }
 
-/// A document keeps every entry.
-fn whole(pair: &Pair, tokens: &[u32]) -> Session {
-    let mut session = in_turns(pair);
-    session.read(tokens, &mut |_| ControlFlow::Continue(())).expect("a document");
-    session
+/// In one tile, so that all layers are read at once, and keep every entry.
+fn whole(pair: &Pair) -> Session {
+    pair.session(|o| o.n_ubatch = Some(4096))
+}
+
+fn read(session: &mut Session, document: &[u32]) -> usize {
+    session.read(document, &mut |_| ControlFlow::Continue(())).expect("a document").n_reused
 }
 
 /// Whether each layer keeps fewer entries than tokens, and that others keep all: `n` were read.
@@ -48,7 +50,7 @@ fn prompts_and_answers_are_those_of_whole_caches() {
         let pair = model(name);
         let tokens = pair.tiny.prompt(2 * LONG + 50);
         let mut session = in_turns(&pair);
-        let mut expected = whole(&pair, &tokens[..8]);
+        let mut expected = whole(&pair);
         for s in [&mut session, &mut expected] {
             prefill(s, &tokens[..LONG]).expect("a prompt");
         }
@@ -99,18 +101,15 @@ fn pruned_prompts_as_well() {
         }
         let tokens = pair.tiny.prompt(LONG + 200);
         let schedule = spts::Schedule { skip_from: 1, ..one_stage(&pair.tiny, 650, 30) };
-        let session = |keeps_all: bool| {
+        let session = |n_ubatch: usize| {
             let mut session = pair.session(|o| {
-                o.n_ubatch = Some(96);
+                o.n_ubatch = Some(n_ubatch);
                 o.method = schedule.clone().into();
             });
-            if keeps_all {
-                session.read(&tokens[..8], &mut |_| ControlFlow::Continue(())).expect("a document");
-            }
             prefill(&mut session, &tokens[..LONG + 170]).expect("a prompt");
             session
         };
-        let (mut session, mut expected) = (session(false), session(true));
+        let (mut session, mut expected) = (session(96), session(4096));
         assert!(session.kv_lengths().iter().sum::<usize>() < expected.kv_lengths().iter().sum(), "{name}");
         assert_close(session.logits(), expected.logits(), pair.tolerance(), &format!("{name}, a prompt"));
         for &token in &tokens[LONG + 170..] {
@@ -126,18 +125,15 @@ fn pruned_prompts_as_well() {
 fn quantized_caches_too() {
     let pair = Pair::new(Tiny { head_dim: 32, n_rot: 32, ..Tiny::named("gemma3") });
     let tokens = pair.tiny.prompt(LONG);
-    let q8 = |keeps_all: bool| {
+    let q8 = |n_ubatch: usize| {
         let mut session = pair.session(|o| {
-            (o.n_ubatch, o.cache_type_k, o.cache_type_v) = (Some(96), CacheType::Q8_0, CacheType::Q8_0);
+            (o.n_ubatch, o.cache_type_k, o.cache_type_v) = (Some(n_ubatch), CacheType::Q8_0, CacheType::Q8_0);
         });
-        if keeps_all {
-            session.read(&tokens[..8], &mut |_| ControlFlow::Continue(())).expect("a document");
-        }
         prefill(&mut session, &tokens).expect("a prompt");
         session.decode(3).expect("room");
         session
     };
-    let (session, expected) = (q8(false), q8(true));
+    let (session, expected) = (q8(96), q8(4096));
     assert_close(session.logits(), expected.logits(), pair.tolerance(), "q8_0");
 }
 
@@ -151,16 +147,102 @@ fn what_was_forgotten_cannot_be_gone_back_to() {
     // The prompt's end is near enough.
     session.truncate(LONG).expect("the answer forgotten");
     tokens[LONG..].iter().for_each(|&token| session.decode(token).expect("room"));
-    let mut expected = whole(&pair, &tokens[..8]);
+    let mut expected = whole(&pair);
     prefill(&mut expected, &tokens).expect("a prompt");
     assert_close(session.logits(), expected.logits(), 3.0 * pair.tolerance(), "decoded again");
-    match session.truncate(LONG - 100) {
+    match session.truncate(LONG - 300) {
         Err(e @ Error::Truncate { .. }) => assert!(e.to_string().contains("not all entries are there"), "{e}"),
         other => panic!("{other:?}"),
     }
     session.clear();
     prefill(&mut session, &tokens).expect("a prompt again");
     assert_close(session.logits(), expected.logits(), pair.tolerance(), "again");
+}
+
+/// Questions begin where a document ends, however far the answer before went.
+#[test]
+fn a_document_is_asked_again_after_long_answers() {
+    for name in NAMES {
+        let pair = model(name);
+        let tokens = pair.tiny.prompt(LONG + 100);
+        let schedule = one_stage(&pair.tiny, 650, 30);
+        for skips in [false, true] {
+            let session = || {
+                pair.session(|o| {
+                    o.n_ubatch = Some(96);
+                    if skips {
+                        o.method = spts::Schedule { skip_from: 3, ..schedule.clone() }.into();
+                    }
+                })
+            };
+            let mut asked = session();
+            read(&mut asked, &tokens[..LONG]);
+            let whole_bytes = asked.document().expect("a document").n_bytes();
+            for (n_question, n_answer) in [(20, 3), (40, 700), (60, 10)] {
+                let prompt = &[&tokens[..LONG], &tokens[n_question..2 * n_question]].concat();
+                asked.clear();
+                let report = prefill(&mut asked, prompt).expect("a question");
+                let what = format!("{name}, a question of {n_question} tokens, skips: {skips}");
+                assert_eq!(report.n_reused, LONG, "{what}");
+                let mut fresh = session();
+                prefill(&mut fresh, prompt).expect("a prompt");
+                assert_close(asked.logits(), fresh.logits(), pair.tolerance(), &what);
+                for (i, &token) in tokens[..n_answer].iter().enumerate() {
+                    asked.decode(token).expect("room");
+                    if i < 5 {
+                        fresh.decode(token).expect("room");
+                        assert_close(asked.logits(), fresh.logits(), 3.0 * pair.tolerance(), &what);
+                    }
+                }
+                assert_eq!(asked.document().expect("a document").n_bytes(), whole_bytes);
+            }
+        }
+    }
+}
+
+/// What was kept of one text serves no other that is as long.
+#[test]
+fn what_was_kept_serves_its_own_text_alone() {
+    let pair = model("gemma3");
+    let tokens = pair.tiny.prompt(2 * LONG);
+    let mut session = in_turns(&pair);
+    read(&mut session, &tokens[..LONG]);
+    // Another text from the middle on, longer than the document.
+    let other: Vec<u32> = [&tokens[..300], &tokens[500..1200]].concat();
+    session.clear();
+    assert_eq!(prefill(&mut session, &other).expect("a prompt").n_reused, 0);
+    session.clear();
+    let longer: Vec<u32> = [&other[..], &tokens[..20]].concat();
+    prefill(&mut session, &longer[..LONG + 5]).expect("a part of it");
+    let mut fresh = in_turns(&pair);
+    prefill(&mut fresh, &longer[..LONG + 5]).expect("a prompt");
+    assert_close(session.logits(), fresh.logits(), pair.tolerance(), "a part of another text");
+}
+
+#[test]
+fn a_long_documents_file_serves_another_session() {
+    for name in ["gemma3", "gemma4-small", "gpt-oss"] {
+        let pair = model(name);
+        let tokens = pair.tiny.prompt(LONG + 30);
+        let dir = tempfile::tempdir().expect("a folder");
+        let path = dir.path().join("document.gguf");
+        let mut session = in_turns(&pair);
+        read(&mut session, &tokens[..LONG]);
+        // Saved when the caches are far ahead.
+        session.clear();
+        prefill(&mut session, &tokens).expect("a question");
+        tokens[..600].iter().for_each(|&token| session.decode(token).expect("room"));
+        let document = session.document().expect("a document");
+        document.save(&path).expect("a file");
+        let n_bytes = std::fs::metadata(&path).expect("a file").len();
+        assert!(n_bytes < document.n_bytes() + 20_000, "{name}: a file of {n_bytes} bytes");
+        let mut opened = in_turns(&pair);
+        opened.open_document(&path).expect("a document");
+        assert_eq!(prefill(&mut opened, &tokens).expect("a question").n_reused, LONG, "{name}");
+        let mut fresh = in_turns(&pair);
+        prefill(&mut fresh, &tokens).expect("a prompt");
+        assert_close(opened.logits(), fresh.logits(), pair.tolerance(), name);
+    }
 }
 
 /// Interrupted at every place where it looks for that, behind a prompt that was read in turns.

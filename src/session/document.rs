@@ -8,7 +8,7 @@
 //!
 //! Recurrent layers have one state where others have an entry for each token, and it cannot be taken back. It is kept where a
 //! document ends: prompts that begin with all of it begin there, those that go on where the last one ended there, all others at the
-//! start.
+//! start. So it is, behind long documents, with layers that have a window: they forget what no later token sees.
 
 use std::fmt;
 use std::ops::ControlFlow;
@@ -158,9 +158,11 @@ impl Document<'_> {
             let row = |t: super::CacheType| shape.n_embd_kv(l) / t.ggml().block_size() * t.ggml().type_size();
             (row(self.session.options.cache_type_k) + row(self.session.options.cache_type_v)) as u64
         };
-        let entries: u64 = layers.clone().filter(|&l| shape.has_cache(l)).map(entry_of).sum();
+        let n = self.prefix.n_document;
+        let n_of = |l: usize| self.session.sequence.cache(l).that_stay(n) as u64;
+        let entries: u64 = layers.clone().filter(|&l| shape.has_cache(l)).map(|l| n_of(l) * entry_of(l)).sum();
         let residual = if self.prefix.is_dense() { 0 } else { 4 * shape.n_embd as u64 };
-        self.prefix.n_document as u64 * (entries + residual) + states.sum::<u64>()
+        entries + n as u64 * residual + states.sum::<u64>()
     }
 
     /// Writes it to a file, from which [`Session::open_document`] reads it, in this process or another.
@@ -287,7 +289,8 @@ impl Session {
         let cut = file.n_layer();
         let mut prefix = self.new_prefix(cut)?;
         let room = (self.answer_room.saturating_add(QUESTION_ROOM)).min(self.n_ctx() - tokens.len());
-        self.sequence.reserve(0, &vec![tokens.len(); cut], room, &Staged::default())?;
+        let entries: Vec<usize> = self.sequence.layers()[..cut].iter().map(|l| l.n_of_document(tokens.len())).collect();
+        self.sequence.reserve(0, &entries, room, &Staged::default())?;
         for layer in 0..cut {
             match &self.sequence.layers()[layer] {
                 LayerMemory::Cache(cache) => cache.write(file.keys(layer), file.values(layer)),
@@ -299,7 +302,7 @@ impl Session {
             prefix.residual.reserve(tokens.len() + room, 0)?;
             prefix.residual.write(0, rows);
         }
-        self.sequence.extend(cut, tokens.len());
+        self.sequence.count_document(cut, tokens.len());
         if let Err(e) = self.sequence.keep_states(cut) {
             self.sequence.clear();
             return Err(e.into());
@@ -352,10 +355,9 @@ impl Session {
         let shared = if self.sequence.has_states(prefix.cut) {
             // However few rows are new then.
             self.sequence.known(prefix.cut, if prefix.is_dense() { shared.min(tokens.len() - 1) } else { shared })
-        } else if new_rows {
-            shared.min(tokens.len().saturating_sub(fewest))
         } else {
-            shared
+            let shared = if new_rows { shared.min(tokens.len().saturating_sub(fewest)) } else { shared };
+            self.sequence.known(prefix.cut, shared)
         };
         prefix.truncate(shared);
         prefix.n_again = n_again;
@@ -398,7 +400,7 @@ impl Session {
     ) -> Result<PrefillReport> {
         let n_layer = self.model.shape().n_layer;
         let new = &tokens[n_reused..];
-        self.sequence.complete(n_layer, n_reused, Vec::new());
+        self.sequence.complete(n_layer, n_reused, Vec::new(), &Staged::default());
         let prepared = self.prepared_for(new.len(), &Dense, Budgets::dense(n_layer, new.len()))?;
         let report = self.run_prefill(start, Reading::all(new, n_reused), prepared, Share::WHOLE, progress, None)?;
         if let Some(prefix) = &mut self.prefix {
@@ -496,7 +498,7 @@ impl Session {
             prefix.residual.store(first, rows, new.len());
             prefix.extend(&new);
         }
-        self.sequence.extend(cut, new.len());
+        self.sequence.extend(cut, new.len(), &prepared.staged);
         self.is_suspect = false;
     }
 }

@@ -1,22 +1,24 @@
 //! The file of a document: a GGUF with what the layers before the first one that skips have computed of it.
 //!
-//! Format, version 1. Metadata:
+//! Format, version 2. Metadata:
 //! - `general.architecture` = `spts-document`
 //! - `spts.version` (u32), `spts.fingerprint` (string): of the model that read it
 //! - `spts.layers` (u32): so many first layers were computed for every token; all of the model's if the document is dense
 //! - `spts.settings` (string): digest of these layers' graph, in which the settings of rotary embeddings are
 //!
 //! Tensors, in ggml order: `tokens` I32 `[n]`; for each of these layers N `blk.N.k` and `blk.N.v` `[n_embd_kv, n]`, in the types of
-//! the caches, or, if it is recurrent, its state behind the last token, F32: `blk.N.channels` `[d_conv - 1, n_channels]` and
-//! `blk.N.matrices` `[head_dim, head_dim * n_head_v]`; `residual` F32 `[n_embd, n]`, the residual stream that enters the next
-//! layer, unless these are all.
+//! the caches (with a window of w tokens those from the last multiple of 256 on with w + 64 tokens behind it), or, if it is
+//! recurrent, its state behind the last token, F32: `blk.N.channels` `[d_conv - 1, n_channels]` and `blk.N.matrices` `[head_dim,
+//! head_dim * n_head_v]`; `residual` F32 `[n_embd, n]`, the residual stream that enters the next layer, unless these are all.
 //!
 //! It holds for any question, any budgets and any probe, as long as the schedule skips from no earlier layer.
 
 use std::io::{self, Write};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use crate::Result;
+use crate::attributes::entries_that_stay;
 use crate::ggml::Tensor;
 use crate::ggml::arena::read_bytes;
 use crate::gguf::{GgmlType, Gguf, GgufError, GgufWriter, OpenOptions, no_source};
@@ -32,7 +34,7 @@ use super::residual::Residual;
 use super::sequence::CacheType;
 
 /// Version of the format that is written and read.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// `general.architecture` of a document's file.
 pub const ARCHITECTURE: &str = "spts-document";
 
@@ -75,27 +77,30 @@ pub(super) fn write(
                 continue;
             }
             let cache = session.sequence.cache(layer);
-            for (name, rows) in [("k", cache.k()), ("v", cache.v())] {
-                let shape = [rows.ne(0) as u64, n as u64];
-                w.add_tensor(&format!("blk.{layer}.{name}"), &shape, rows.ty(), move |_, out| copy(rows, n, out))?;
+            let (kept, first) = cache.of_document(n).expect("a document has its entries");
+            let n_rows = cache.that_stay(n);
+            for (name, rows) in [("k", kept.k()), ("v", kept.v())] {
+                let shape = [rows.ne(0) as u64, n_rows as u64];
+                let write = move |_: &_, out: &mut dyn Write| copy(rows, first..first + n_rows, out);
+                w.add_tensor(&format!("blk.{layer}.{name}"), &shape, rows.ty(), write)?;
             }
         }
         if let Some(residual) = residual {
             let rows = residual.rows();
             let shape = [rows.ne(0) as u64, n as u64];
-            w.add_tensor("residual", &shape, GgmlType::F32, move |_, out| copy(rows, n, out))?;
+            w.add_tensor("residual", &shape, GgmlType::F32, move |_, out| copy(rows, 0..n, out))?;
         }
         w.write_into(out, no_source)
     };
     write().map_err(|e| DocumentError::from(e).into())
 }
 
-/// Writes the first `n` rows.
-fn copy(rows: Tensor<'_>, n: usize, out: &mut dyn Write) -> io::Result<()> {
+/// Writes some rows.
+fn copy(rows: Tensor<'_>, range: Range<usize>, out: &mut dyn Write) -> io::Result<()> {
     let row = rows.nb(1);
     let at_once = (CHUNK / row).max(1);
-    for first in (0..n).step_by(at_once) {
-        let count = at_once.min(n - first);
+    for first in range.clone().step_by(at_once) {
+        let count = at_once.min(range.end - first);
         out.write_all(&read_bytes(rows, first * row, count * row))?;
     }
     Ok(())
@@ -191,7 +196,8 @@ impl DocumentFile {
             }
             for (name, ty) in [("k", types.0.ggml()), ("v", types.1.ggml())] {
                 let name = format!("blk.{layer}.{name}");
-                self.check_tensor(&name, &any, shape(model.shape().n_embd_kv(layer)))?;
+                let n_rows = entries_that_stay(model.shape().window(layer), self.n_tokens) as u64;
+                self.check_tensor(&name, &any, [Some(model.shape().n_embd_kv(layer) as u64), Some(n_rows)])?;
                 if self.type_of(&name) != Some(ty) {
                     let [found_k, found_v] = ["k", "v"].map(|x| {
                         self.type_of(&format!("blk.{layer}.{x}")).map_or("missing", GgmlType::name)

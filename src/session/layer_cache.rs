@@ -1,8 +1,9 @@
 //! The KV cache of one layer that attends: as many entries as its attention has computed, or as its window needs.
 
+mod window;
+
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::attributes::CACHE_GROWTH;
 use crate::compile::lower::KV_PAD;
 use crate::ggml::GgmlError;
 use crate::ggml::Tensor;
@@ -66,6 +67,8 @@ pub struct LayerCache {
     window: Option<usize>,
     /// Entries that were forgotten: those before the first row.
     forgotten: usize,
+    /// Entries as they were behind a document.
+    kept: Option<Box<LayerCache>>,
 }
 
 static GENERATION: AtomicU64 = AtomicU64::new(1);
@@ -85,88 +88,8 @@ impl LayerCache {
             positions: None,
             window: None,
             forgotten: 0,
+            kept: None,
         }
-    }
-
-    /// The same for a layer that sees no further than `window` tokens back.
-    pub fn with_window(self, window: Option<usize>) -> Self {
-        Self { window, ..self }
-    }
-
-    /// An empty one of the same kind, without a window.
-    pub(super) fn another(&self) -> Self {
-        Self::new(self.buft, self.width, self.types)
-    }
-
-    /// Whether another has entries of the same width in the same memory.
-    pub(super) fn is_like(&self, other: &LayerCache) -> bool {
-        self.buft == other.buft && self.width == other.width && self.types == other.types
-    }
-
-    /// Entries of a prompt that a layer with a window needs behind it; `None` where it needs all.
-    pub(super) fn needed(&self) -> Option<usize> {
-        self.window
-    }
-
-    /// Entries that are enough for a layer with a window, however many tokens are read; `None` without one.
-    pub fn enough(&self) -> Option<usize> {
-        self.window.map(|window| window + CACHE_GROWTH)
-    }
-
-    /// Forgets entries that no later token sees, if there are more of them than are worth the work.
-    pub(super) fn forget(&mut self) {
-        let Some(window) = self.window.filter(|window| self.len >= window + CACHE_GROWTH) else { return };
-        self.keep_rows(self.len - window, window);
-    }
-
-    /// Of the rows, whose entries all count, those from `first` on stay, and become the first.
-    fn keep_rows(&mut self, first: usize, n: usize) {
-        if let Some((arena, k, v)) = &self.arena {
-            arena.shift_rows(*k, first, n);
-            arena.shift_rows(*v, first, n);
-        }
-        self.count_forgotten(first, n);
-    }
-
-    fn count_forgotten(&mut self, first: usize, n: usize) {
-        self.forgotten += first;
-        self.len = n;
-        if let Some(positions) = &mut self.positions {
-            positions.drain(..first);
-        }
-        let oldest = self.positions.as_ref().and_then(|p| p.first().copied()).map_or(self.forgotten, |p| p as usize);
-        // The first token that sees nothing of what is gone.
-        self.least = self.least.max(oldest + self.window.unwrap_or(0).saturating_sub(1));
-    }
-
-    /// Copies the entries to the first rows of `staging`.
-    pub(super) fn copy_to(&self, staging: &LayerCache) {
-        let (Some((from, k, v)), Some((to, to_k, to_v))) = (&self.arena, &staging.arena) else { return };
-        to.copy_rows(*to_k, 0, from.get(*k), self.len);
-        to.copy_rows(*to_v, 0, from.get(*v), self.len);
-    }
-
-    /// Copies the last of the `n` rows of `staging`, as many as the window needs, behind the entries. They count when
-    /// [`LayerCache::append_staged`] says so.
-    ///
-    /// # Panics
-    /// Without a window, or without room for them.
-    pub(super) fn copy_last_from(&self, staging: &LayerCache, n: usize) {
-        let window = self.window.expect("a layer with a window");
-        let (Some((to, k, v)), Some((from, from_k, from_v))) = (&self.arena, &staging.arena) else { return };
-        to.copy_rows_from(*k, self.len, from.get(*from_k), n - window, window);
-        to.copy_rows_from(*v, self.len, from.get(*from_v), n - window, window);
-    }
-
-    /// As [`LayerCache::append`], of entries of which the last lie behind those there were: these stay alone.
-    pub(super) fn append_staged(&mut self, kept: Kept, first: usize, n: usize) {
-        let (before, window) = (self.len, self.window.expect("a layer with a window"));
-        self.append(kept, first, n);
-        if let Some((arena, k, v)) = &self.arena {
-            arena.shift_rows(*k, before, window);
-            arena.shift_rows(*v, before, window);
-        }
-        self.count_forgotten(self.len - window, window);
     }
 
     /// Makes room for `rows` entries in all, keeping what is there.
@@ -212,6 +135,7 @@ impl LayerCache {
         self.least = 0;
         self.positions = None;
         self.forgotten = 0;
+        self.kept = None;
     }
 
     pub(super) fn append(&mut self, kept: Kept, first: usize, n: usize) {
@@ -230,8 +154,9 @@ impl LayerCache {
                 if positions.len() < n {
                     self.least = first + n;
                 }
+                let there = (self.forgotten..self.end()).map(|x| x as i32);
                 self.len += positions.len();
-                self.positions.get_or_insert_with(|| (0..first).map(|x| x as i32).collect()).extend(positions);
+                self.positions.get_or_insert_with(|| there.collect()).extend(positions);
             }
         }
     }
@@ -239,6 +164,11 @@ impl LayerCache {
     /// The number of entries.
     pub fn len(&self) -> usize {
         self.len
+    }
+
+    /// Entries there have been, those that were forgotten among them.
+    pub(super) fn end(&self) -> usize {
+        self.forgotten + self.len
     }
 
     /// Whether there are no entries.
@@ -291,6 +221,7 @@ impl LayerCache {
 
     /// Bytes that the cache holds.
     pub fn n_bytes(&self) -> usize {
-        self.arena.as_ref().map_or(0, |(a, _, _)| a.n_bytes())
+        let kept = self.kept.as_ref().map_or(0, |kept| kept.n_bytes());
+        self.arena.as_ref().map_or(0, |(a, _, _)| a.n_bytes()) + kept
     }
 }

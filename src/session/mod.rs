@@ -338,7 +338,7 @@ impl Session {
         }
         self.check_tokens(&[token])?;
         self.check_interrupt()?;
-        self.sequence.reserve_token(self.n_ctx(), self.prefix.is_none())?;
+        self.sequence.reserve_token(self.n_ctx())?;
         if self.decode.is_none() {
             self.decode = Some(self.decode_program()?);
         }

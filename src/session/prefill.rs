@@ -300,7 +300,7 @@ impl Session {
         let dense = graph.first_layer;
         match dense {
             0 => self.sequence.advance_staged(reading.n_read, kept, &prepared.staged),
-            _ => self.sequence.complete(dense, n, kept),
+            _ => self.sequence.complete(dense, n, kept, &prepared.staged),
         }
         let budgets = &compiled.budgets;
         let with_cache = |layers: usize| (0..layers).filter(|&l| self.model.shape().has_cache(l)).count();
@@ -371,12 +371,9 @@ impl Session {
         Ok(staged)
     }
 
-    /// Layers that read the prompt in turns: none where a document's questions begin with what these would forget.
+    /// Layers that read the prompt in turns, and the rows that each adds.
     fn staged_layers(&self, compiled: &Compiled) -> Vec<(usize, usize)> {
-        match self.prefix {
-            Some(_) => Vec::new(),
-            None => Staged::wanted(&compiled.graph, &compiled.program, self.model.shape(), &self.sequence),
-        }
+        Staged::wanted(&compiled.graph, &compiled.program, self.model.shape(), &self.sequence)
     }
 
     /// Gives a program memory. Where a device has too little for tiles of the usual size, they are made smaller, unless their
@@ -425,7 +422,7 @@ pub(super) struct Prepared {
     pub(super) compiled: Compiled,
     pub(super) slots: Vec<SlotMemory>,
     /// Layers that read the prompt in shared memory.
-    staged: Staged,
+    pub(super) staged: Staged,
     /// Tokens read before, when it was made.
     n_past: usize,
     repeated: RepeatedGraphs,

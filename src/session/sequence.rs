@@ -29,12 +29,25 @@ impl LayerMemory {
         }
     }
 
-    pub(super) fn append(&mut self, kept: Kept, first: usize, n: usize) {
+    /// As [`LayerMemory::append`] in layer `l`, which may have read the tokens in memory shared with others.
+    pub(super) fn append_in(&mut self, staged: &Staged, l: usize, kept: Kept, first: usize, n: usize) {
+        match self {
+            LayerMemory::Cache(cache) if staged.memory_of(l).is_some() => cache.append_staged(kept, first, n),
+            memory => memory.append(kept, first, n),
+        }
+    }
+
+    fn append(&mut self, kept: Kept, first: usize, n: usize) {
         match self {
             LayerMemory::Cache(cache) => cache.append(kept, first, n),
             LayerMemory::Recurrent(state) => state.advance(n),
             LayerMemory::Shared => {}
         }
+    }
+
+    /// Entries that stay of a document of `n` tokens, where a layer has any.
+    pub(super) fn n_of_document(&self, n: usize) -> usize {
+        self.cache().map_or(0, |cache| cache.that_stay(n))
     }
 
     fn clear(&mut self) {
@@ -115,13 +128,6 @@ impl Sequence {
         self.states_before(self.layers.len())
     }
 
-    fn states_mut(&mut self) -> impl Iterator<Item = &mut RecurrentState> {
-        self.layers.iter_mut().filter_map(|layer| match layer {
-            LayerMemory::Recurrent(state) => Some(state),
-            LayerMemory::Cache(_) | LayerMemory::Shared => None,
-        })
-    }
-
     /// Tokens read so far: the next one's position.
     pub fn n_past(&self) -> usize {
         self.n_past
@@ -154,7 +160,7 @@ impl Sequence {
         layers.map(|(i, of)| (first + i, of)).try_for_each(|(l, (layer, n))| match layer {
             LayerMemory::Cache(cache) if staged.memory_of(l).is_some() => {
                 let enough = cache.enough().unwrap_or(0);
-                cache.reserve(enough.max(cache.len + cache.needed().unwrap_or(0)))
+                cache.reserve(enough.max(cache.len + cache.that_stay(cache.len + n)))
             }
             LayerMemory::Cache(cache) => cache.reserve(cache.len + n + spare),
             LayerMemory::Recurrent(state) => state.reserve(),
@@ -163,20 +169,18 @@ impl Sequence {
     }
 
     /// Makes room for one token, and where a cache has none, for as many as it takes before memory is touched again: up to
-    /// `most` tokens in all. With `forgets`, layers with a window make it by forgetting what no later token sees.
+    /// `most` tokens in all. Layers with a window make it by forgetting what no later token sees.
     ///
     /// # Errors
     /// Out of memory. What was read is still there.
-    pub fn reserve_token(&mut self, most: usize, forgets: bool) -> std::result::Result<(), GgmlError> {
+    pub fn reserve_token(&mut self, most: usize) -> std::result::Result<(), GgmlError> {
         let spare = CACHE_GROWTH.min(most.saturating_sub(self.n_past)).max(1);
         for layer in &mut self.layers {
             let cache = match layer {
                 LayerMemory::Cache(cache) if cache.len == cache.capacity => cache,
                 _ => continue,
             };
-            if forgets {
-                cache.forget();
-            }
+            cache.forget();
             if cache.len < cache.capacity {
                 continue;
             }
@@ -202,20 +206,31 @@ impl Sequence {
     }
 
     /// The layers before `cut` have kept `n` more tokens; none counts as read by it.
-    pub fn extend(&mut self, cut: usize, n: usize) {
-        for layer in &mut self.layers[..cut] {
-            let first = layer.cache().map_or(0, LayerCache::len);
-            layer.append(Kept::Count(n), first, n);
+    pub fn extend(&mut self, cut: usize, n: usize, staged: &Staged) {
+        for (l, layer) in self.layers[..cut].iter_mut().enumerate() {
+            let first = layer.cache().map_or(0, LayerCache::end);
+            layer.append_in(staged, l, Kept::Count(n), first, n);
         }
     }
 
     /// Of a sequence of `n` tokens the layers before `cut` have kept all, and those from `cut` on, empty before, the entries at
     /// `kept`: all of them are read.
-    pub fn complete(&mut self, cut: usize, n: usize, kept: Vec<Kept>) {
-        for (layer, kept) in self.layers[cut..].iter_mut().zip(kept) {
-            layer.append(kept, 0, n);
+    pub fn complete(&mut self, cut: usize, n: usize, kept: Vec<Kept>, staged: &Staged) {
+        for (l, (layer, kept)) in (cut..).zip(self.layers[cut..].iter_mut().zip(kept)) {
+            layer.append_in(staged, l, kept, 0, n);
         }
         self.n_past = n;
+    }
+
+    /// What was written to the layers before `cut` are the entries and states of a document of `n` tokens; none counts as read by it.
+    pub(super) fn count_document(&mut self, cut: usize, n: usize) {
+        for layer in &mut self.layers[..cut] {
+            match layer {
+                LayerMemory::Cache(cache) => cache.count_document(n),
+                LayerMemory::Recurrent(state) => state.advance(n),
+                LayerMemory::Shared => {}
+            }
+        }
     }
 
     /// Begins again: the layers before `cut` stay as they are behind the first `n` tokens, of which they have kept all; the others
@@ -227,10 +242,7 @@ impl Sequence {
         let (before, behind) = self.layers.split_at_mut(cut);
         for layer in before {
             match layer {
-                LayerMemory::Cache(cache) => {
-                    assert!(n <= cache.len, "entries of every token");
-                    (cache.len, cache.least, cache.positions) = (n, 0, None);
-                }
+                LayerMemory::Cache(cache) => cache.rewind(n),
                 LayerMemory::Recurrent(state) => state.rewind(n),
                 LayerMemory::Shared => {}
             }
@@ -239,10 +251,14 @@ impl Sequence {
         self.n_past = 0;
     }
 
-    /// The most tokens, at most `n`, behind which the layers before `cut` can begin again: all of the `n` without recurrent layers,
-    /// else the most of which the states are there.
+    /// The most tokens, at most `n`, behind which the layers before `cut` can begin again: all of the `n` unless a layer is recurrent
+    /// or has forgotten entries, else the most of which the states, or the entries that the next token sees, are there.
     pub fn known(&self, cut: usize, n: usize) -> usize {
-        let Some(first) = self.states_before(cut).next() else { return n };
+        let Some(first) = self.states_before(cut).next() else {
+            let kept = self.caches_before(cut).find_map(LayerCache::kept_end).unwrap_or(0);
+            let can_begin = |n: &usize| self.caches_before(cut).all(|cache| cache.can_begin_at(*n));
+            return [n, kept].into_iter().filter(|&m| m <= n).find(can_begin).unwrap_or(0);
+        };
         let (read, kept) = (first.len(), first.kept_len().unwrap_or(0));
         let is_current = read <= n && self.states_before(cut).all(|state| state.len() == read);
         let is_kept = kept <= n && self.has_kept(cut, kept);
@@ -257,29 +273,42 @@ impl Sequence {
         })
     }
 
+    fn caches_before(&self, cut: usize) -> impl Iterator<Item = &LayerCache> {
+        self.layers[..cut].iter().filter_map(LayerMemory::cache)
+    }
+
     /// Whether any of the layers before `cut` is recurrent: then these cannot begin again anywhere.
     pub fn has_states(&self, cut: usize) -> bool {
         self.states_before(cut).next().is_some()
     }
 
-    /// Keeps the states of the layers before `cut` as they are.
+    /// Keeps the states of the layers before `cut` as they are, and what the next token sees in layers with a window.
     ///
     /// # Errors
     /// Out of memory: then none is kept.
     pub fn keep_states(&mut self, cut: usize) -> std::result::Result<(), GgmlError> {
         let kept = self.layers[..cut].iter_mut().try_for_each(|layer| match layer {
             LayerMemory::Recurrent(state) => state.keep(),
-            LayerMemory::Cache(_) | LayerMemory::Shared => Ok(()),
+            LayerMemory::Cache(cache) => cache.keep(),
+            LayerMemory::Shared => Ok(()),
         });
         if kept.is_err() {
-            self.states_mut().for_each(RecurrentState::forget_kept);
+            for layer in &mut self.layers {
+                match layer {
+                    LayerMemory::Recurrent(state) => state.forget_kept(),
+                    LayerMemory::Cache(cache) => cache.forget_kept(),
+                    LayerMemory::Shared => {}
+                }
+            }
         }
         kept
     }
 
-    /// Whether the states of the layers before `cut` were kept behind the first `n` tokens; true without such layers.
+    /// Whether what stays of a document of the first `n` tokens is there in the layers before `cut`: states that were kept, and
+    /// entries.
     pub fn has_kept(&self, cut: usize, n: usize) -> bool {
         self.states_before(cut).all(|state| state.kept_len() == Some(n))
+            && self.caches_before(cut).all(|cache| cache.of_document(n).is_some())
     }
 
     /// The fewest tokens that [`Sequence::truncate`] can leave: which entry a token has in a layer that left some out is known
@@ -320,6 +349,7 @@ impl Sequence {
             let LayerMemory::Cache(cache) = layer else { continue };
             // Entries behind the prompt are a run, one for each token.
             cache.len -= self.n_past - n;
+            cache.forget_kept_behind(n);
             if let Some(positions) = &mut cache.positions {
                 positions.truncate(cache.len);
             }
@@ -386,16 +416,16 @@ mod tests {
     fn a_sequence_begins_again_behind_a_document() {
         let mut s = sequence(3);
         s.reserve(0, &[100, 100], 0, &Staged::default()).expect("memory");
-        s.extend(2, 100);
+        s.extend(2, 100, &Staged::default());
         assert_eq!((s.n_past(), s.lengths()), (0, vec![100, 100, 0]));
-        s.complete(2, 100, vec![Kept::At(vec![3, 99])]);
+        s.complete(2, 100, vec![Kept::At(vec![3, 99])], &Staged::default());
         s.advance(5, None);
         assert_eq!((s.n_past(), s.lengths(), s.least()), (105, vec![105, 105, 7], 100));
         s.rewind(2, 90);
         assert_eq!((s.n_past(), s.lengths(), s.least()), (0, vec![90, 90, 0], 0));
         assert_eq!(s.cache(2).positions(), None);
-        s.extend(2, 4);
-        s.complete(2, 94, vec![Kept::Count(9)]);
+        s.extend(2, 4, &Staged::default());
+        s.complete(2, 94, vec![Kept::Count(9)], &Staged::default());
         assert_eq!((s.n_past(), s.lengths()), (94, vec![94, 94, 9]));
     }
 
@@ -407,7 +437,7 @@ mod tests {
         let row: Vec<u8> = (0..64).collect();
         s.cache(0).write(&row, &[]);
         s.advance(KV_PAD, None);
-        s.reserve_token(10_000, true).expect("memory");
+        s.reserve_token(10_000).expect("memory");
         let cache = &s.cache(0);
         assert_eq!(cache.capacity(), (KV_PAD + CACHE_GROWTH).next_multiple_of(KV_PAD));
         assert_ne!(cache.generation(), before);
@@ -416,7 +446,7 @@ mod tests {
         let mut s = sequence(1);
         s.reserve(0, &[1], 0, &Staged::default()).expect("memory");
         s.advance(KV_PAD, None);
-        s.reserve_token(KV_PAD + 1, true).expect("memory");
+        s.reserve_token(KV_PAD + 1).expect("memory");
         assert_eq!(s.cache(0).capacity(), 2 * KV_PAD);
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! A prompt is read layer by layer. While such a layer reads it, the keys and values of all its tokens lie in memory that these
 //! layers take turns in ([`Staged`]); what its window needs behind the prompt is copied to its own cache before the next one takes
-//! its turn. A session that has read a document keeps all entries: its questions begin where the document ends.
+//! its turn. Behind a document that is kept a second time: questions begin there, however far the last answer went.
 
 use crate::compile::phases::{Program, Storage};
 use crate::ggml::GgmlError;
@@ -35,12 +35,14 @@ impl Staged {
     /// The layers of a prompt's program that can take turns, and how many rows each adds: those whose entries are more than they
     /// need, and whose turns do not meet.
     pub(super) fn wanted(graph: &Graph, program: &Program, shape: &Shape, sequence: &Sequence) -> Vec<(usize, usize)> {
-        let rows = |layer: usize| graph.kept_rows(layer).filter(|_| shape.layer_kind(layer) == LayerKind::Windowed);
+        let first = graph.first_layer;
+        let is_windowed = |layer: usize| shape.layer_kind(layer) == LayerKind::Windowed;
+        let rows = |layer: usize| graph.kept_rows(layer - first).filter(|_| is_windowed(layer));
         let is_long = |&(layer, rows): &(usize, usize)| {
             let cache = sequence.cache(layer);
             cache.enough().is_some_and(|enough| cache.len() + rows > enough)
         };
-        let windowed = (0..graph.layers.len()).filter_map(|layer| Some((layer, rows(layer)?)));
+        let windowed = (first..first + graph.layers.len()).filter_map(|layer| Some((layer, rows(layer)?)));
         let mut next = 0;
         let mut is_free = |&(layer, _): &(usize, usize)| match phases_of(graph, program, layer) {
             // Several layers may be read at once: then all of them need their keys together.
@@ -144,10 +146,7 @@ impl Sequence {
     pub(super) fn advance_staged(&mut self, n: usize, kept: Vec<Kept>, staged: &Staged) {
         let first = self.n_past();
         for (layer, (memory, kept)) in self.layers_and_shared().0.iter_mut().zip(kept).enumerate() {
-            match memory {
-                LayerMemory::Cache(cache) if staged.memory_of(layer).is_some() => cache.append_staged(kept, first, n),
-                memory => memory.append(kept, first, n),
-            }
+            memory.append_in(staged, layer, kept, first, n);
         }
         self.count(n);
     }

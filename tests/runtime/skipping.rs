@@ -9,7 +9,7 @@ use spts::session::select::random_scores;
 use spts::session::sequence::CacheType;
 
 use super::proxies::Proxies;
-use super::{F16_CACHE, Pair, Q8_0_CACHE, assert_close, prefill};
+use super::{F16_CACHE, Pair, Q8_0_CACHE, assert_close, assert_lengths, prefill};
 use crate::reference::{self, Chosen, Follow, Layout, Output, SptsPlan};
 use crate::support::tiny::Tiny;
 
@@ -143,7 +143,7 @@ impl Run {
         }
         assert_eq!(chosen.len(), pair.tiny.n_layer);
         let with_cache = pair.reference.layers.iter().enumerate().filter(|(il, l)| l.has_cache(*il)).count();
-        pair.assert_lengths(&session.kv_lengths(), &expected.kv_lengths(), &what);
+        assert_lengths(&session, &expected.kv_lengths(), &what);
         assert_eq!(session.n_past(), tokens.len());
         assert_eq!(report.cache_kept, kept as f64 / (tokens.len() * with_cache) as f64, "{what}");
         assert_close(session.logits(), &expected.logits, self.tolerance(pair), &what);
@@ -163,12 +163,12 @@ impl Run {
             last = pair.reference.decode(&mut expected.state, *token);
             assert_close(session.logits(), &last, decoding, &format!("decoded token {i} behind {what}"));
         }
-        pair.assert_lengths(&session.kv_lengths(), &expected.kv_lengths(), &format!("decoding behind {what}"));
+        assert_lengths(&session, &expected.kv_lengths(), &format!("decoding behind {what}"));
 
         let mut session = self.compare(pair, tokens, proxies).session;
         prefill(&mut session, &next).expect("a second prefill");
         assert_close(session.logits(), &last, decoding, &format!("second prefill behind {what}"));
-        pair.assert_lengths(&session.kv_lengths(), &expected.kv_lengths(), &format!("second prefill behind {what}"));
+        assert_lengths(&session, &expected.kv_lengths(), &format!("second prefill behind {what}"));
         session.decode(7).expect("decode");
         let then = pair.reference.decode(&mut expected.state, 7);
         assert_close(session.logits(), &then, decoding, &format!("decode behind both prefills, {what}"));
