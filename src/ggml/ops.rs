@@ -24,13 +24,13 @@ pub struct Ops {
 
 /// A tensor of a graph that is computed more than once, kept from one time to the next; see [`Ops::keep`].
 #[derive(Clone, Copy, Debug)]
-pub struct Kept {
+pub struct KeptTensor {
     ptr: NonNull<sys::ggml_tensor>,
     graph: u64,
 }
 
 // SAFETY: the pointer is followed only by `Ops::kept`, which checks that its graph is still there.
-unsafe impl Send for Kept {}
+unsafe impl Send for KeptTensor {}
 
 fn next_id() -> u64 {
     static NEXT: AtomicU64 = AtomicU64::new(0);
@@ -150,15 +150,15 @@ impl Ops {
     }
 
     /// A handle on a tensor of this graph that does not borrow from it.
-    pub fn keep(&self, t: Tensor<'_>) -> Kept {
-        Kept { ptr: t.ptr, graph: self.id }
+    pub fn keep(&self, t: Tensor<'_>) -> KeptTensor {
+        KeptTensor { ptr: t.ptr, graph: self.id }
     }
 
     /// The tensor of a handle.
     ///
     /// # Panics
     /// If the graph was reset since.
-    pub fn kept(&self, kept: Kept) -> Tensor<'_> {
+    pub fn kept(&self, kept: KeptTensor) -> Tensor<'_> {
         assert_eq!(kept.graph, self.id, "a tensor of a graph that is gone");
         self.wrap(kept.ptr.as_ptr())
     }

@@ -10,6 +10,8 @@
 //! document ends: prompts that begin with all of it begin there, those that go on where the last one ended there, all others at the
 //! start. So it is, behind long documents, with layers that have a window: they forget what no later token sees.
 
+mod prefix;
+
 use std::fmt;
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -21,6 +23,8 @@ use crate::gguf::GgufError;
 use crate::method::{Budgets, Dense, Entry, Method, Prompt};
 use crate::output_file::OutputFile;
 use crate::{Error, Result};
+
+pub(super) use prefix::Prefix;
 
 use super::Session;
 use super::document_file::{self, DocumentFile};
@@ -56,70 +60,6 @@ pub struct ReadReport {
     pub n_reused: usize,
     /// Wall time in seconds.
     pub seconds: f64,
-}
-
-/// What a session has of the tokens that it read last: the entries of the layers before `cut` are in the sequence's caches.
-pub(super) struct Prefix {
-    tokens: Vec<u32>,
-    /// Layers that computed every token; all layers of a dense prompt.
-    cut: usize,
-    n_layer: usize,
-    /// What leaves these layers, unless they are all.
-    residual: Residual,
-    /// The first tokens, which are the document.
-    n_document: usize,
-    /// The first tokens that will be it, once what was cut off to be read again is there.
-    n_again: usize,
-}
-
-impl Prefix {
-    fn new(cut: usize, n_layer: usize, residual: Residual) -> Prefix {
-        Prefix { tokens: Vec::new(), cut, n_layer, residual, n_document: 0, n_again: 0 }
-    }
-
-    /// Layers before the first one that skips.
-    pub(super) fn cut(&self) -> usize {
-        self.cut
-    }
-
-    /// The tokens whose entries and rows are there.
-    pub(super) fn tokens(&self) -> &[u32] {
-        &self.tokens
-    }
-
-    /// Bytes of the residual stream.
-    pub(super) fn residual_bytes(&self) -> usize {
-        self.residual.n_bytes()
-    }
-
-    /// Forgets what is behind the first `n` tokens.
-    pub(super) fn truncate(&mut self, n: usize) {
-        self.tokens.truncate(n);
-        self.n_document = self.n_document.min(self.tokens.len());
-        self.n_again = self.n_document;
-    }
-
-    /// All layers have read these behind the `n_past` tokens of a prompt, which is kept if it is dense and what is there is all of
-    /// it.
-    pub(super) fn extend_dense(&mut self, n_past: usize, tokens: &[u32]) {
-        if self.is_dense() && n_past > 0 && self.tokens.len() == n_past {
-            self.extend(tokens);
-        }
-    }
-
-    fn extend(&mut self, tokens: &[u32]) {
-        self.tokens.extend_from_slice(tokens);
-        self.n_document = self.n_document.max(self.n_again.min(self.tokens.len()));
-    }
-
-    fn is_dense(&self) -> bool {
-        self.cut == self.n_layer
-    }
-
-    /// Whether a prompt whose first `dense` layers compute every token can begin with this.
-    fn serves(&self, dense: usize) -> bool {
-        if dense == self.n_layer { self.is_dense() } else { 0 < self.cut && self.cut <= dense }
-    }
 }
 
 /// The document that a session has read.

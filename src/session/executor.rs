@@ -11,7 +11,7 @@ use crate::compile::phases::{Phase, PhaseKind};
 use crate::ggml::arena::{read_f32, read_i32};
 use crate::ggml::backend::Backend;
 use crate::ggml::kernels::Kernels;
-use crate::ggml::ops::{Kept, Ops};
+use crate::ggml::ops::{KeptTensor, Ops};
 use crate::ggml::{GgmlError, Tensor};
 use crate::graph::ir::{Node, NodeId, Op, Tap, WeightId};
 
@@ -277,7 +277,7 @@ fn compute_tile(
     phase: &Phase,
     rows: Range<usize>,
     watcher: &mut dyn Watcher,
-) -> Result<Option<Vec<(Kept, InputKind)>>> {
+) -> Result<Option<Vec<(KeptTensor, InputKind)>>> {
     let memory = DeviceMemory::new(run, device, &d.backend, &d.masks, &d.fetched);
     let lowered = lower::lower(ops, &memory, &run.compiled.graph, &run.compiled.program, phase, rows.clone(), run.mode);
     d.backend.allocate(ops)?;
@@ -285,7 +285,7 @@ fn compute_tile(
         d.backend.write(input.tensor, &host_input(run, input.what, input.tensor));
     }
     let inputs = lowered.inputs.iter().map(|i| (ops.keep(i.tensor), i.what)).collect();
-    let captures: Vec<(usize, Tap, Kept)> = lowered.captures.iter().map(|(l, t, x)| (*l, *t, ops.keep(*x))).collect();
+    let captures: Vec<(usize, Tap, KeptTensor)> = lowered.captures.iter().map(|(l, t, x)| (*l, *t, ops.keep(*x))).collect();
     compute(d, ops)?;
     if captures.is_empty() {
         return Ok(Some(inputs));

@@ -17,6 +17,7 @@ pub mod generate;
 pub mod layer_cache;
 pub mod masks;
 pub mod prefill;
+pub mod prefill_report;
 pub mod proxy_memory;
 pub mod recurrent;
 pub mod repeated;

@@ -13,10 +13,11 @@ use crate::ggml::kernels::Kernels;
 use crate::graph::ir::{Graph, NodeId, Tap};
 use crate::method::entry::{Entry, Positions};
 use crate::method::spts::capture::{Capture, insert_captures};
-use crate::method::{Budgets, Dense, LayerBudget, Method, Prompt};
+use crate::method::{Budgets, Dense, Method, Prompt};
 use crate::{Error, Result};
 
 use super::executor;
+use super::prefill_report::{selections, whole_selection};
 use super::repeated::RepeatedGraphs;
 use super::run::Run;
 use super::sampler::has_no_numbers;
@@ -26,6 +27,7 @@ use super::slots::SlotMemory;
 use super::windows::Staged;
 use super::watch::{Watch, work};
 
+pub use super::prefill_report::{LayerSelection, PrefillReport};
 pub use super::watch::{CaptureSink, PrefillProgress};
 use super::{Inputs, Session, write_inputs};
 
@@ -35,46 +37,6 @@ pub struct PrefillOptions {
     /// The first token of the question, counted from the prompt's first, for schedules that probe by it
     /// ([`crate::method::spts::schedule::Probe::by_question`]). `None`: the schedule's number of last tokens probes.
     pub question_start: Option<usize>,
-}
-
-/// Says what a prefill did.
-#[derive(Clone, Debug, Default)]
-#[non_exhaustive]
-pub struct PrefillReport {
-    /// Tokens of the prompt.
-    pub n_tokens: usize,
-    /// Its first tokens that were not read anew, since an earlier prompt began with them ([`Session::read`]).
-    pub n_reused: usize,
-    /// Wall time in seconds, from the call to the logits.
-    pub seconds: f64,
-    /// Budgets of every layer; empty if the prefill was dense.
-    pub layers: Vec<LayerBudget>,
-    /// Entries in the KV caches over those of a dense prefill.
-    pub cache_kept: f64,
-    /// Bytes of hidden states and other values between phases.
-    pub slot_bytes: usize,
-    /// Bytes of scratch, over all devices.
-    pub scratch_bytes: usize,
-    /// Nodes of the executed graph.
-    pub n_nodes: usize,
-    /// Rows computed at a time, at most.
-    pub tile: usize,
-    /// Candidates and active tokens by layer, if they were asked for.
-    pub selection: Vec<LayerSelection>,
-}
-
-/// Which tokens a layer worked on, as positions in the prompt.
-#[derive(Clone, Debug, PartialEq, serde::Serialize)]
-#[non_exhaustive]
-pub struct LayerSelection {
-    /// Layer.
-    pub il: usize,
-    /// Tokens still in the network.
-    pub candidates: Vec<i32>,
-    /// Active in attention (all candidates where nothing is skipped).
-    pub active_attn: Vec<i32>,
-    /// Active in the FFN. Where a stage ends, those of them that it prunes are not computed.
-    pub active_ffn: Vec<i32>,
 }
 
 impl Session {
@@ -431,38 +393,6 @@ pub(super) struct Prepared {
 /// Entries that each of a graph's layers adds to its cache, which not all layers have.
 pub(super) fn entries(graph: &Graph) -> Vec<usize> {
     (0..graph.layers.len()).map(|layer| graph.kept_rows(layer).unwrap_or(0)).collect()
-}
-
-/// Turns the indices selected by each node into positions, layer by layer from the graph's first.
-pub(super) fn selections(graph: &Graph, selected: &HashMap<NodeId, Vec<i32>>, first: usize) -> Vec<LayerSelection> {
-    let mut candidates: Vec<i32> = (0..graph.n_tokens).map(|i| (first + i) as i32).collect();
-    let mut all = Vec::with_capacity(graph.layers.len());
-    for (il, a) in (graph.first_layer..).zip(&graph.layers) {
-        let of = |node: Option<NodeId>| match node.and_then(|n| selected.get(&n)) {
-            Some(indices) => indices.iter().map(|&i| candidates[i as usize]).collect(),
-            None => candidates.clone(),
-        };
-        all.push(LayerSelection {
-            il,
-            active_attn: of(a.active_attn),
-            active_ffn: of(a.active_ffn),
-            candidates: candidates.clone(),
-        });
-        candidates = of(a.kept);
-    }
-    all
-}
-
-/// The selections of a program that begins at layer `dense`, behind those of the layers before, which work on all `n` tokens.
-fn whole_selection(dense: usize, n: usize, behind: Vec<LayerSelection>) -> Vec<LayerSelection> {
-    let all: Vec<i32> = (0..n as i32).collect();
-    let before = (0..dense).map(|il| LayerSelection {
-        il,
-        candidates: all.clone(),
-        active_attn: all.clone(),
-        active_ffn: all.clone(),
-    });
-    before.chain(behind).collect()
 }
 
 /// The tokens that a program reads.

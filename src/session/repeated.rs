@@ -6,7 +6,7 @@ use std::ops::Range;
 use crate::compile::lower::{self, InputKind};
 use crate::compile::memory::CacheMode;
 use crate::compile::phases::Phase;
-use crate::ggml::ops::{Kept, Ops};
+use crate::ggml::ops::{KeptTensor, Ops};
 use crate::graph::ir::{NodeId, Op};
 
 use super::device::Device;
@@ -40,7 +40,7 @@ pub(super) struct RepeatedGraph {
     /// The graph.
     pub ops: Ops,
     /// What the host writes before each time.
-    pub inputs: Vec<(Kept, InputKind)>,
+    pub inputs: Vec<(KeptTensor, InputKind)>,
     /// What holds for it.
     pub relies_on: Memories,
 }
