@@ -159,7 +159,7 @@ impl<'s> Walk<'s> {
     /// Goes back to the first tokens of the answer. What cannot be forgotten token by token is read anew.
     fn go_back(&mut self, prompt: &ChatPrompt, answer: &[u32], progress: OnProgress) -> Result<()> {
         match self.session.truncate(prompt.tokens.len() + answer.len()) {
-            Err(Error::TruncateState { .. }) => {}
+            Err(Error::TruncateState { .. } | Error::Truncate { .. }) => {}
             done => return done,
         }
         self.session.clear();
