@@ -7,7 +7,8 @@ mod support;
 use std::ops::ControlFlow;
 
 use runtime::{Pair, assert_close, one_stage, prefill};
-use spts::{CacheType, Error, Session};
+use spts::model::placement::Placement;
+use spts::{CacheType, Error, Model, ModelFile, Session, SessionOptions};
 use support::tiny::Tiny;
 
 const NAMES: [&str; 5] = ["gemma3", "gemma4", "gemma4-small", "gpt-oss", "olmo3"];
@@ -135,6 +136,24 @@ fn quantized_caches_too() {
     };
     let (session, expected) = (q8(96), q8(4096));
     assert_close(session.logits(), expected.logits(), pair.tolerance(), "q8_0");
+}
+
+#[test]
+fn layers_on_two_devices_take_turns_as_well() {
+    let pair = model("gemma3");
+    let tokens = pair.tiny.prompt(LONG);
+    let file = ModelFile::from_gguf(pair.model.file().gguf().clone()).expect("a model");
+    let placement = Placement::split("CPU".into(), pair.tiny.n_layer, 3, 0);
+    let split = Model::place_as(file, placement, runtime::on_cpu()).expect("a model");
+    let options = SessionOptions { n_ubatch: Some(96), ..runtime::exact(2048) };
+    let mut session = Session::new(split, options).expect("a session");
+    let mut expected = in_turns(&pair);
+    for s in [&mut session, &mut expected] {
+        prefill(s, &tokens).expect("a prompt");
+        s.decode(5).expect("room");
+    }
+    assert_eq!(session.kv_lengths(), expected.kv_lengths());
+    assert_eq!(session.logits(), expected.logits());
 }
 
 #[test]

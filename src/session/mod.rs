@@ -217,7 +217,7 @@ impl Session {
         self.options.n_ctx.unwrap_or(self.model.hparams().n_ctx_train)
     }
 
-    /// Entries in each layer's KV cache.
+    /// Entries in each layer's KV cache: 0 where a layer has none, and fewer than there were where a window has moved on.
     pub fn kv_lengths(&self) -> Vec<usize> {
         self.sequence.lengths()
     }
@@ -287,8 +287,8 @@ impl Session {
     /// Forgets all tokens but the first `n`; [`Session::logits`] are empty until the next token is read.
     ///
     /// # Errors
-    /// [`Error::Truncate`] inside a prompt of which tokens were left out; [`Error::TruncateState`] in a model with recurrent
-    /// layers: what was read has to be cleared and read anew.
+    /// [`Error::Truncate`] inside a prompt of which tokens were left out, and further back than layers with a window remember;
+    /// [`Error::TruncateState`] in a model with recurrent layers: what was read has to be cleared and read anew.
     pub fn truncate(&mut self, n: usize) -> Result<()> {
         self.sequence.truncate(n)?;
         if let Some(prefix) = &mut self.prefix {

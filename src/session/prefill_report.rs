@@ -11,7 +11,7 @@ use crate::method::LayerBudget;
 pub struct PrefillReport {
     /// Tokens of the prompt.
     pub n_tokens: usize,
-    /// Its first tokens that were not read anew, since an earlier prompt began with them ([`Session::read`]).
+    /// Its first tokens that were not read anew, since an earlier prompt began with them ([`crate::Session::read`]).
     pub n_reused: usize,
     /// Wall time in seconds, from the call to the logits.
     pub seconds: f64,
