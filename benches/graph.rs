@@ -22,7 +22,7 @@ use spts::session::executor;
 use spts::session::run::Run;
 use spts::session::sequence::{CacheType, LayerCache, LayerMemory, Sequence};
 use spts::session::slots::SlotMemory;
-use spts::session::windows::Staged;
+use spts::session::turns::Staged;
 use spts::{Model, ModelOptions};
 use spts_quant::Preset;
 

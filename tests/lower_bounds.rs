@@ -29,7 +29,7 @@ use spts::session::masks::Masks;
 use spts::session::recurrent::RecurrentState;
 use spts::session::sequence::{CacheType, LayerCache, LayerMemory, Sequence};
 use spts::session::slots::SlotMemory;
-use spts::session::windows::Staged;
+use spts::session::turns::Staged;
 use support::tiny::Tiny;
 
 /// The CPU, with attention by ggml's kernel behind masks, which takes the most operations, or by ours.

@@ -32,7 +32,7 @@ use super::prefill::{Prepared, PrefillProgress, PrefillReport, Reading, Share};
 use super::residual::Residual;
 use super::sequence::LayerMemory;
 use super::watch::work;
-use super::windows::Staged;
+use super::turns::Staged;
 
 /// Tokens of questions and answers for which a document's caches have room from the start; they grow as they fill.
 const QUESTION_ROOM: usize = 1024;

@@ -121,7 +121,7 @@ pub fn run(run: &Run, devices: &mut [Device], kept: &mut RepeatedGraphs, watcher
         watcher.phase(phase)?;
         let device = device_of(run, phase);
         homes.fetch(run, devices, phase, device);
-        if run.staged.begins(number, run.sequence) {
+        if run.sequence.begins_turn(run.staged, number) {
             devices[device].backend.synchronize();
             run.sequence.begin_turns(run.staged, number);
         }

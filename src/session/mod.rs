@@ -28,6 +28,7 @@ pub mod search;
 pub mod select;
 pub mod sequence;
 pub mod slots;
+pub mod turns;
 pub mod watch;
 pub mod windows;
 
@@ -60,7 +61,7 @@ use sampler::has_no_numbers;
 use sequence::{CacheType, LayerCache, LayerMemory, Sequence};
 use slots::SlotMemory;
 use watch::Quiet;
-use windows::Staged;
+use turns::Staged;
 
 /// How a session runs.
 #[derive(Clone, Debug)]

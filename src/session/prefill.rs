@@ -24,7 +24,7 @@ use super::sampler::has_no_numbers;
 use super::residual::Residual;
 use super::sequence::Kept;
 use super::slots::SlotMemory;
-use super::windows::Staged;
+use super::turns::Staged;
 use super::watch::{Watch, work};
 
 pub use super::prefill_report::{LayerSelection, PrefillReport};
@@ -142,7 +142,7 @@ impl Session {
             Some(p)
                 if p.compiled.budgets == budgets
                     && p.n_past == n_past
-                    && p.staged.is_for(&self.staged_layers(&p.compiled), &self.sequence) =>
+                    && self.sequence.has_turns(&p.staged, &self.staged_layers(&p.compiled)) =>
             {
                 Ok(p)
             }
@@ -335,7 +335,7 @@ impl Session {
 
     /// Layers that read the prompt in turns, and the rows that each adds.
     fn staged_layers(&self, compiled: &Compiled) -> Vec<(usize, usize)> {
-        Staged::wanted(&compiled.graph, &compiled.program, self.model.shape(), &self.sequence)
+        self.sequence.wanted_turns(&compiled.graph, &compiled.program, self.model.shape())
     }
 
     /// Gives a program memory. Where a device has too little for tiles of the usual size, they are made smaller, unless their

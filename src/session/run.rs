@@ -7,7 +7,7 @@ use crate::model::weights::Model;
 use super::proxy_memory::ProxyMemory;
 use super::sequence::Sequence;
 use super::slots::SlotMemory;
-use super::windows::Staged;
+use super::turns::Staged;
 
 /// A compiled program with the memory that it works on.
 pub struct Run<'r> {

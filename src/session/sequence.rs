@@ -9,7 +9,7 @@ use crate::{Error, Result};
 
 pub use super::layer_cache::{CacheType, Kept, LayerCache};
 use super::recurrent::RecurrentState;
-use super::windows::Staged;
+use super::turns::Staged;
 
 /// What a layer remembers.
 pub enum LayerMemory {
@@ -71,7 +71,7 @@ impl LayerMemory {
 pub struct Sequence {
     layers: Vec<LayerMemory>,
     n_past: usize,
-    /// Memory that layers with a window take turns in ([`super::windows`]).
+    /// Memory that layers with a window take turns in (windows.rs).
     shared: Vec<LayerCache>,
 }
 

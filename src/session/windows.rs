@@ -12,70 +12,7 @@ use crate::model::shape::{LayerKind, Shape};
 
 use super::layer_cache::{Kept, LayerCache};
 use super::sequence::{LayerMemory, Sequence};
-
-/// Which layers of a program read the prompt in shared memory, and in which phases.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Staged {
-    turns: Vec<Turn>,
-}
-
-/// One layer's turn.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Turn {
-    layer: usize,
-    /// Which of the sequence's shared memories.
-    memory: usize,
-    /// Rows in use when the layer has read the prompt.
-    n_rows: usize,
-    first_phase: usize,
-    last_phase: usize,
-}
-
-impl Staged {
-    /// The layers of a prompt's program that can take turns, and how many rows each adds: those whose entries are more than they
-    /// need, and whose turns do not meet.
-    pub(super) fn wanted(graph: &Graph, program: &Program, shape: &Shape, sequence: &Sequence) -> Vec<(usize, usize)> {
-        let first = graph.first_layer;
-        let is_windowed = |layer: usize| shape.layer_kind(layer) == LayerKind::Windowed;
-        let rows = |layer: usize| graph.kept_rows(layer - first).filter(|_| is_windowed(layer));
-        let is_long = |&(layer, rows): &(usize, usize)| {
-            let cache = sequence.cache(layer);
-            cache.enough().is_some_and(|enough| cache.len() + rows > enough)
-        };
-        let windowed = (first..first + graph.layers.len()).filter_map(|layer| Some((layer, rows(layer)?)));
-        let mut next = 0;
-        let mut is_free = |&(layer, _): &(usize, usize)| match phases_of(graph, program, layer) {
-            // Several layers may be read at once: then all of them need their keys together.
-            Some((first, last)) if first >= next && program.phases[first].layer == Some(layer) => {
-                next = last + 1;
-                true
-            }
-            _ => false,
-        };
-        windowed.filter(is_long).filter(|turn| is_free(turn)).collect()
-    }
-
-    /// Whether these are the layers and rows that are wanted, of a sequence as it is.
-    pub(super) fn is_for(&self, wanted: &[(usize, usize)], sequence: &Sequence) -> bool {
-        let n_rows = |&(layer, rows): &(usize, usize)| (layer, sequence.cache(layer).len() + rows);
-        self.turns.iter().map(|turn| (turn.layer, turn.n_rows)).eq(wanted.iter().map(n_rows))
-    }
-
-    /// The shared memory that a layer's keys and values lie in.
-    pub(super) fn memory_of(&self, layer: usize) -> Option<usize> {
-        self.turns.iter().find(|turn| turn.layer == layer).map(|turn| turn.memory)
-    }
-
-    /// Whether a layer's turn begins with this phase, and there is something to copy.
-    pub(super) fn begins(&self, phase: usize, sequence: &Sequence) -> bool {
-        self.turns.iter().any(|turn| turn.first_phase == phase && !sequence.cache(turn.layer).is_empty())
-    }
-
-    /// Whether a layer's turn ends with this phase.
-    pub(super) fn ends(&self, phase: usize) -> bool {
-        self.turns.iter().any(|turn| turn.last_phase == phase)
-    }
-}
+use super::turns::{Staged, Turn};
 
 /// The first and the last phase that read or write a layer's cache.
 fn phases_of(graph: &Graph, program: &Program, layer: usize) -> Option<(usize, usize)> {
@@ -91,6 +28,35 @@ fn phases_of(graph: &Graph, program: &Program, layer: usize) -> Option<(usize, u
 }
 
 impl Sequence {
+    /// The layers of a prompt's program that can take turns, and how many rows each adds: those whose entries are more than they
+    /// need, and whose turns do not meet.
+    pub(super) fn wanted_turns(&self, graph: &Graph, program: &Program, shape: &Shape) -> Vec<(usize, usize)> {
+        let first = graph.first_layer;
+        let is_windowed = |layer: usize| shape.layer_kind(layer) == LayerKind::Windowed;
+        let rows = |layer: usize| graph.kept_rows(layer - first).filter(|_| is_windowed(layer));
+        let is_long = |&(layer, rows): &(usize, usize)| {
+            let cache = self.cache(layer);
+            cache.enough().is_some_and(|enough| cache.len() + rows > enough)
+        };
+        let windowed = (first..first + graph.layers.len()).filter_map(|layer| Some((layer, rows(layer)?)));
+        let mut next = 0;
+        let mut is_free = |&(layer, _): &(usize, usize)| match phases_of(graph, program, layer) {
+            // Several layers may be read at once: then all of them need their keys together.
+            Some((first, last)) if first >= next && program.phases[first].layer == Some(layer) => {
+                next = last + 1;
+                true
+            }
+            _ => false,
+        };
+        windowed.filter(is_long).filter(|turn| is_free(turn)).collect()
+    }
+
+    /// Whether these are the turns that are wanted, as the sequence is.
+    pub(super) fn has_turns(&self, staged: &Staged, wanted: &[(usize, usize)]) -> bool {
+        let n_rows = |&(layer, rows): &(usize, usize)| (layer, self.cache(layer).len() + rows);
+        staged.turns.iter().map(|turn| (turn.layer, turn.n_rows)).eq(wanted.iter().map(n_rows))
+    }
+
     /// Makes room for layers that take turns, each with so many rows to come.
     ///
     /// # Errors
@@ -126,6 +92,11 @@ impl Sequence {
     /// If it has no cache.
     pub(super) fn cache_in(&self, staged: &Staged, layer: usize) -> &LayerCache {
         staged.memory_of(layer).map_or_else(|| self.cache(layer), |memory| &self.shared()[memory])
+    }
+
+    /// Whether a layer's turn begins with this phase, and there is something to copy.
+    pub(super) fn begins_turn(&self, staged: &Staged, phase: usize) -> bool {
+        staged.turns.iter().any(|turn| turn.first_phase == phase && !self.cache(turn.layer).is_empty())
     }
 
     /// Begins the turns of the layers that a phase is the first one of.
