@@ -100,28 +100,28 @@ enum Sub {
     Tokenize(tokenize::TokenizeArgs),
 }
 
-/// What to do.
+/// The command that was given, with its arguments.
 #[derive(Debug)]
 pub enum Command {
-    /// Answer a prompt.
+    /// Answers prompts (no subcommand).
     Run(Box<RunArgs>),
-    /// Name the devices.
+    /// Lists the devices (`--list-devices`).
     ListDevices,
-    /// Show a file.
+    /// Shows what a file says (`info`).
     Info(InfoArgs),
-    /// Count.
+    /// Counts what a prompt will cost (`plan`).
     Plan(Box<PlanArgs>),
-    /// Make proxies.
+    /// Makes proxies from a text (`calibrate`).
     Calibrate(Box<CalibrateArgs>),
-    /// Measure quality.
+    /// Measures what skipping loses (`eval`).
     Eval(Box<eval::EvalArgs>),
-    /// Search a schedule.
+    /// Searches for a schedule (`tune`).
     Tune(Box<tune::TuneArgs>),
-    /// Measure speed.
+    /// Measures speed (`bench`).
     Bench(Box<BenchArgs>),
-    /// Write a model in other types.
+    /// Writes a model in other types (`quantize`).
     Quantize(QuantizeArgs),
-    /// Count tokens.
+    /// Shows or counts the tokens of a text (`tokenize`).
     Tokenize(tokenize::TokenizeArgs),
 }
 

@@ -230,6 +230,40 @@ fn delta_nets_have_what_their_heads_need() {
     });
 }
 
+/// In this model the layers 6 to 8 read the keys of the layers 4 and 5.
+#[test]
+fn shared_keys_are_those_of_the_layer_that_is_named() {
+    let shared = || {
+        let pair = Pair::new(Tiny::named("gemma4-small"));
+        let graph = pair.model.graph(N, pair.n_ctx);
+        verify(&graph).expect("an intact graph");
+        graph
+    };
+    rejects_in(shared(), "not the keys and values of layer 5, whose cache it reads", |g| {
+        let (id, other) = (g.layers[8].mixer.node(), g.layers[3].mixer.node());
+        let keys = g.node(other).src[1];
+        g.nodes[id.index()].src[1] = keys;
+        id
+    });
+    rejects_in(shared(), "layer 5 has 2 attention nodes, expected the anchored one", |g| {
+        let Mixer::Attention(a) = &mut g.layers[8].mixer else { unreachable!() };
+        a.cache = 8;
+        g.layers[5].mixer.node()
+    });
+    rejects_in(shared(), "shape of its source", |g| {
+        let id = op(g, "scale_by");
+        g.nodes[id.index()].n_rows -= 1;
+        id
+    });
+    for cap in [0.0, -1.0, f32::NAN] {
+        rejects_in(shared(), "its source within a positive number", |g| {
+            let id = op(g, "softcap");
+            g.nodes[id.index()].op = Op::Softcap { cap };
+            id
+        });
+    }
+}
+
 #[test]
 fn normalised_rows_go_where_they_are_wanted() {
     let rejects_op = |name: &str, why: &str, change: &dyn Fn(&mut Node)| {

@@ -60,7 +60,7 @@ fn qwen3moe() {
 /// Behind the first tokens, inputs of GELU fall on the other side of a step of the table here and there.
 #[test]
 fn gemma4() {
-    for (name, tolerance) in [("gemma4", 1e-3), ("gemma4-small", 2e-3), ("gemma4-moe", 2e-3)] {
+    for (name, tolerance) in [("gemma4", 1e-3), ("gemma4-small", 2e-3), ("gemma4-moe", 1e-3)] {
         check(name, name, Gelu::F16Table, tolerance);
         let (difference, _) = compare(name, name, Gelu::F16Table, |position| position < 2);
         assert!(difference < 5e-5, "{name}: logits of the first tokens differ by {difference}");

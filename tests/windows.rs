@@ -34,7 +34,7 @@ fn read(session: &mut Session, document: &[u32]) -> usize {
     session.read(document, &mut |_| ControlFlow::Continue(())).expect("a document").n_reused
 }
 
-/// Whether each layer keeps fewer entries than tokens, and that others keep all: `n` were read.
+/// Checks that layers with a window keep fewer entries than the `n` tokens that were read, and that others keep all.
 fn check_lengths(pair: &Pair, session: &Session, n: usize, what: &str) {
     let shape = pair.model.shape();
     for (layer, entries) in session.kv_lengths().into_iter().enumerate() {

@@ -140,8 +140,8 @@ impl ChannelSaliency {
     /// Adds a tile of `z` or of its signed product, shape `[n_ff, n_tile]`: the absolute value is taken.
     ///
     /// # Errors
-    /// The length is wrong, there are too many tokens, or a value is not finite. No scores can be had
-    /// after an error.
+    /// The length is wrong, there are too many tokens, or a value is not finite.
+    /// No scores can be had after an error.
     pub fn push(&mut self, z: &[f32]) -> Result<(), SaliencyError> {
         self.push_with(z.len(), |i| z[i].abs())
     }

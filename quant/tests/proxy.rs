@@ -121,8 +121,8 @@ fn the_norm_without_u_down_is_the_norm_with_it() {
     }
 }
 
-/// Eckart-Young: what truncation leaves out is the tail of the singular values. The rows of v_gate hold
-/// the others.
+/// Eckart-Young: what truncation leaves out is the tail of the singular values.
+/// The rows of v_gate hold the other values.
 #[test]
 fn truncation_is_the_best_possible() {
     let (n_embd, d_low, rank) = (60, 40, 10);

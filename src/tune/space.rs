@@ -193,8 +193,9 @@ mod tests {
                     |s: &Schedule| Spts::new(s.clone()).budgets(&shape, Prompt::of(65_536)).unwrap().cache_kept();
                 let of_base = kept(&base);
                 assert!(found.iter().any(|c| kept(&c.schedule) < 0.95 * of_base));
-                // Where few layers skip, as in small Gemma 4, it is little.
-                assert!(found.iter().any(|c| kept(&c.schedule) > of_base), "{name}");
+                // Where few layers skip, as in Gemma 4, it is little.
+                let safer = if shape.arch == "gemma4" { 1.0 } else { 1.02 };
+                assert!(found.iter().any(|c| kept(&c.schedule) > safer * of_base), "{name}");
             }
         }
     }
