@@ -293,3 +293,17 @@ fn attention_of_our_own_needs_no_mask() {
     let [(None, mask)] = needs_with(by_us, &llama, &probing, 512)[..] else { panic!("one causal mask, for the probe") };
     assert_eq!(mask.corner, 2048);
 }
+
+/// Kernels on GPUs read rows of masks 16 bytes at a time; the one for heads of 512 elements takes no others.
+#[test]
+fn rows_of_masks_are_aligned() {
+    for (n, tile) in [(1, 1), (7, 7), (90, 33), (300, 101)] {
+        let pair = Pair::new(Tiny::named("gemma3"));
+        let graph = pair.model.graph(n, 5000);
+        let needs = needs(&pair, &graph, tile);
+        assert!(!needs.is_empty(), "{n} tokens");
+        for (window, size) in needs {
+            assert_eq!(size.width() % 8, 0, "{n} tokens in tiles of {tile}, {window:?}: {size:?}");
+        }
+    }
+}

@@ -233,6 +233,7 @@ impl<'a> Lowerer<'a, '_> {
             Op::Capture { layer, tap } => {
                 let x = self.rows(node.src[0]);
                 self.ops.output(x);
+                self.ops.expand(x);
                 self.out.captures.push((*layer, *tap, x));
                 x
             }
@@ -246,7 +247,8 @@ impl<'a> Lowerer<'a, '_> {
         if to.is_none() {
             self.store(id, value);
         }
-        self.ops.expand(value);
+        // A reshape comes with its readers, if there are any.
+        self.ops.expand(self.ops.before_reshape(value).unwrap_or(value));
     }
 
     /// Where rows of a value are stored, for operations that can write there.
@@ -298,6 +300,9 @@ impl<'a> Lowerer<'a, '_> {
             return self.ops.reshape(t, [t.n_elements(), 1, 1]);
         }
         let all = self.memory.stored(id);
+        if self.tile.start == 0 && [all.ne(0), all.ne(1)] == [self.tile.len(), 1] {
+            return all;
+        }
         self.ops.view_2d(all, [self.tile.len(), 1], self.tile.len() * 4, self.tile.start * 4)
     }
 

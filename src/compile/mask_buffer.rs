@@ -22,9 +22,10 @@ impl MaskSize {
         self.height + ALIGN + 1
     }
 
-    /// Columns: the corner, the triangle, what is read behind it.
+    /// Columns: the corner, the triangle, what is read behind it. Aligned, or kernels on GPUs would do without what they gain by
+    /// heads that share keys, and have none at all for heads of 512 elements.
     pub fn width(&self) -> usize {
-        self.corner + self.height + self.beyond
+        (self.corner + self.height + self.beyond).next_multiple_of(ALIGN)
     }
 
     /// Whether a mask of this size serves where one of `other` does.

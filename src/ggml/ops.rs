@@ -410,10 +410,20 @@ impl Ops {
         self.wrap(unsafe { sys::ggml_transpose(self.c(), a.raw()) })
     }
 
-    /// The same elements in other dimensions; `a` is contiguous.
+    /// The same elements in other dimensions; `a` is contiguous. What was reshaped from these dimensions before is found again:
+    /// GPUs compute a norm and the rotation behind it in one kernel if no node stands between them.
     pub fn reshape<'a>(&'a self, a: Tensor<'a>, ne: [usize; 3]) -> Tensor<'a> {
+        if let Some(before) = self.before_reshape(a).filter(|b| [0, 1, 2].map(|i| b.ne(i)) == ne) {
+            return before;
+        }
         // SAFETY: as above.
         self.wrap(unsafe { sys::ggml_reshape_3d(self.c(), a.raw(), ne[0] as i64, ne[1] as i64, ne[2] as i64) })
+    }
+
+    /// What a tensor was made of by [`Ops::reshape`], if it was: nothing is computed between them.
+    pub fn before_reshape<'a>(&'a self, a: Tensor<'a>) -> Option<Tensor<'a>> {
+        // SAFETY: a live tensor, whose sources live as long.
+        unsafe { ((*a.raw()).op == sys::GGML_OP_RESHAPE).then(|| self.wrap((*a.raw()).src[0])) }
     }
 
     /// Rows `first .. first + n` of a matrix.

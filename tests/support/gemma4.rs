@@ -77,11 +77,12 @@ impl Gemma4 {
             let (q, kv) = (tiny.n_head * head_dim, self.n_head_kv(tiny, il) * head_dim);
             tiny.norm(file, &name("attn_norm.weight"), d, 1.0);
             tiny.matrix(file, &name("attn_q.weight"), d, q, 1.0);
-            // Scores are not divided by the size of heads.
-            tiny.norm(file, &name("attn_q_norm.weight"), head_dim, 0.8);
+            // Scores are not divided by the size of heads: with wide ones a few keys would decide, and roundings among those.
+            let size = 0.8 * (12.0 / head_dim.max(12) as f32).powf(0.25);
+            tiny.norm(file, &name("attn_q_norm.weight"), head_dim, size);
             if self.has_keys(tiny, il) {
                 tiny.matrix(file, &name("attn_k.weight"), d, kv, 1.0);
-                tiny.norm(file, &name("attn_k_norm.weight"), head_dim, 0.8);
+                tiny.norm(file, &name("attn_k_norm.weight"), head_dim, size);
                 if self.values || self.windowed[il] {
                     tiny.matrix(file, &name("attn_v.weight"), d, kv, 1.0);
                 }

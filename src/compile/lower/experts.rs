@@ -20,6 +20,8 @@ impl<'a> Lowerer<'a, '_> {
         let of_chosen = self.ops.get_rows(self.ops.reshape(logits, [1, n_expert, n]), chosen);
         let factors = self.ops.soft_max(self.ops.reshape(of_chosen, [n_used, n, 1]), None, 1.0, None);
         let factors = self.ops.reshape(factors, [1, n_used, n]);
+        // Before the products: on GPUs these operations are one kernel if nothing stands between them.
+        self.ops.expand(factors);
         let factors = scales.map_or(factors, |scales| {
             let of_each = self.ops.reshape(self.memory.weight(scales), [1, n_expert, 1]);
             let of_chosen = self.ops.get_rows(self.ops.repeat(of_each, [1, n_expert, n]), chosen);
