@@ -57,7 +57,12 @@ fn attention(c: &mut Criterion) {
                 let rows = ops.permute(ops.reshape(arena.get(q), [d, n_head, N_Q]), [0, 2, 1, 3]);
                 let [k, v] = [k, v].map(|t| ops.view_3d(arena.get(t), [d, n_kv, n_head_kv], [2 * width, 2 * d], 0));
                 let out = if ours {
-                    ops.cpu_attention([rows, k, v], Visible { first, window: None, positions: None }, scale, None)
+                    ops.cpu_attention(
+                        [rows, k, v],
+                        Visible { first, window: None, positions: None, lists: None },
+                        scale,
+                        None,
+                    )
                 } else {
                     let out = ops.flash_attn([rows, k, v], arena.get(mask), scale, None);
                     ops.accumulate_in(out, Precision::F32);

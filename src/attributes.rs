@@ -97,6 +97,34 @@ impl fmt::Display for Join {
     }
 }
 
+/// Which blocks of keys attention reads (src/ggml/block_lists.rs): the best by sampled scores, so many that they make up a share.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
+pub enum BlockShare {
+    /// Of the attention's weight, as the samples estimate it (XAttention's threshold, arXiv 2503.16428).
+    Mass(f32),
+    /// Of the blocks that a query sees, whatever their weight: for measuring speed.
+    Density(f32),
+}
+
+impl BlockShare {
+    /// The share, above 0 and below 1.
+    pub fn share(self) -> f32 {
+        match self {
+            BlockShare::Mass(share) | BlockShare::Density(share) => share,
+        }
+    }
+}
+
+impl fmt::Display for BlockShare {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            BlockShare::Mass(share) => write!(f, "{share}"),
+            BlockShare::Density(share) => write!(f, "density={share}"),
+        }
+    }
+}
+
 /// Entries that a cache of keys and values grows by while decoding, and that one of a layer with a window has room for beyond it.
 pub const CACHE_GROWTH: usize = 512;
 

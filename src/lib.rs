@@ -59,7 +59,7 @@ mod random;
 pub mod runtime;
 mod split_name;
 
-pub use attributes::DeltaHeads;
+pub use attributes::{BlockShare, DeltaHeads};
 pub use error::{Error, Result};
 pub use ggml::GgmlError;
 pub use gguf::OpenOptions;
@@ -71,7 +71,7 @@ pub use method::spts::schedule::{
 };
 pub use method::spts::schedule_file::{ScheduleFileError, parse_schedule_arg};
 pub use method::spts::sidecar::{Sidecar, SidecarError};
-pub use method::{Budgets, Dense, Held, LayerBudget, Method, MethodError, Prompt};
+pub use method::{BlockSparse, Budgets, Dense, Held, LayerBudget, Method, MethodError, Prompt};
 pub use model::ModelError;
 pub use model::file::ModelFile;
 pub use model::overrides::{ModelOverrides, RopeScaling};

@@ -115,7 +115,7 @@ fn computed(
     let strides = [row_size(ty, width), row_size(ty, d)];
     let heads = |t: TensorId| ops.view_3d(arena.get(t), [d, n_kv, n_head_kv], strides, 0);
     let rows = ops.permute(ops.reshape(arena.get(q), [d, n_head, n_q]), [0, 2, 1, 3]);
-    let visible = Visible { first, window, positions: positions.map(|p| arena.get(p)) };
+    let visible = Visible { first, window, positions: positions.map(|p| arena.get(p)), lists: None };
     let out = ops.cpu_attention([rows, heads(k), heads(v)], visible, scale(d), sinks.map(|s| arena.get(s)));
     ops.output(out);
     ops.expand(out);

@@ -1,6 +1,6 @@
 //! Numbers that Rust and the kernels' sources share are the same in both.
 
-use spts::ggml::{cpu_attention, kernels};
+use spts::ggml::{block_lists, cpu_attention, kernels};
 
 /// What stands behind `name =` or `#define name` in a source of vendor/ggml-sys/src, which defines it once.
 fn value(source: &str, name: &str) -> String {
@@ -29,4 +29,8 @@ fn constants_of_the_kernels_sources() {
     assert_eq!(value("selection.cu", "LOGITS"), format!("{} << 20", (kernels::PROBE_LOGITS / 4) >> 20));
     assert_eq!(value("cpu/attention.h", "SPTS_CPU_ATTENTION_MAX_HEAD"), cpu_attention::MAX_HEAD.to_string());
     assert_eq!(value("cpu/attention.h", "SPTS_CPU_ATTENTION_FIRST"), cpu_attention::FIRST_ARGUMENT.to_string());
+    assert_eq!(value("cpu/block_lists.h", "SPTS_CPU_BLOCK_LISTS_FIRST"), block_lists::FIRST_ARGUMENT.to_string());
+    assert_eq!(value("blocks.h", "SPTS_BLOCK"), block_lists::BLOCK.to_string());
+    assert_eq!(value("blocks.h", "SPTS_BLOCK_STRIDE"), block_lists::STRIDE.to_string());
+    assert_eq!(value("blocks.h", "SPTS_BLOCKS_BEHIND"), block_lists::BLOCKS_BEHIND.to_string());
 }

@@ -15,7 +15,7 @@ use spts::gguf::Gguf;
 use spts::method::spts::Spts;
 use spts::method::spts::schedule::{Reach, Schedule};
 use spts::method::spts::sidecar::Sidecar;
-use spts::method::{Method, Prompt};
+use spts::method::{Dense, Method, Prompt};
 use spts::model::named_shapes::SHAPE_NAMES;
 use spts::model::shape::Shape;
 use spts::{Model, ModelFile, SessionOptions, runtime};
@@ -139,6 +139,10 @@ pub fn bench(args: &BenchArgs) -> Result<String, Failure> {
         Some(rival) => Some(rival.method()),
         None => schedule.clone().map(|schedule| Arc::new(Spts { schedule, reach }) as Arc<dyn Method>),
     };
+    // Dense prompts are measured beside those of any method: with another attention they are one.
+    let attention = args.spts.attention;
+    let method =
+        method.or_else(|| attention.0.map(|_| Arc::new(Dense) as Arc<dyn Method>)).map(|method| attention.of(method));
     let session = SessionOptions {
         sidecar: sidecar.flatten(),
         draft: args.spts.open_draft(&args.device)?,

@@ -118,7 +118,8 @@ fn graph(args: &PlanArgs, path: &Path) -> Result<String, Failure> {
     // Proxies of the size that would be made.
     let proxy = schedule.as_ref().map(|s| s.proxy);
     let kernels = Kernels::of_each(&placement.devices);
-    let target = Target::new(&file, &placement, &kernels, args.memory.n_ubatch(), proxy);
+    let target =
+        Target::new(&file, &placement, &kernels, args.memory.n_ubatch(), proxy).with_blocks(args.spts.attention.0);
     let n_tokens = args.n_tokens as usize;
     let dense = file.graph(n_tokens, file.hparams().n_ctx_train.max(n_tokens));
     let method = args.spts.method(schedule);

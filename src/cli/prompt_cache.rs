@@ -102,6 +102,7 @@ impl PromptCache {
 fn open(path: &Path, args: &RunArgs, model: &ModelFile, n_ctx: Option<usize>) -> Result<DocumentFile, Failure> {
     let file = DocumentFile::open(path).map_err(spts::Error::from)?;
     let types = (args.memory.cache_type_k.library(), args.memory.cache_type_v.library());
-    file.check(model, n_ctx.unwrap_or(model.hparams().n_ctx_train), types).map_err(spts::Error::from)?;
+    let blocks = args.spts.attention.0;
+    file.check(model, n_ctx.unwrap_or(model.hparams().n_ctx_train), types, blocks).map_err(spts::Error::from)?;
     Ok(file)
 }

@@ -81,7 +81,7 @@ impl Chooser<'_> {
             Op::Rope { head_dim, rope } if self.mode == CacheMode::Fixed && kernels.rope(*head_dim, rope) => {
                 if self.is_read_once(node.src[0]) { Form::OursInPlace } else { Form::Ours }
             }
-            Op::Attention { layer, heads, window } if self.takes_attention(*layer, heads, *window) => {
+            Op::Attention { layer, heads, window, .. } if self.takes_attention(*layer, heads, *window) => {
                 if self.is_read_in_16_bits(id) { Form::OursInBf16 } else { Form::Ours }
             }
             Op::Add => node.src.iter().find(|s| self.is_added(**s)).map_or(Form::Ggml, |s| Form::AddsProduct(*s)),

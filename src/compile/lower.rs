@@ -165,7 +165,9 @@ impl<'a> Lowerer<'a, '_> {
                 // A view, not a reshape: the CUDA backend writes keys straight into the cache if it sees just this.
                 self.ops.view_2d(rotated, [node.n_feat, x.ne(1)], rotated.nb(2), 0)
             }
-            Op::Attention { layer, heads, window } => self.attention(node, form, *layer, heads, *window),
+            Op::Attention { layer, heads, window, blocks } => {
+                self.attention(node, form, *layer, heads, *window, *blocks)
+            }
             Op::Scale { factor } => self.ops.scale(self.rows(node.src[0]), *factor),
             Op::ScaleBy { weight } => self.ops.mul(self.rows(node.src[0]), self.memory.weight(*weight)),
             Op::Softcap { cap } => {

@@ -1,7 +1,7 @@
 //! The compiler: from a model's dense graph, a method and a target to the program that runs, and nowhere else.
 //!
 //! ```text
-//! dense graph --method--> budgets, rewritten graph --last_row, fuse_ffn, keep_normalized--> graph of the target
+//! dense graph --method--> budgets, rewritten graph --last_row, sparse_attention, fuse_ffn, keep_normalized--> graph of the target
 //!             --verify--> proof --phases--> phases of tiles, a place for every value
 //! ```
 //! A graph that runs for what it captures ends there ([`captures`]); a prompt that begins like one before it runs in two parts
@@ -19,6 +19,7 @@ pub mod lower;
 pub mod mask_buffer;
 pub mod memory;
 pub mod phases;
+pub mod sparse_attention;
 pub mod target;
 
 use crate::Result;
@@ -33,6 +34,7 @@ use fuse_ffn::fuse_gated_ffn;
 use keep_normalized::keep_normalized;
 use last_row::keep_last_row;
 use phases::{Cuts, Program};
+use sparse_attention::read_blocks;
 use target::Target;
 
 /// A prompt's (or a token's) program for one target.
@@ -78,7 +80,7 @@ pub fn prompt(dense: Graph, method: &dyn Method, budgets: Budgets, target: &Targ
 /// # Errors
 /// A rewrite broke an invariant of the graph: a bug.
 pub fn before_layer(dense: Graph, cut: usize, target: &Target) -> Result<Compiled> {
-    let graph = between_layers::before_layer(dense, cut);
+    let graph = in_blocks(between_layers::before_layer(dense, cut), target);
     let graph = if target.has_gpu() { fuse(&graph, target) } else { graph };
     let budgets = Budgets::dense(cut, graph.n_tokens);
     let cuts = cuts(&graph, target, false);
@@ -98,8 +100,16 @@ pub fn from_layer(dense: Graph, cut: usize, method: &dyn Method, budgets: Budget
 /// The graph of what a prompt computes.
 fn computed(dense: Graph, method: &dyn Method, budgets: &Budgets, target: &Target) -> Result<Graph> {
     let graph = if budgets.is_dense() { dense } else { method.rewrite(&dense, budgets)? };
-    let graph = keep_last_row(&graph, target.fewest_queries());
+    let graph = in_blocks(keep_last_row(&graph, target.fewest_queries()), target);
     Ok(if target.has_gpu() { fuse(&graph, target) } else { graph })
+}
+
+/// A prompt's graph with the attention that the target asks for.
+fn in_blocks(graph: Graph, target: &Target) -> Graph {
+    match target.blocks() {
+        Some(share) => read_blocks(graph, share),
+        None => graph,
+    }
 }
 
 /// The layers at which a prompt's phases end. A program that skips is long: cut by layers, it has a GPU compute one while the next

@@ -4,7 +4,7 @@ use spts_quant::ProxySize;
 
 use crate::ggml::kernels::Kernels;
 use crate::gguf::GgmlType;
-use crate::graph::ir::{Node, Op, WeightId};
+use crate::graph::ir::{BlockShare, Node, Op, WeightId};
 use crate::model::file::ModelFile;
 use crate::model::placement::Placement;
 
@@ -25,6 +25,7 @@ pub struct Target<'m> {
     kernels: Vec<Kernels>,
     n_ubatch: Option<usize>,
     proxy: Option<ProxySize>,
+    blocks: Option<BlockShare>,
 }
 
 impl<'m> Target<'m> {
@@ -41,7 +42,17 @@ impl<'m> Target<'m> {
         let has_layers = |device: &usize| placement.layer.contains(device);
         let of_layers = (0..placement.devices.len()).filter(has_layers);
         let kernels = of_layers.map(|device| kernels[device]).collect();
-        Self { file, placement, kernels, n_ubatch, proxy }
+        Self { file, placement, kernels, n_ubatch, proxy, blocks: None }
+    }
+
+    /// The same with attention of prompts that reads a share of the keys.
+    pub fn with_blocks(self, blocks: Option<BlockShare>) -> Self {
+        Self { blocks, ..self }
+    }
+
+    /// What of the keys the attention of prompts reads, if not all.
+    pub(super) fn blocks(&self) -> Option<BlockShare> {
+        self.blocks
     }
 
     /// Rows of a tile: as many as were asked for, or what suits the devices.

@@ -36,6 +36,8 @@ pub struct Visible<'a> {
     pub window: Option<usize>,
     /// Positions of the keys I32 `[n_kv]`, ascending, where they are not the rows' numbers.
     pub positions: Option<Tensor<'a>>,
+    /// Which blocks of keys are read ([`Ops::block_lists`]), if not all.
+    pub lists: Option<Tensor<'a>>,
 }
 
 impl Ops {
@@ -50,7 +52,8 @@ impl Ops {
     ) -> Tensor<'a> {
         let [d, n_q, n_head] = [0, 1, 2].map(|i| q.ne(i) as i64);
         // In the place of what is missing stands q.
-        let mut src = [q, k, v, visible.positions.unwrap_or(q), sinks.unwrap_or(q)].map(Tensor::raw);
+        let optional = [visible.positions, sinks, visible.lists].map(|t| t.unwrap_or(q));
+        let mut src = [q, k, v, optional[0], optional[1], optional[2]].map(Tensor::raw);
         let n_src = src.len() as i32;
         let arguments = [visible.first as i32, scale.to_bits() as i32, visible.window.map_or(0, |w| w as i32), 0];
         // SAFETY: a live context with room (nodes were counted); the operation reads these sources and arguments, and ggml's own

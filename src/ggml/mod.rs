@@ -8,6 +8,7 @@
 
 pub mod arena;
 pub mod backend;
+pub mod block_lists;
 pub mod cpu_attention;
 pub mod host;
 pub mod huge_pages;

@@ -5,7 +5,7 @@
 
 use std::fmt;
 
-pub use crate::attributes::{Activation, DeltaHeads, Heads, Join, Pool, Rope, RopeLayout, WeightId};
+pub use crate::attributes::{Activation, BlockShare, DeltaHeads, Heads, Join, Pool, Rope, RopeLayout, WeightId};
 
 /// A value of the graph: the result of the node with this number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -116,6 +116,8 @@ pub enum Op {
         heads: Heads,
         /// Sliding window in positions: a key is visible while `pos_q - pos_k < window`.
         window: Option<usize>,
+        /// What of the keys is read where a device has kernels for that; `None`: all.
+        blocks: Option<BlockShare>,
     },
     /// `x [group m, n] -> [len m, n]`: the features of x are cut into groups of `group`, and of each group `len` are taken, from
     /// `start` on.

@@ -46,10 +46,11 @@ fn line(out: &mut String, i: usize, node: &Node, weight_name: &impl Fn(WeightId)
             args.extend(norm.map(by));
         }
         Op::Rope { rope, .. } => args.push(format!("base={}", rope.freq_base)),
-        Op::Attention { layer, heads, window } => {
+        Op::Attention { layer, heads, window, blocks } => {
             args.extend((node.layer != Some(*layer)).then(|| format!("cache={layer}")));
             args.push(format!("heads={}:{}", heads.n_head, heads.n_head_kv));
             args.extend(window.map(|w| format!("window={w}")));
+            args.extend(blocks.map(|share| format!("sparse:{share}")));
             args.extend(heads.sinks.map(|sinks| format!("sinks={}", weight_name(sinks))));
         }
         Op::Features { group, start, len } => args.push(format!("{start}..{} of {group}", start + len)),

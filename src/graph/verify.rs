@@ -138,8 +138,12 @@ fn check_node(graph: &Graph, id: NodeId) -> Result<(), String> {
             want(rope.n_rot <= *head_dim && rope.n_rot % 2 == 0, "rotated dimensions are even and within the head")?;
             want(src(1).n_rows == node.n_rows, "one position a row")
         }
-        Op::Attention { heads, .. } => {
+        Op::Attention { heads, window, blocks, .. } => {
             let (q, k, v) = (src(0), src(1), src(2));
+            want(
+                blocks.is_none_or(|share| window.is_none() && share.share() > 0.0 && share.share() < 1.0),
+                "a share of the keys between 0 and 1, without a window",
+            )?;
             want(same(0) && q.n_feat == heads.n_head * heads.head_dim, "queries of all heads")?;
             want(heads.n_head_kv > 0 && heads.n_head % heads.n_head_kv == 0, "query heads are a multiple of KV heads")?;
             want(

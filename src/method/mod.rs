@@ -2,9 +2,10 @@
 //!
 //! A [`Method`] says which tokens of a prompt enter the network ([`Entry`]) and how many of them each layer works on
 //! ([`Budgets`]), and rewrites the dense graph so that it computes just these. [`Dense`] leaves nothing out; [`spts`] skips and
-//! prunes; [`rivals`] are other papers' methods and controls, to compare with. A method knows graphs; it knows nothing of
+//! prunes; [`rivals`] are other papers' methods and controls, to compare with; [`BlockSparse`] goes with any of them. A method knows graphs; it knows nothing of
 //! devices, weights or sessions.
 
+pub mod block_sparse;
 pub mod budget;
 mod dense;
 pub mod entry;
@@ -13,10 +14,12 @@ pub mod spts;
 
 use std::fmt;
 
+use crate::attributes::BlockShare;
 use crate::graph::Graph;
 use crate::graph::verify::VerifyError;
 use crate::model::shape::Shape;
 
+pub use block_sparse::BlockSparse;
 pub use budget::{Budgets, Held, LayerBudget};
 pub use dense::Dense;
 pub use entry::Entry;
@@ -68,6 +71,11 @@ pub trait Method: fmt::Debug + Send + Sync {
     /// The method does not fit the model.
     fn entry(&self, _shape: &Shape, _prompt: Prompt) -> Result<Entry, MethodError> {
         Ok(Entry::All)
+    }
+
+    /// What of the keys attention reads, in layers without a window; `None`: all that a token sees.
+    fn blocks(&self) -> Option<BlockShare> {
+        None
     }
 
     /// Rewrites the dense graph of a prompt after its budgets.

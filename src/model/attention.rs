@@ -79,7 +79,7 @@ impl Site {
     pub fn attend(self, b: &mut Builder, hp: &HParams, heads: Heads, [q, k, v]: [NodeId; 3], o: Projection) -> Mixed {
         let Site { il, inp, pos, .. } = self;
         let (window, cache) = (hp.shape.window(il), hp.shape.kv_layer(il));
-        let attn = b.push(Op::Attention { layer: cache, heads, window }, &[q, k, v, pos, pos], "kqv_out");
+        let attn = b.push(Op::Attention { layer: cache, heads, window, blocks: None }, &[q, k, v, pos, pos], "kqv_out");
         let attn_out = b.linear(o, attn, "attn_out");
         Mixed { inp, mixer: Mixer::Attention(AttentionAnchors { q, k, v, attn, window, cache }), attn_out }
     }

@@ -134,7 +134,7 @@ impl Attention {
         let q = b.push(half(0), &[q_gate], "Qcur");
         let q = self.norms.of_queries(b, hp, q);
         let q = b.push(Op::Rope { head_dim, rope }, &[q, pos], "Qcur_rope");
-        let attn = b.push(Op::Attention { layer: il, heads, window: None }, &[q, k, v, pos, pos], "kqv_out");
+        let attn = b.push(Op::Attention { layer: il, heads, window: None, blocks: None }, &[q, k, v, pos, pos], "kqv_out");
         let gate = b.push(half(head_dim), &[q_gate], "gate");
         let gate = b.push(Op::Sigmoid, &[gate], "gate_sigmoid");
         let gated = b.push(Op::Mul, &[attn, gate], "attn_gated");

@@ -222,7 +222,8 @@ impl Session {
     /// # Errors
     /// As [`Session::open_document`].
     pub fn load_document(&mut self, file: &DocumentFile) -> Result<()> {
-        file.check(self.model.file(), self.n_ctx(), (self.options.cache_type_k, self.options.cache_type_v))?;
+        let types = (self.options.cache_type_k, self.options.cache_type_v);
+        file.check(self.model.file(), self.n_ctx(), types, self.options.method.blocks())?;
         let tokens = file.tokens();
         self.forget_document();
         self.check_prompt(&tokens)?;

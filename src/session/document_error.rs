@@ -20,7 +20,7 @@ pub enum DocumentError {
     #[error("{file}: read by another model (fingerprint {found}, this model's is {expected}): take another file, or delete it")]
     OtherModel { file: String, found: String, expected: String },
     /// The document was read with other settings of the same model.
-    #[error("{file}: read with other settings of this model, such as another length of its rotary embeddings: take another file, or delete it")]
+    #[error("{file}: read with other settings of this model, such as another length of its rotary embeddings or another attention: take another file, or delete it")]
     OtherSettings { file: String },
     /// The document has caches of another type.
     #[error("{file}: its keys and values are {found_k} and {found_v}, the session's caches {k} and {v}: take the file's types")]

@@ -17,6 +17,7 @@ use std::io::{self, Write};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+use crate::attributes::BlockShare;
 use crate::Result;
 use crate::attributes::entries_that_stay;
 use crate::ggml::Tensor;
@@ -59,7 +60,7 @@ pub(super) fn write(
         w.set_u32("spts.version", VERSION)?;
         w.set_str("spts.fingerprint", &fingerprint(session.model.gguf()))?;
         w.set_u32("spts.layers", n_layer as u32)?;
-        w.set_str("spts.settings", &settings(session.model.file(), session.n_ctx(), n_layer))?;
+        w.set_str("spts.settings", &settings(session.model.file(), session.n_ctx(), n_layer, session.options.method.blocks()))?;
         let ids: Vec<u8> = tokens.iter().flat_map(|t| t.to_le_bytes()).collect();
         w.add_tensor_bytes("tokens", &[n as u64], GgmlType::I32, ids)?;
         for layer in 0..n_layer {
@@ -107,10 +108,11 @@ fn copy(rows: Tensor<'_>, range: Range<usize>, out: &mut dyn Write) -> io::Resul
 }
 
 /// Digest of what the first layers compute of a token, weights aside.
-fn settings(model: &ModelFile, n_ctx: usize, n_layer: usize) -> String {
+fn settings(model: &ModelFile, n_ctx: usize, n_layer: usize, blocks: Option<BlockShare>) -> String {
     let Graph { nodes, layers, .. } = model.graph(1, n_ctx);
     let end = layers[n_layer - 1].out;
-    format!("{:016x}", fnv1a(format!("{:?}", &nodes[..=end.index()]).as_bytes()))
+    let blocks = blocks.map_or(String::new(), |share| format!(", sparse:{share}"));
+    format!("{:016x}", fnv1a(format!("{:?}{blocks}", &nodes[..=end.index()]).as_bytes()))
 }
 
 /// The file of a document, opened and checked.
@@ -160,11 +162,18 @@ impl DocumentFile {
         Ok(document)
     }
 
-    /// Checks that the document was read by this model as a session with a context of `n_ctx` and such caches would read it.
+    /// Checks that the document was read by this model as a session with a context of `n_ctx`, such caches and such attention would
+    /// read it.
     ///
     /// # Errors
     /// It was not.
-    pub fn check(&self, model: &ModelFile, n_ctx: usize, types: (CacheType, CacheType)) -> Result<(), DocumentError> {
+    pub fn check(
+        &self,
+        model: &ModelFile,
+        n_ctx: usize,
+        types: (CacheType, CacheType),
+        blocks: Option<BlockShare>,
+    ) -> Result<(), DocumentError> {
         let file = self.file();
         let expected = fingerprint(model.gguf());
         if self.fingerprint != expected {
@@ -176,7 +185,7 @@ impl DocumentFile {
             let last = format!("blk.{}.k", self.n_layer - 1);
             return Err(self.unlike(&last, "claimed".into(), format!("{n_layer} layers")));
         }
-        if self.settings != settings(model, n_ctx, self.n_layer) {
+        if self.settings != settings(model, n_ctx, self.n_layer, blocks) {
             return Err(DocumentError::OtherSettings { file });
         }
         let any = [GgmlType::F32, GgmlType::F16, GgmlType::Q8_0];

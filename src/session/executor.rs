@@ -8,6 +8,7 @@ use crate::compile::lower::{self, InputKind};
 use crate::compile::mask_buffer::MaskBuffer;
 use crate::compile::memory::{CacheMode, Memory, ProxyTensors, RecurrentTensors};
 use crate::compile::phases::{Phase, PhaseKind};
+use crate::ggml::block_lists::BLOCK;
 use crate::ggml::arena::{read_f32, read_i32};
 use crate::ggml::backend::Backend;
 use crate::ggml::kernels::Kernels;
@@ -218,10 +219,10 @@ fn shape(run: &Run, phase: &Phase) -> Vec<(std::mem::Discriminant<Op>, usize, us
 }
 
 /// Rows of a phase's tiles: as many tiles as the largest size asks for, but of about one size, since a small rest costs
-/// nearly as much as a whole tile.
+/// nearly as much as a whole tile, and of whole blocks, for which attention chooses what it reads.
 fn tile_rows(rows: usize, largest: usize) -> usize {
     let even = rows.div_ceil(rows.div_ceil(largest));
-    even.next_multiple_of(64).min(largest).min(rows)
+    even.next_multiple_of(BLOCK).min(largest).min(rows)
 }
 
 fn device_of(run: &Run, phase: &Phase) -> usize {

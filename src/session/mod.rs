@@ -265,6 +265,10 @@ impl Session {
     pub fn set_method(&mut self, method: Arc<dyn Method>) -> Result<()> {
         method.budgets(self.model.shape(), Prompt::of(1))?;
         self.prepared = None;
+        if method.blocks() != self.options.method.blocks() {
+            // Its layers were read with other keys.
+            self.forget_document();
+        }
         self.options.method = method;
         Ok(())
     }

@@ -210,6 +210,7 @@ impl Session {
         let proxy = self.options.sidecar.as_ref().map(|s| s.size());
         let kernels: Vec<Kernels> = self.devices.iter().map(|device| device.backend.kernels()).collect();
         Target::new(self.model.file(), self.model.placement(), &kernels, self.options.n_ubatch, proxy)
+            .with_blocks(self.options.method.blocks())
     }
 
     pub(super) fn check_prompt(&self, tokens: &[u32]) -> Result<()> {

@@ -3,6 +3,7 @@
 //! Nothing here uses the crate under test, so that a mistake there cannot hide itself.
 #![allow(dead_code)] // every test binary includes this module and uses a part of it
 
+pub mod blocks;
 pub mod chat;
 pub mod gemma4;
 pub mod gguf;

@@ -358,5 +358,6 @@ fn settings(args: &TasksArgs, config: &Configuration, schedule: Option<&Schedule
         (None, None) => "dense".into(),
     };
     let sidecar = config.spts.sidecar.as_ref().map_or(String::new(), |path| format!("; sidecar {}", path.display()));
-    format!("{schedule}{sidecar}; {}{}", args.memory.settings(&args.device), args.overrides.settings())
+    let attention = config.spts.attention.0.map_or(String::new(), |share| format!("; attention sparse:{share}"));
+    format!("{schedule}{sidecar}{attention}; {}{}", args.memory.settings(&args.device), args.overrides.settings())
 }

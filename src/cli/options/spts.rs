@@ -4,12 +4,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clap::{Args, ValueEnum};
-use spts::Model;
 use spts::method::rivals::Rival;
 use spts::method::spts::schedule::{Join, Pool, Schedule, Selection};
 use spts::method::spts::schedule_file::{ScheduleFileError, parse_schedule_arg};
-use spts::method::{Dense, Method};
+use spts::method::{BlockSparse, Dense, Method};
 use spts::model::shape::Shape;
+use spts::{BlockShare, Model};
 
 use super::device::DeviceArgs;
 use super::numbers::{above_zero_f64, at_least_one, number, probability};
@@ -30,6 +30,20 @@ pub enum JoinArg {
     Mean,
     /// Their maximum.
     Max,
+}
+
+/// What of the keys attention reads, if not all.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Attention(pub Option<BlockShare>);
+
+impl Attention {
+    /// A method with this attention.
+    pub fn of(self, method: Arc<dyn Method>) -> Arc<dyn Method> {
+        match self.0 {
+            Some(share) => Arc::new(BlockSparse::new(method, share)),
+            None => method,
+        }
+    }
 }
 
 /// Help of `--method`.
@@ -94,6 +108,10 @@ pub struct SptsArgs {
     /// Compute the FFN for all candidates
     #[arg(long)]
     pub no_ffn_skip: bool,
+    /// Keys that a token looks at in long prompts: dense for all, sparse[:MASS] for the blocks that have such a share of its
+    /// attention by estimate (0.9 unless said otherwise), sparse:density=X for a share of the blocks, to measure speed
+    #[arg(long, value_name = "HOW", default_value = "dense", value_parser = attention, help_heading = "Attention")]
+    pub attention: Attention,
     /// Choose tokens by chance: the control that a method has to beat
     #[arg(long, value_name = "SEED")]
     pub random_selection: Option<u64>,
@@ -173,11 +191,11 @@ impl SptsArgs {
     /// What a session runs by: the method asked for, else the schedule (of [`SptsArgs::schedule`]), else every token in every
     /// layer.
     pub fn method(&self, schedule: Option<Schedule>) -> Arc<dyn Method> {
-        match (self.method, schedule) {
+        self.attention.of(match (self.method, schedule) {
             (Some(rival), _) => rival.method(),
             (None, Some(schedule)) => schedule.into(),
             (None, None) => Arc::new(Dense),
-        }
+        })
     }
 
     /// Checks that a draft is given where the method needs one, before anything is opened.
@@ -212,6 +230,10 @@ fn queries(text: &str) -> Result<Queries, String> {
 
 fn rival(text: &str) -> Result<Rival, String> {
     Rival::parse(text).map_err(|e| e.to_string())
+}
+
+fn attention(text: &str) -> Result<Attention, String> {
+    BlockSparse::parse_share(text).map(Attention)
 }
 
 fn pool(text: &str) -> Result<Pool, String> {

@@ -3,10 +3,14 @@
 use super::masks::{are_all_positions, is_masked_by_buffer};
 use super::{CacheMode, Form, InputKind, Lowerer, MASK_HEIGHT, key_rows};
 use crate::ggml::Tensor;
+use crate::ggml::block_lists::{BlockRule, MOST_KEYS};
 use crate::ggml::cpu_attention::Visible;
 use crate::ggml::ops::Precision;
 use crate::gguf::GgmlType;
 use crate::graph::ir::*;
+
+/// The last queries of a prompt read all keys: what is asked is mostly there, and answers begin with them.
+const WHOLE_QUERIES: usize = 256;
 
 impl<'a> Lowerer<'a, '_> {
     pub(super) fn attention(
@@ -16,13 +20,14 @@ impl<'a> Lowerer<'a, '_> {
         layer: usize,
         heads: &Heads,
         window: Option<usize>,
+        blocks: Option<BlockShare>,
     ) -> Tensor<'a> {
         let q = self.rows(node.src[0]);
         let n_keys = self.graph.node(node.src[1]).n_rows;
         let n_past = self.memory.n_past(layer);
         let first = n_past + n_keys - node.n_rows + self.tile.start;
         if form != Form::Ggml {
-            return self.own_attention(node, layer, heads, window, q, first, form == Form::OursInBf16);
+            return self.own_attention(node, layer, heads, window, blocks, q, first, form == Form::OursInBf16);
         }
         let height = match self.mode {
             CacheMode::Fixed => MASK_HEIGHT,
@@ -55,6 +60,7 @@ impl<'a> Lowerer<'a, '_> {
         layer: usize,
         heads: &Heads,
         window: Option<usize>,
+        blocks: Option<BlockShare>,
         q: Tensor<'a>,
         first: usize,
         bf16: bool,
@@ -65,14 +71,19 @@ impl<'a> Lowerer<'a, '_> {
         };
         let (k, v) = (per_head(self.memory.cache_k(layer)), per_head(self.memory.cache_v(layer)));
         let q = self.ops.permute(self.ops.reshape(q, [d, heads.n_head, n]), [0, 2, 1, 3]);
+        let rule = blocks.filter(|_| first + n <= MOST_KEYS).map(|share| {
+            let whole_from = (node.n_rows - WHOLE_QUERIES.min(node.n_rows)).saturating_sub(self.tile.start);
+            BlockRule { first, scale: heads.scale, share, whole_from }
+        });
+        let lists = rule.map(|rule| self.ops.block_lists(self.memory.kernels(), [q, k], rule));
         let out = if self.memory.kernels().is_cpu() {
             // Positions matter to windows alone, and only behind a prune: there the cache was empty, and its rows are the node's.
             let pruned = window.is_some() && !are_all_positions(self.graph, node);
             let positions = pruned.then(|| self.memory.stored(node.src[4]));
             let sinks = heads.sinks.map(|sinks| self.memory.weight(sinks));
-            self.ops.cpu_attention([q, k, v], Visible { first, window, positions }, heads.scale, sinks)
+            self.ops.cpu_attention([q, k, v], Visible { first, window, positions, lists }, heads.scale, sinks)
         } else {
-            self.ops.causal_attention([q, k, v], first, heads.scale, bf16)
+            self.ops.causal_attention([q, k, v], first, heads.scale, lists, bf16)
         };
         self.flat(out, d * heads.n_head)
     }

@@ -72,7 +72,7 @@ fn mask_needed(
     tiles: &[usize],
 ) -> Option<(Option<usize>, MaskSize)> {
     match node.op {
-        Op::Attention { layer, heads, window } if is_masked_by_buffer(memory, graph, node, layer) => {
+        Op::Attention { layer, heads, window, .. } if is_masked_by_buffer(memory, graph, node, layer) => {
             let ours = |n_q: usize| memory.takes_attention(layer, n_q, &heads, window);
             let most = *tiles.iter().filter(|n_q| !ours(**n_q)).max()?;
             let last = memory.n_past(layer) + graph.node(node.src[1]).n_rows;

@@ -45,7 +45,7 @@ const CPU: &[&str] = &[
 ];
 
 /// ggml-cpu.c with a barrier that does not spin for ever, and an operation of ours, in the package's folder.
-const OWN: &[&str] = &["src/cpu/pool.c", "src/cpu/wait.c", "src/cpu/attention.cpp"];
+const OWN: &[&str] = &["src/cpu/pool.c", "src/cpu/wait.c", "src/cpu/attention.cpp", "src/cpu/block_lists.cpp"];
 
 /// The definitions of every file of ggml, CUDA included.
 pub const DEFINES: &[&str] = &["-DNDEBUG", "-DGGML_SCHED_MAX_COPIES=4", "-D_XOPEN_SOURCE=600", "-D_GNU_SOURCE"];

@@ -23,6 +23,7 @@ const FA_PAIRS: &[(&str, &str)] = &[("f16", "f16"), ("q4_0", "q4_0"), ("q8_0", "
 /// Our own files, in `src`.
 const OWN: &[&str] = &[
     "attention.cu",
+    "block_lists.cu",
     "dequantize.cu",
     "hopper_attention.cu",
     "product_choice.cu",

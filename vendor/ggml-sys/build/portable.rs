@@ -147,12 +147,13 @@ fn variant_object(
     Ok((object, exported))
 }
 
-/// The names that ggml-cpu.h and our own operations' header declare.
+/// The names that ggml-cpu.h and our own operations' headers declare.
 fn api(source: &Source) -> Result<BTreeSet<String>> {
     let path = source.include().join("ggml-cpu.h");
     let text = fs::read_to_string(&path).map_err(|e| format!("{}: {e}", path.display()))?;
     let word = |c: char| !(c.is_ascii_alphanumeric() || c == '_');
-    let names = text.split(word).chain(include_str!("../src/cpu/attention.h").split(word));
+    let own = [include_str!("../src/cpu/attention.h"), include_str!("../src/cpu/block_lists.h")];
+    let names = text.split(word).chain(own.into_iter().flat_map(|header| header.split(word)));
     Ok(names.filter(|name| name.starts_with("ggml_") || name.starts_with("spts_")).map(str::to_owned).collect())
 }
 

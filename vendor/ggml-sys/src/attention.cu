@@ -29,6 +29,10 @@ hopper_attention_args arguments(const ggml_tensor * dst) {
     args.out_is_bf16     = dst->type == GGML_TYPE_BF16;
     args.first = spts_argument(dst, 1);
     args.scale = spts_float_argument(dst, 2);
+    if (const ggml_tensor * lists = dst->src[3]) {
+        args.lists       = (const int32_t *) lists->data;
+        args.list_stride = lists->nb[1] / lists->nb[0];
+    }
     return args;
 }
 

@@ -13,6 +13,7 @@
 // far, and only when a row outgrows it by more than MAX_LAG (rare after a tile's first block) are they done again.
 
 #include "hopper_attention.h"
+#include "blocks.h"
 
 #include <cuda.h> // types only: libcuda is not linked
 #include <cuda_bf16.h>
@@ -75,6 +76,13 @@ template <int HEAD_DIM_, int GROUPS_, int KEYS_> struct shape {
 using shape_128 = shape<128, 2, 128>;
 using shape_64  = shape<64, 3, 96>;
 
+// Where lists say which keys are read, tiles are as large as their blocks.
+using listed_128 = shape_128;
+using listed_64  = shape<64, 2, 128>;
+static_assert(listed_128::ROWS == SPTS_BLOCK && listed_128::KEYS == SPTS_BLOCK, "blocks of heads of 128");
+static_assert(listed_64::ROWS == SPTS_BLOCK && listed_64::KEYS == SPTS_BLOCK, "blocks of heads of 64");
+static_assert(SPTS_BLOCKS_BEHIND >= 2, "only these are masked");
+
 struct problem {
     void *  out;
     size_t  out_row_stride;
@@ -88,6 +96,9 @@ struct problem {
     int     n_items;   // tiles of all heads
     float   q_scale;   // in base 2
     bool    out_is_bf16;
+
+    const int32_t * lists; // or null
+    size_t          list_stride;
 };
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
@@ -259,7 +270,9 @@ __device__ __forceinline__ uint32_t pack(const float low, const float high) {
 struct item {
     int head;
     int row;    // its first query
-    int blocks; // of keys, that its last query sees
+    int blocks; // of keys, that it reads
+    int unread; // of those that its last query sees
+    const int32_t * list; // of the blocks that it reads; null for all
 };
 
 // The item of this block of threads in a round; false after the last. Heads that share keys are neighbours, and so
@@ -271,11 +284,25 @@ template <class S> __device__ __forceinline__ bool find_item(item & it, const pr
     if (index >= p.n_items) {
         return false;
     }
+    const int tile = p.n_tiles - 1 - index / p.n_head;
     it.head        = index % p.n_head;
-    it.row         = (p.n_tiles - 1 - index / p.n_head) * S::ROWS;
+    it.row         = tile * S::ROWS;
     const int last = min(it.row + S::ROWS, p.n_q) - 1;
     it.blocks      = (min(p.first + last + 1, p.n_visible) + S::KEYS - 1) / S::KEYS;
+    it.unread      = 0;
+    it.list        = nullptr;
+    if (p.lists != nullptr) {
+        const int32_t * list = p.lists + (static_cast<size_t>(it.head) * p.n_tiles + tile) * p.list_stride;
+        it.list              = list + 1;
+        it.unread            = it.blocks - list[0];
+        it.blocks            = list[0];
+    }
     return true;
+}
+
+// The number of the i-th block that an item reads.
+__device__ __forceinline__ int block_of(const item & it, const int i) {
+    return it.list == nullptr ? i : it.list[i];
 }
 
 struct barriers {
@@ -332,7 +359,7 @@ template <class S> __device__ __forceinline__ void produce_queries_and_keys(
         const int kv_head = it.head / p.heads_per_kv;
         for (int block = it.blocks - 1; block >= 0; --block) {
             barrier_wait(b.k_empty[k.stage], k.phase ^ 1);
-            load_block<S>(shared + S::K_AT + k.stage * S::KV_BYTES, k_map, b.k_full[k.stage], block, kv_head);
+            load_block<S>(shared + S::K_AT + k.stage * S::KV_BYTES, k_map, b.k_full[k.stage], block_of(it, block), kv_head);
             k.advance();
         }
     }
@@ -347,7 +374,7 @@ template <class S> __device__ __forceinline__ void produce_values(
         const int kv_head = it.head / p.heads_per_kv;
         for (int block = it.blocks - 1; block >= 0; --block) {
             barrier_wait(b.v_empty[v.stage], v.phase ^ 1);
-            load_block<S>(shared + S::V_AT + v.stage * S::KV_BYTES, v_map, b.v_full[v.stage], block, kv_head);
+            load_block<S>(shared + S::V_AT + v.stage * S::KV_BYTES, v_map, b.v_full[v.stage], block_of(it, block), kv_head);
             v.advance();
         }
     }
@@ -584,7 +611,10 @@ template <class S> __device__ __forceinline__ void consume(
         const int  row         = it.row + group * GROUP_ROWS + group_row;
         const int  last        = p.n_visible - 1;
         const int  seen_by_all = min(p.first + it.row + group * GROUP_ROWS, last); // the last such key
-        const auto mask_block = [&](const int block) {
+        // Of the blocks that are not read none is behind one that needs a mask, so that these are counted from the last one.
+        const int  unread      = it.unread;
+        const auto mask_block  = [&](const int i) {
+            const int block = i + unread;
             if ((block + 1) * S::KEYS - 1 > seen_by_all) {
                 const int start = block * S::KEYS + thread % 4 * 2;
                 mask(s, min(p.first + row, last) - start, min(p.first + row + 8, last) - start);
@@ -772,6 +802,8 @@ template <class S> cudaError_t launch(const hopper_attention_args & a, const cud
     p.n_tiles         = (a.n_q + S::ROWS - 1) / S::ROWS;
     p.n_items         = p.n_tiles * a.n_head;
     p.q_scale         = a.scale * LOG2_E;
+    p.lists           = a.lists;
+    p.list_stride     = a.list_stride;
 
     // Keys and values end where the last query's sight does: what follows them in a cache may be anything, even NaN,
     // which no mask keeps out of a product with 0.
@@ -835,7 +867,7 @@ bool hopper_attention_supported(const hopper_attention_args & a, const int cc) {
         return false;
     }
     const bool built = a.head_dim == shape_128::HEAD_DIM ? is_built<shape_128>()
-                     : a.head_dim == shape_64::HEAD_DIM  ? is_built<shape_64>()
+                     : a.head_dim == shape_64::HEAD_DIM  ? is_built<shape_64>() && is_built<listed_64>()
                                                          : false;
     return built && tensor_map_encoder() != nullptr;
 }
@@ -844,5 +876,8 @@ cudaError_t hopper_attention(const hopper_attention_args & a, const cudaStream_t
     if (!hopper_attention_supported(a, 900)) {
         return cudaErrorInvalidValue;
     }
-    return a.head_dim == shape_128::HEAD_DIM ? launch<shape_128>(a, stream) : launch<shape_64>(a, stream);
+    if (a.head_dim == shape_128::HEAD_DIM) {
+        return launch<shape_128>(a, stream);
+    }
+    return a.lists != nullptr ? launch<listed_64>(a, stream) : launch<shape_64>(a, stream);
 }

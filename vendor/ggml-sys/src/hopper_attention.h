@@ -5,6 +5,7 @@
 #include <cuda_runtime_api.h>
 
 #include <cstddef>
+#include <cstdint>
 
 // Query i (0 <= i < n_q) of each head sees the keys j with j <= first + i and j < n_kv. Query head h reads
 // KV head h / (n_head / n_head_kv). Strides count elements. Only rows 0..n_kv-1 of K and V that some query
@@ -30,6 +31,12 @@ struct hopper_attention_args {
     float scale; // of the products q*k, before the softmax
 
     bool out_is_bf16;
+
+    // Which blocks of SPTS_BLOCK keys (blocks.h) each block of as many queries reads: for each head one list after the other, a
+    // block of queries after the other, `list_stride` apart. A list is the number of its blocks, then the blocks in ascending order;
+    // the last SPTS_BLOCKS_BEHIND that the queries see are in it. Null: all are read.
+    const int32_t * lists;
+    size_t          list_stride;
 };
 
 // Whether hopper_attention takes these arguments on a device of compute capability `cc` (900 for 9.0),

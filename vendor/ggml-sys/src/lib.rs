@@ -24,6 +24,14 @@ unsafe extern "C" {
         nth: core::ffi::c_int,
         userdata: *mut core::ffi::c_void,
     );
+
+    /// Which blocks of keys attention reads, an operation of `ggml_custom_4d`; src/cpu/block_lists.h says of what.
+    pub fn spts_cpu_block_lists(
+        dst: *mut ggml_tensor,
+        ith: core::ffi::c_int,
+        nth: core::ffi::c_int,
+        userdata: *mut core::ffi::c_void,
+    );
 }
 
 // Our additions to ggml's CUDA backend (src/*.cu, src/cuda_libraries.cpp).

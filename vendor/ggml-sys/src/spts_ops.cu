@@ -4,6 +4,7 @@
 // name that the rest calls.
 
 #include "attention.h"
+#include "block_lists.h"
 #include "common.cuh"
 #include "products.h"
 #include "rope.h"
@@ -14,6 +15,7 @@
 void ggml_cuda_op_timestep_embedding(ggml_backend_cuda_context & ctx, ggml_tensor * dst) {
     switch ((spts_op) spts_argument(dst, 0)) {
         case SPTS_CAUSAL_ATTENTION: return causal_attention(ctx, dst);
+        case SPTS_BLOCK_LISTS:      return block_lists(ctx, dst);
         case SPTS_PRODUCT:          return product(ctx, dst);
         case SPTS_GATED_FFN:        return gated_ffn(ctx, dst);
         case SPTS_PROXY_NORM:       return proxy_norm(ctx, dst);

@@ -19,8 +19,13 @@
 enum spts_op : int32_t {
     // Causal attention without a mask: dst F32 or BF16 [d, n_head, n_q] of src0 = q F32 [d, n_q, n_head] (a view), src1 = k,
     // src2 = v F16 [d, n_kv, n_head_kv] (views). Argument 1: the row of K that belongs to the first query; query i sees the rows up to
-    // that + i. Argument 2: scale (F32).
+    // that + i. Argument 2: scale (F32). src3 = lists of SPTS_BLOCK_LISTS, which say what keys are read, or null for all.
     SPTS_CAUSAL_ATTENTION,
+    // Which blocks of keys (blocks.h) each block of queries reads of those that it sees: dst I32 [1 + n_blocks, n_tiles, n_head], the
+    // number of blocks, then the blocks in ascending order. src0 = q, src1 = k, arguments 1 and 2 as above. The best by sampled
+    // scores (block_lists.cu), so many that with those that are read in any case they have argument 3 (F32) of the weight, or of
+    // the number, if argument 4 is 1. Queries from argument 5 on read all.
+    SPTS_BLOCK_LISTS,
     // dst [n_out, n] = src0 [n_in, n_out] src1 [n_in, n], summed in F32 after both were rounded to BF16. src1 and dst are F32 or
     // BF16. src2 = F32 [n_in], factors on the features of src1 (taken as factors on the columns of src0), or null. Argument 1: 1 to
     // add to what is in dst (F32).

@@ -6,11 +6,12 @@
 // from the rows' numbers or positions.
 //
 // Tiles of keys begin at multiples of their height, and a lane never meets another: a query's result is the same to the last bit
-// beside whichever others it is computed.
+// beside whichever others it is computed. Where lists say which blocks of keys a block of queries reads (block_lists.cpp), each head has its own,
+// and the queries of one head lie side by side.
 
 #include "attention.h"
-
-#include "ggml-cpu.h"
+#include "../blocks.h"
+#include "vectors.h"
 
 #include <algorithm>
 #include <atomic>
@@ -20,30 +21,10 @@
 
 namespace {
 
-#if defined(__AVX512F__)
-constexpr int WIDTH  = 16;
-constexpr int ACROSS = 4; // vectors of queries whose sums are held in registers, for each of
-#elif defined(__AVX__)
-constexpr int WIDTH  = 8;
-constexpr int ACROSS = 2;
-#else
-constexpr int WIDTH  = 4;
-constexpr int ACROSS = 2;
-#endif
-constexpr int DOWN = 4; // so many keys, or features of values
+constexpr int KEYS  = 64; // of a tile
+constexpr int MAX_D = SPTS_CPU_ATTENTION_MAX_HEAD;
 
-typedef float   vec  __attribute__((vector_size(4 * WIDTH)));
-typedef int32_t ivec __attribute__((vector_size(4 * WIDTH)));
-
-constexpr int LANES   = 64;
-constexpr int COLUMNS = LANES / WIDTH;
-constexpr int KEYS    = 64;
-constexpr int MAX_D   = SPTS_CPU_ATTENTION_MAX_HEAD;
-
-static_assert(COLUMNS % ACROSS == 0, "sums cover all lanes");
-
-// Lower than any score of a query that sees a key, and far from where differences overflow.
-constexpr float LOWEST = -1e30f;
+static_assert(SPTS_BLOCK % KEYS == 0 && SPTS_BLOCK % LANES == 0, "blocks are whole tiles, and a part has one list");
 
 struct Scratch {
     alignas(64) vec   queries[MAX_D][COLUMNS]; // times the scale
@@ -68,86 +49,6 @@ struct Problem {
     float   scale;
 };
 
-inline vec broadcast(float x) {
-    return x - vec{};
-}
-
-inline vec select(ivec mask, vec a, vec b) {
-    return (vec) ((mask & (ivec) a) | (~mask & (ivec) b));
-}
-
-// e^x of x <= 0, to about one unit in the last place; 0 below -87, and NaN of NaN.
-inline vec exp_of(vec x) {
-    const vec magic = broadcast(12582912.0f); // 1.5 * 2^23: its sum with x has the nearest integer in the lowest bits
-    const vec n     = (x * 1.44269504f + magic) - magic;
-    const vec r     = (x - n * 0.693359375f) + n * 2.12194440e-4f;
-    vec p = broadcast(1.0f / 5040);
-    p = p * r + 1.0f / 720;
-    p = p * r + 1.0f / 120;
-    p = p * r + 1.0f / 24;
-    p = p * r + 1.0f / 6;
-    p = p * r + 0.5f;
-    p = p * r + 1.0f;
-    p = p * r + 1.0f;
-    const ivec exponent = __builtin_convertvector(select(n > -128.0f, n, vec{}), ivec);
-    const vec  power    = (vec) ((exponent + 127) << 23);
-    return select(x < -87.0f, vec{}, p * power);
-}
-
-// c[i] (+)= sum over k of a[i * down + k * along] * b[k], for n values of i and n_k of k.
-template <int N, bool ADD>
-inline void multiply_some(vec (*c)[COLUMNS], const float * a, int64_t down, int64_t along, const vec (*b)[COLUMNS], int64_t n_k) {
-    for (int column = 0; column < COLUMNS; column += ACROSS) {
-        vec sums[N][ACROSS];
-        for (int i = 0; i < N; i++) {
-            for (int j = 0; j < ACROSS; j++) {
-                sums[i][j] = ADD ? c[i][column + j] : vec{};
-            }
-        }
-        for (int64_t k = 0; k < n_k; k++) {
-            vec factors[ACROSS];
-            for (int j = 0; j < ACROSS; j++) {
-                factors[j] = b[k][column + j];
-            }
-            for (int i = 0; i < N; i++) {
-                const vec x = broadcast(a[i * down + k * along]);
-                for (int j = 0; j < ACROSS; j++) {
-                    sums[i][j] += x * factors[j];
-                }
-            }
-        }
-        for (int i = 0; i < N; i++) {
-            for (int j = 0; j < ACROSS; j++) {
-                c[i][column + j] = sums[i][j];
-            }
-        }
-    }
-}
-
-template <bool ADD>
-void multiply(vec (*c)[COLUMNS], const float * a, int64_t down, int64_t along, const vec (*b)[COLUMNS], int64_t n, int64_t n_k) {
-    int64_t i = 0;
-    for (; i + DOWN <= n; i += DOWN) {
-        multiply_some<DOWN, ADD>(c + i, a + i * down, down, along, b, n_k);
-    }
-    for (; i < n; i++) {
-        multiply_some<1, ADD>(c + i, a + i * down, down, along, b, n_k);
-    }
-}
-
-// Rows start .. start + n of one head, in F32.
-void convert(const ggml_tensor * t, int64_t head, int64_t start, int64_t n, float * rows) {
-    const int64_t d = t->ne[0];
-    const char * from = (const char *) t->data + head * t->nb[2] + start * t->nb[1];
-    for (int64_t i = 0; i < n; i++, from += t->nb[1], rows += d) {
-        switch (t->type) {
-            case GGML_TYPE_F32: memcpy(rows, from, d * sizeof(float)); break;
-            case GGML_TYPE_F16: ggml_cpu_fp16_to_fp32((const ggml_fp16_t *) from, rows, d); break;
-            default:            ggml_get_type_traits(t->type)->to_float(from, rows, d);
-        }
-    }
-}
-
 // The first row of K that the query of row `last` sees.
 int64_t first_seen(const Problem & p, int64_t last) {
     if (p.window == 0) {
@@ -160,15 +61,75 @@ int64_t first_seen(const Problem & p, int64_t last) {
     return std::lower_bound(p.positions, p.positions + last, earliest) - p.positions;
 }
 
-// Lanes start .. of the queries of one head of K: the heads of its group, query by query.
-void attend(const Problem & p, int64_t head, int64_t start, Scratch & s) {
-    const int64_t n_lanes = std::min<int64_t>(LANES, p.n_q * p.group - start);
+// Queries that are computed side by side, in lanes: the heads of a group, query by query, or queries of one head.
+struct Part {
+    int64_t         head;   // of K
+    int64_t         q_head; // the one head, or -1 for all of the group
+    int64_t         start;  // the first lane's number among all of its kind
+    int64_t         n_lanes;
+    const int32_t * blocks; // that are read, ascending; null for all
+    int64_t         n_blocks;
+};
+
+int64_t row_of(const Problem & p, const Part & part, int64_t lane) {
+    return part.q_head < 0 ? (part.start + lane) / p.group : part.start + lane;
+}
+
+int64_t head_of(const Problem & p, const Part & part, int64_t lane) {
+    return part.q_head < 0 ? part.head * p.group + (part.start + lane) % p.group : part.q_head;
+}
+
+// Adds keys and values of the rows tile .. tile + n to the lanes' sums; `is_seen_by_all` if no lane's sight ends among them.
+void add_tile(const Problem & p, int64_t head, int64_t tile, int64_t n, bool is_seen_by_all, Scratch & s) {
+    convert(p.k, head, tile, n, s.rows);
+    multiply<false>(s.scores, s.rows, p.d, 1, s.queries, n, p.d);
+    if (!is_seen_by_all) {
+        for (int64_t i = 0; i < n; i++) {
+            const int32_t key = (int32_t) (tile + i);
+            for (int c = 0; c < COLUMNS; c++) {
+                s.scores[i][c] = select((s.from[c] <= key) & (s.to[c] >= key), s.scores[i][c], broadcast(-INFINITY));
+            }
+        }
+    }
+    bool grows = false;
+    vec  shrink[COLUMNS];
+    for (int c = 0; c < COLUMNS; c++) {
+        vec most = s.most[c];
+        for (int64_t i = 0; i < n; i++) {
+            most = select(s.scores[i][c] > most, s.scores[i][c], most);
+        }
+        shrink[c] = exp_of(s.most[c] - most);
+        s.most[c] = most;
+        vec sum = s.sum[c] * shrink[c];
+        for (int64_t i = 0; i < n; i++) {
+            const vec weight = exp_of(s.scores[i][c] - most);
+            s.scores[i][c] = weight;
+            sum += weight;
+        }
+        s.sum[c] = sum;
+        const ivec changed = shrink[c] != 1.0f;
+        for (int i = 0; i < WIDTH; i++) {
+            grows |= changed[i] != 0;
+        }
+    }
+    if (grows) {
+        for (int64_t i = 0; i < p.d; i++) {
+            for (int c = 0; c < COLUMNS; c++) {
+                s.out[i][c] *= shrink[c];
+            }
+        }
+    }
+    convert(p.v, head, tile, n, s.rows);
+    multiply<true>(s.out, s.rows, 1, p.d, s.scores, p.d, n);
+}
+
+void attend(const Problem & p, const Part & part, Scratch & s) {
     int64_t from = INT64_MAX, to = 0;
     int32_t lane_from[LANES], lane_to[LANES];
     for (int64_t lane = 0; lane < LANES; lane++) {
         // Lanes that nobody needs do as the last one does.
-        const int64_t index = start + std::min(lane, n_lanes - 1), row = index / p.group;
-        const float * q = (const float *) ((const char *) p.q->data + row * p.q->nb[1] + (head * p.group + index % p.group) * p.q->nb[2]);
+        const int64_t as = std::min(lane, part.n_lanes - 1), row = row_of(p, part, as);
+        const float * q = (const float *) ((const char *) p.q->data + row * p.q->nb[1] + head_of(p, part, as) * p.q->nb[2]);
         for (int64_t i = 0; i < p.d; i++) {
             ((float *) s.queries[i])[lane] = q[i] * p.scale;
         }
@@ -188,59 +149,31 @@ void attend(const Problem & p, int64_t head, int64_t start, Scratch & s) {
     const int64_t all_see_from = *std::max_element(lane_from, lane_from + LANES);
     const int64_t all_see_to   = *std::min_element(lane_to, lane_to + LANES);
 
-    for (int64_t tile = from / KEYS * KEYS; tile <= to; tile += KEYS) {
+    const auto add = [&](int64_t tile) {
         const int64_t n = std::min<int64_t>(KEYS, to + 1 - tile);
-        convert(p.k, head, tile, n, s.rows);
-        multiply<false>(s.scores, s.rows, p.d, 1, s.queries, n, p.d);
-        if (tile < all_see_from || tile + n - 1 > all_see_to) {
-            for (int64_t i = 0; i < n; i++) {
-                const int32_t key = (int32_t) (tile + i);
-                for (int c = 0; c < COLUMNS; c++) {
-                    s.scores[i][c] = select((s.from[c] <= key) & (s.to[c] >= key), s.scores[i][c], broadcast(-INFINITY));
-                }
+        add_tile(p, part.head, tile, n, tile >= all_see_from && tile + n - 1 <= all_see_to, s);
+    };
+    if (part.blocks) {
+        for (int64_t i = 0; i < part.n_blocks; i++) {
+            const int64_t block = (int64_t) part.blocks[i] * SPTS_BLOCK;
+            for (int64_t tile = block; tile < block + SPTS_BLOCK && tile <= to; tile += KEYS) {
+                add(tile);
             }
         }
-        bool grows = false;
-        vec  shrink[COLUMNS];
-        for (int c = 0; c < COLUMNS; c++) {
-            vec most = s.most[c];
-            for (int64_t i = 0; i < n; i++) {
-                most = select(s.scores[i][c] > most, s.scores[i][c], most);
-            }
-            shrink[c] = exp_of(s.most[c] - most);
-            s.most[c] = most;
-            vec sum = s.sum[c] * shrink[c];
-            for (int64_t i = 0; i < n; i++) {
-                const vec weight = exp_of(s.scores[i][c] - most);
-                s.scores[i][c] = weight;
-                sum += weight;
-            }
-            s.sum[c] = sum;
-            const ivec changed = shrink[c] != 1.0f;
-            for (int i = 0; i < WIDTH; i++) {
-                grows |= changed[i] != 0;
-            }
+    } else {
+        for (int64_t tile = from / KEYS * KEYS; tile <= to; tile += KEYS) {
+            add(tile);
         }
-        if (grows) {
-            for (int64_t i = 0; i < p.d; i++) {
-                for (int c = 0; c < COLUMNS; c++) {
-                    s.out[i][c] *= shrink[c];
-                }
-            }
-        }
-        convert(p.v, head, tile, n, s.rows);
-        multiply<true>(s.out, s.rows, 1, p.d, s.scores, p.d, n);
     }
 
-    for (int64_t lane = 0; lane < n_lanes; lane++) {
-        const int64_t index = start + lane;
-        const int64_t q_head = head * p.group + index % p.group;
+    for (int64_t lane = 0; lane < part.n_lanes; lane++) {
+        const int64_t q_head = head_of(p, part, lane);
         float sum = ((const float *) s.sum)[lane];
         if (p.sinks) {
             // In the softmax's denominator alone. That of a score far above all others is infinite, and nothing is left.
             sum += expf(p.sinks[q_head] - ((const float *) s.most)[lane]);
         }
-        float * out = p.out + (index / p.group * p.n_head + q_head) * p.d;
+        float * out = p.out + (row_of(p, part, lane) * p.n_head + q_head) * p.d;
         for (int64_t i = 0; i < p.d; i++) {
             out[i] = ((const float *) s.out[i])[lane] / sum;
         }
@@ -270,9 +203,12 @@ void spts_cpu_attention(ggml_tensor * dst, int ith, int nth, void * userdata) {
     p.window    = dst->op_params[SPTS_CPU_ATTENTION_WINDOW];
     memcpy(&p.scale, &dst->op_params[SPTS_CPU_ATTENTION_SCALE], sizeof(p.scale));
 
-    const int n_head_kv = (int) k->ne[2];
-    const int n_parts   = (int) ((p.n_q * p.group + LANES - 1) / LANES);
-    const int n_items   = n_parts * n_head_kv;
+    // Heads of a group read the same keys, unless each has lists of its own.
+    const char *  lists     = (const char *) given(5);
+    const int64_t n_rows    = lists ? p.n_q : p.n_q * p.group;
+    const int     n_heads   = (int) (lists ? p.n_head : k->ne[2]);
+    const int     n_parts   = (int) ((n_rows + LANES - 1) / LANES);
+    const int     n_items   = n_parts * n_heads;
     auto * taken = (std::atomic<int32_t> *) &dst->op_params[SPTS_CPU_ATTENTION_TAKEN];
     Scratch scratch;
     for (;;) {
@@ -285,6 +221,16 @@ void spts_cpu_attention(ggml_tensor * dst, int ith, int nth, void * userdata) {
             return;
         }
         // Queries that see most come first, so that no thread is left alone with them.
-        attend(p, item % n_head_kv, (int64_t) (n_parts - 1 - item / n_head_kv) * LANES, scratch);
+        const int64_t head = item % n_heads, start = (int64_t) (n_parts - 1 - item / n_heads) * LANES;
+        Part part = { head, -1, start, std::min<int64_t>(LANES, n_rows - start), nullptr, 0 };
+        if (lists) {
+            const ggml_tensor * t = dst->src[5];
+            const auto * list = (const int32_t *) (lists + start / SPTS_BLOCK * t->nb[1] + head * t->nb[2]);
+            part.head     = head / p.group;
+            part.q_head   = head;
+            part.blocks   = list + 1;
+            part.n_blocks = list[0];
+        }
+        attend(p, part, scratch);
     }
 }

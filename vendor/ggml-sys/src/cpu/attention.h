@@ -25,7 +25,8 @@ enum spts_cpu_attention_argument {
 // A ggml_custom_op_t. dst F32 [d, n_head, n_q] of src0 = q F32 [d, n_q, n_head], src1 = k, src2 = v [d, n_kv, n_head_kv] of any type
 // that ggml converts to F32, each a view with contiguous heads. src3 = positions of K's rows I32 [n_kv], ascending, which windows
 // count by, or null if they are the rows' numbers. src4 = a further score of each head F32 [n_head], whose weight goes to no value
-// (attention sinks), or null. What is missing is q itself: ggml takes no null.
+// (attention sinks), or null. src5 = lists of spts_cpu_block_lists, which say what keys are read, or null for all that are seen. What is missing
+// is q itself: ggml takes no null.
 void spts_cpu_attention(struct ggml_tensor * dst, int ith, int nth, void * userdata);
 
 #ifdef __cplusplus
