@@ -5,6 +5,7 @@ mod runtime;
 mod support;
 
 use runtime::Pair;
+use spts::BlockShare;
 use spts::DeltaHeads;
 use spts::compile::fuse_ffn::fuse_gated_ffn;
 use spts::compile::keep_normalized::keep_normalized;
@@ -154,6 +155,14 @@ fn invariant_3_shapes_fit() {
             let id = op(g, "attention");
             let Op::Attention { heads, .. } = &mut g.nodes[id.index()].op else { unreachable!() };
             (heads.n_head, heads.n_head_kv) = (n_head, n_head_kv);
+            id
+        });
+    }
+    for (share, width) in [(0.0, None), (1.0, None), (f32::NAN, None), (0.5, Some(3))] {
+        rejects("a share of the keys", |g| {
+            let id = op(g, "attention");
+            let Op::Attention { window, blocks, .. } = &mut g.nodes[id.index()].op else { unreachable!() };
+            (*window, *blocks) = (width, Some(BlockShare::Mass(share)));
             id
         });
     }

@@ -54,4 +54,9 @@ fn plan() {
     let dense = graph(&["--no-spts"]);
     assert!(dense.contains("layer 4:") && dense.contains("blk.0.attn_q.weight"), "{dense}");
     assert_ne!(graph(&["--schedule", "0.5,0.4,0.3,0.2", "--no-proxy"]), dense);
+    // Which layers read a part of the keys: the third and the fourth, since of the last one query is left.
+    let sparse =
+        scene.good(&["plan", "-m", "tiny.gguf", "-n", "2000", "--graph", "--no-spts", "--attention", "sparse:0.8"]);
+    assert_eq!(sparse.matches("sparse:0.8").count(), 2, "{sparse}");
+    assert_eq!(graph(&["--no-spts", "--attention", "sparse:0.8"]), dense, "short prompts read all");
 }

@@ -16,6 +16,8 @@ fn wrong_usage() {
         (run_with(&["-ngl", "many"]), "'-ngl <N>'"),
         (run_with(&["--no-such-flag"]), "--no-such-flag"),
         (run_with(&["--top-p", "2"]), "from 0 to 1"),
+        (run_with(&["--attention", "sparse:1"]), "expected dense, sparse, sparse:MASS or sparse:density=X"),
+        (run_with(&["--attention", "window"]), "expected dense, sparse, sparse:MASS or sparse:density=X"),
         (run_with(&["extra"]), "extra"),
         (vec!["plan", "--shape", "llama-3.1-8b"], "-n"),
         (vec!["bench"], "-m FILE (a model) or --synthetic SHAPE"),
