@@ -17,6 +17,22 @@ pub const QUANTIZED_WEIGHTS: f64 = 1e-2;
 /// Up to one token in a hundred may be another one where scores are close, in each of several layers.
 pub const SKIPPING: f64 = 5e-2;
 
+/// Where a mixture may choose another expert for a token, since a few rows are multiplied by other kernels than many: seen up to
+/// 0.005 (gpt-oss), and 1e-4 or less everywhere else.
+pub const OTHER_EXPERTS: f64 = 5e-2;
+/// Random models of Gemma 4, and mixtures, make much of every token and expert that is chosen otherwise: seen up to 0.4 where
+/// rounding on the CPU does 0.6. Whether skipping computes the right thing is seen with sets that are the same on both.
+pub const OTHER_CHOICES: f64 = 0.5;
+
+/// How far logits may be apart: dense ones, and such with sets that may differ.
+pub fn bounds(tiny: &Tiny) -> [f64; 2] {
+    match (tiny.experts.is_some(), tiny.gemma4.is_some()) {
+        (true, _) => [OTHER_EXPERTS, OTHER_CHOICES],
+        (false, true) => [F32_WEIGHTS, OTHER_CHOICES],
+        (false, false) => [F32_WEIGHTS, SKIPPING],
+    }
+}
+
 /// Enough rows for the kernels of long prompts.
 pub const N: usize = 1300;
 
@@ -190,14 +206,11 @@ impl Rounding {
         Rounding { changed, error }
     }
 
-    /// A GPU's sets may differ by a quarter more than these, and by one token in 100.
+    /// A GPU's sets may differ by half more than these, and by one token in 100.
     #[track_caller]
     pub fn allows_sets(&self, what: &str, overlap: f64) {
         let changed = self.changed;
-        assert!(
-            1.0 - overlap <= 1.25 * changed + 0.01,
-            "{what}: sets overlap by {overlap}; rounding changes {changed}"
-        );
+        assert!(1.0 - overlap <= 1.5 * changed + 0.01, "{what}: sets overlap by {overlap}; rounding changes {changed}");
     }
 
     /// A GPU's logits may differ by a quarter more than these, or by the bound.

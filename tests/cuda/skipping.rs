@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use spts::SessionOptions;
 use spts::method::rivals::Rival;
-use spts::method::spts::schedule::{Join, Pool, Probe, ProxySize, Schedule};
+use spts::method::spts::schedule::{Join, Pool, Probe, ProxySize, Schedule, Selection};
 use spts::method::spts::sidecar::Sidecar;
 use spts::proxies::calibrate::{CalibrateOptions, calibrate};
 use spts::session::sequence::CacheType;
@@ -16,8 +16,9 @@ use crate::support::tiny::Tiny;
 
 /// Skipping where roundings add up. Scores of random models lie close together, so that rounding changes sets, and more in every
 /// layer: on the CPU, too, with the same matrices rounded to TF32 (`rounded`) and this type of cache, against F32 throughout. A GPU
-/// may change a quarter more, and one in 100.
-fn compare_in(cache: CacheType, what: &str, [path, rounded]: [&Path; 2], prompt: &[u32], schedule: &Schedule) {
+/// may change half more, and one in 100.
+fn compare_in(cache: CacheType, what: &str, tiny: &Tiny, [path, rounded]: [&Path; 2], schedule: &Schedule) {
+    let (what, prompt) = (format!("{} {what}", tiny.name), &tiny.prompt(N));
     let read = |path: &Path, device: &str, cache| run(path, device, prompt, &[3, 1, 4], skipping_in(cache, schedule));
     let (expected, chosen) = read(path, "CPU", CacheType::F32);
     let (cpu, on_cpu) = read(rounded, "CPU", cache);
@@ -28,8 +29,9 @@ fn compare_in(cache: CacheType, what: &str, [path, rounded]: [&Path; 2], prompt:
     println!(
         "{what}: sets overlap by {on_gpu:.4}, on the CPU {on_cpu:.4}; NMSE at most {gpu:.1e}, on the CPU {cpu:.1e}"
     );
-    assert!(1.0 - on_gpu <= 1.25 * (1.0 - on_cpu) + 0.01, "{what}: sets overlap by {on_gpu}, on the CPU {on_cpu}");
-    assert!(gpu <= SKIPPING.max(1.25 * cpu), "{what}: NMSE {gpu}, on the CPU {cpu}, bound {SKIPPING}");
+    let [_, bound] = bounds(tiny);
+    assert!(1.0 - on_gpu <= 1.5 * (1.0 - on_cpu) + 0.01, "{what}: sets overlap by {on_gpu}, on the CPU {on_cpu}");
+    assert!(gpu <= bound.max(1.25 * cpu), "{what}: NMSE {gpu}, on the CPU {cpu}, bound {bound}");
 }
 
 fn skipping_in(cache: CacheType, schedule: &Schedule) -> SessionOptions {
@@ -47,8 +49,26 @@ fn skipping_and_pruning() {
     for tiny in models() {
         let (_dir, path) = in_scratch(&tiny);
         let (rounded, schedule) = (in_tf32(&tiny, &path), schedule(&open(&path, "CPU")));
-        let what = format!("{} skipping", tiny.name);
-        compare_in(CacheType::F16, &what, [&path, &rounded], &tiny.prompt(N), &schedule);
+        compare_in(CacheType::F16, "skipping", &tiny, [&path, &rounded], &schedule);
+    }
+}
+
+/// Sets that are the same on both, since a seed chooses them: what is computed of them is, too.
+#[test]
+fn sets_by_chance() {
+    for tiny in models() {
+        let (_dir, path) = in_scratch(&tiny);
+        let schedule = Schedule { selection: Selection::Random { seed: 5 }, ..schedule(&open(&path, "CPU")) };
+        let options = skipping_in(CacheType::F16, &schedule);
+        let prompt = tiny.prompt(N);
+        let rounding = Rounding::of(&tiny, &path, &prompt, &options);
+        let [(expected, cpu), (got, gpu)] =
+            ["CPU", "CUDA0"].map(|on| run(&path, on, &prompt, &[3, 1, 4], options.clone()));
+        assert_eq!(overlap(&gpu, &cpu), 1.0, "{}", tiny.name);
+        for (step, (got, expected)) in got.iter().zip(&expected).enumerate() {
+            let [bound, _] = bounds(&tiny);
+            rounding.allows_error(&format!("{} by chance, step {step}", tiny.name), nmse(got, expected), bound);
+        }
     }
 }
 
@@ -70,7 +90,7 @@ fn every_option_of_a_schedule() {
             ("best of the queries, F32", Schedule { probe: best, ..base.clone() }, CacheType::F32),
             ("chunks", Schedule { probe: chunks, ..base.clone() }, CacheType::F16),
         ] {
-            compare_in(cache, &format!("{} {what}", tiny.name), [&path, &rounded], &tiny.prompt(N), &schedule);
+            compare_in(cache, what, &tiny, [&path, &rounded], &schedule);
         }
     }
 }
@@ -108,7 +128,8 @@ fn skipping_on_16_bit_rows() {
                 "{what}: sets overlap by {on_gpu:.4}, on the CPU {on_cpu:.4}; NMSE at most {errors:.1e}, on the CPU {by_rounding:.1e}"
             );
             assert!(1.0 - on_gpu <= 1.25 * (1.0 - on_cpu) + 0.005, "{what}: sets overlap by {on_gpu}");
-            assert!(errors <= SKIPPING.max(1.25 * by_rounding), "{what}: NMSE {errors}, on the CPU {by_rounding}");
+            let [_, bound] = bounds(&tiny);
+            assert!(errors <= bound.max(1.25 * by_rounding), "{what}: NMSE {errors}, on the CPU {by_rounding}");
         }
     }
 }
@@ -128,7 +149,7 @@ fn skipping_from_the_first_layer_on() {
     ] {
         let mut schedule = Schedule { skip_from: 0, ..usual.clone() };
         schedule.probe.pool = pool;
-        compare_in(cache, &format!("from layer 0, {cache:?}, {pool:?}"), [&path, &rounded], &tiny.prompt(N), &schedule);
+        compare_in(cache, &format!("from layer 0, {cache:?}, {pool:?}"), tiny, [&path, &rounded], &schedule);
     }
 }
 

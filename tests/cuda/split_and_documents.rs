@@ -27,7 +27,8 @@ fn layers_on_both() {
         if tiny.experts.is_some() {
             splits.extend([(None, 1), (None, usize::MAX), (Some(2), tiny.n_layer - 1)]);
         }
-        let methods: [(Arc<dyn Method>, f64); 2] = [(Arc::new(Dense), F32_WEIGHTS), (schedule.into(), SKIPPING)];
+        let [dense_bound, skipping_bound] = bounds(&tiny);
+        let methods: [(Arc<dyn Method>, f64); 2] = [(Arc::new(Dense), dense_bound), (schedule.into(), skipping_bound)];
         for (method, bound) in methods {
             let options = SessionOptions { method, record_selection: true, ..SessionOptions::default() };
             let read = |model: Arc<Model>| {
@@ -69,7 +70,8 @@ fn documents() {
         let text = tiny.prompt(N + 60);
         let questions = [&text[..N + 7], &text[..N + 60], &[&text[..N], &text[3..40]].concat()];
         let schedule: Arc<dyn Method> = schedule(&open(&path, "CPU")).into();
-        let methods: [(Arc<dyn Method>, f64); 2] = [(Arc::new(Dense), F32_WEIGHTS), (schedule, SKIPPING)];
+        let [dense_bound, skipping_bound] = bounds(&tiny);
+        let methods: [(Arc<dyn Method>, f64); 2] = [(Arc::new(Dense), dense_bound), (schedule, skipping_bound)];
         for (method, bound) in methods {
             let options =
                 SessionOptions { method: method.clone(), record_selection: true, ..SessionOptions::default() };
