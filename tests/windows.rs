@@ -25,7 +25,7 @@ fn in_turns(pair: &Pair) -> Session {
     pair.session(|o| o.n_ubatch = Some(96))
 }
 
-/// In one tile, so that all layers are read at once, and keep every entry.
+/// In one tile, so that all layers are read at once, and keep every entry (of prompts that are not much longer than what is kept).
 fn whole(pair: &Pair) -> Session {
     pair.session(|o| o.n_ubatch = Some(4096))
 }
@@ -77,6 +77,23 @@ fn prompts_and_answers_are_those_of_whole_caches() {
 }
 
 /// Token by token the memory is that of the window.
+/// However large the tiles: a prompt of which most is forgotten is read layer by layer.
+#[test]
+fn a_prompt_of_one_tile_is_read_in_turns_if_it_is_long() {
+    for name in NAMES {
+        let pair = model(name);
+        let tokens = pair.tiny.prompt(1500);
+        let (mut one_tile, mut many) = (whole(&pair), in_turns(&pair));
+        for session in [&mut one_tile, &mut many] {
+            prefill(session, &tokens).expect("a prompt");
+            check_lengths(&pair, session, tokens.len(), name);
+        }
+        assert_close(one_tile.logits(), many.logits(), pair.tolerance(), name);
+        let [few, as_many] = [&one_tile, &many].map(|session| session.kv_lengths());
+        assert_eq!(few, as_many, "{name}");
+    }
+}
+
 #[test]
 fn answers_of_any_length_take_no_more_memory_in_layers_with_a_window() {
     for name in ["gemma3", "gpt-oss"] {

@@ -83,7 +83,7 @@ pub fn before_layer(dense: Graph, cut: usize, target: &Target) -> Result<Compile
     let graph = in_blocks(between_layers::before_layer(dense, cut), target);
     let graph = if target.has_gpu() { fuse(&graph, target) } else { graph };
     let budgets = Budgets::dense(cut, graph.n_tokens);
-    let cuts = cuts(&graph, target, false);
+    let cuts = prompt_cuts(&graph, target);
     Ok(Compiled::new(verify(graph)?, budgets, target.tile(), cuts))
 }
 
@@ -113,17 +113,21 @@ fn in_blocks(graph: Graph, target: &Target) -> Graph {
 }
 
 /// The layers at which a prompt's phases end. A program that skips is long: cut by layers, it has a GPU compute one while the next
-/// is built.
+/// is built. And layers with a window can take turns in one memory for the keys of a long prompt, even if a tile takes all of it.
 fn prompt_cuts(graph: &Graph, target: &Target) -> Cuts {
-    cuts(graph, target, target.has_gpu() && graph.layers.iter().any(|a| a.scores.is_some()))
+    let skips = target.has_gpu() && graph.layers.iter().any(|a| a.scores.is_some());
+    let forgets = |l: usize| graph.kept_rows(l).is_some_and(|rows| target.forgets_most(graph.first_layer + l, rows));
+    let in_turns = (0..graph.layers.len()).any(forgets);
+    cuts(graph, target, &|l| in_turns || skips && l > 0)
 }
 
 /// Where phases end: at another device's layers and experts, and where experts' weights are brought to a device, of which one
-/// layer's have room at a time; with `in_layers` behind each layer.
-fn cuts(graph: &Graph, target: &Target, in_layers: bool) -> Cuts {
+/// layer's have room at a time; and where the layers begin that `begins` names.
+fn cuts(graph: &Graph, target: &Target, begins: &dyn Fn(usize) -> bool) -> Cuts {
     let mut cuts = Cuts::default();
     for (i, node) in graph.nodes.iter().enumerate() {
-        if let Some(l) = node.layer.filter(|&l| l > 0 && (in_layers || target.fetches(node) || target.changes_device_at(l))) {
+        let is_elsewhere = |l: usize| l > 0 && (target.fetches(node) || target.changes_device_at(l));
+        if let Some(l) = node.layer.filter(|&l| begins(l) || is_elsewhere(l)) {
             cuts.layers.insert(l);
         }
         if target.is_apart(node) {
@@ -139,7 +143,7 @@ fn cuts(graph: &Graph, target: &Target, in_layers: bool) -> Cuts {
 /// The graph breaks an invariant: a bug.
 pub fn as_written(graph: Graph, tile: usize, target: &Target) -> Result<Compiled> {
     let budgets = Budgets::dense(graph.layers.len(), graph.n_tokens);
-    let cuts = cuts(&graph, target, false);
+    let cuts = cuts(&graph, target, &|_| false);
     Ok(Compiled::new(verify(graph)?, budgets, tile, cuts))
 }
 
@@ -151,7 +155,7 @@ pub fn up_to_captures(dense: &Graph, capture: &Capture, target: &Target) -> Resu
     let graph = end_at_captures(insert_captures(dense, capture));
     let graph = if target.has_gpu() { fuse(&graph, target) } else { graph };
     let budgets = Budgets::dense(graph.layers.len(), graph.n_tokens);
-    let cuts = cuts(&graph, target, false);
+    let cuts = cuts(&graph, target, &|_| false);
     Ok(Compiled::new(verify(graph)?, budgets, target.tile(), cuts))
 }
 

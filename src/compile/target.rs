@@ -2,6 +2,7 @@
 
 use spts_quant::ProxySize;
 
+use crate::attributes::CACHE_GROWTH;
 use crate::ggml::kernels::Kernels;
 use crate::gguf::GgmlType;
 use crate::graph::ir::{BlockShare, Node, Op, WeightId};
@@ -113,6 +114,11 @@ impl<'m> Target<'m> {
     /// Whether a node's weights are brought to its device before it is computed.
     pub(super) fn fetches(&self, node: &Node) -> bool {
         self.placement.fetches(node)
+    }
+
+    /// Whether layer `l` has a window and keeps less than half of the keys and values of so many tokens.
+    pub(super) fn forgets_most(&self, l: usize, rows: usize) -> bool {
+        self.file.shape().window(l).is_some_and(|window| rows > 2 * (window + CACHE_GROWTH))
     }
 
     /// ggml's name of a device.
