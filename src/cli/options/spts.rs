@@ -108,8 +108,8 @@ pub struct SptsArgs {
     /// Compute the FFN for all candidates
     #[arg(long)]
     pub no_ffn_skip: bool,
-    /// Keys that a token looks at in long prompts: dense for all, sparse[:MASS] for the blocks that have such a share of its
-    /// attention by estimate (0.9 unless said otherwise), sparse:density=X for a share of the blocks, to measure speed
+    /// Keys that tokens look at in long prompts: dense for all; sparse, or sparse:MASS, for the blocks that have such a share of the
+    /// attention by estimate, 0.9 unless said otherwise; sparse:density=X for a share of the blocks, to measure speed
     #[arg(long, value_name = "HOW", default_value = "dense", value_parser = attention, help_heading = "Attention")]
     pub attention: Attention,
     /// Choose tokens by chance: the control that a method has to beat
