@@ -10,7 +10,7 @@ use spts::proxies::calibrate::CalibrateOptions;
 use spts::{Model, ModelFile};
 
 use super::failure::Failure;
-use super::options::DeviceArgs;
+use super::options::{DeviceArgs, OverrideArgs};
 use super::{inputs, interrupt, note, prompt, proxies, warn};
 use crate::report::{self, Progress};
 
@@ -39,6 +39,8 @@ pub struct CalibrateArgs {
     #[arg(long)]
     pub force: bool,
     #[command(flatten)]
+    pub overrides: OverrideArgs,
+    #[command(flatten)]
     pub device: DeviceArgs,
 }
 
@@ -55,7 +57,7 @@ pub fn calibrate(args: &CalibrateArgs) -> Result<(), Failure> {
     let texts = args.files.iter().map(|f| prompt::read_text(f)).collect::<Result<Vec<_>, _>>()?;
     let start = Instant::now();
     args.device.set_up_process();
-    let file = ModelFile::open(&args.model, args.device.open_options())?;
+    let file = ModelFile::open_with(&args.model, args.device.open_options(), &args.overrides.library())?;
     warn(&file);
     let path = args.output.clone().unwrap_or_else(|| Sidecar::path_beside(&args.model));
     let out = create(&path, args, &file)?;

@@ -25,7 +25,7 @@ use spts::{Model, ModelFile, Session, SessionOptions};
 
 use super::eval::tasks::device_names;
 use super::failure::Failure;
-use super::options::{DeviceArgs, MemoryArgs};
+use super::options::{DeviceArgs, MemoryArgs, OverrideArgs};
 use super::proxies::{self as sidecars, Waiting};
 use super::{inputs, interrupt, note, prompt, run, warn};
 use crate::report::{Progress, grouped};
@@ -89,6 +89,8 @@ pub struct TuneArgs {
     #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=1 << 30))]
     ctx_size: Option<u32>,
     #[command(flatten)]
+    overrides: OverrideArgs,
+    #[command(flatten)]
     memory: MemoryArgs,
     #[command(flatten)]
     device: DeviceArgs,
@@ -142,7 +144,7 @@ pub fn tune(args: &TuneArgs) -> Result<String, Failure> {
         None => prompt::read_document(args.source())?,
     };
     args.device.set_up_process();
-    let opened = ModelFile::open(&args.model, args.device.open_options())?;
+    let opened = ModelFile::open_with(&args.model, args.device.open_options(), &args.overrides.library())?;
     warn(&opened);
     run::note_beyond_training("-c", args.n_ctx().unwrap_or(0), opened.hparams().n_ctx_train);
     let base = parse_schedule_arg(args.base(opened.shape()), opened.shape())?;
@@ -282,7 +284,7 @@ fn open_journal(
 /// Everything that an answer and its time depend on, besides model, prompt and device.
 fn settings(args: &TuneArgs, schedule: Option<&Schedule>) -> String {
     let schedule = schedule.map_or(DENSE.into(), |s| format!("{s:?}"));
-    format!("{schedule}; {}", args.memory.settings(&args.device))
+    format!("{schedule}; {}{}", args.memory.settings(&args.device), args.overrides.settings())
 }
 
 /// The base with the proxies that it needs, which its variants share.

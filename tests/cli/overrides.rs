@@ -89,6 +89,8 @@ fn models_are_measured_under_overrides() {
         &bench[..],
         &["eval", "kl", "-m", "tiny.gguf", "-f", "long.txt", "-n", "60"],
         &["eval", "tasks", "-m", "tiny.gguf", "--data", "tasks.jsonl"],
+        &["tune", "-m", "tiny.gguf", "--data", "tasks.jsonl"],
+        &["calibrate", "-m", "tiny.gguf", "-f", "long.txt"],
     ] {
         let refused = scene.bad(1, &[command, &SIX_LAYERS].concat());
         assert!(refused.contains(NO_SIXTH), "{command:?}: {refused}");
