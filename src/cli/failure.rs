@@ -75,6 +75,7 @@ fn remedy(e: &spts::Error) -> Option<&'static str> {
             SidecarError::Version { .. } | SidecarError::OtherModel { .. } | SidecarError::NotFinite { .. },
         ) => "spts-cli calibrate",
         spts::Error::DraftMissing { .. } => "--model-draft",
+        spts::Error::SharedKeysParted { .. } => "-ngl",
         spts::Error::Ggml(GgmlError::OutOfMemory { what, .. }) if what.contains("residual") => "--document-memory host",
         spts::Error::Document(spts::DocumentError::OtherTypes { .. }) => "-ctk and -ctv",
         spts::Error::Ggml(GgmlError::OutOfMemory { .. }) => "-ngl, -ub, -ctk and -ctv",
@@ -146,6 +147,8 @@ mod tests {
         let template = || spts::Error::from(spts::tokenizer::TokenizerError::Template { reason: "no".into() });
         assert!(message(template(), &[]).ends_with(" (--no-cnv)"));
         assert!(!message(template(), &["eval", "tasks"]).contains("--no-cnv"));
+        let parted = || spts::Error::SharedKeysParted { file: "m.gguf".into(), first: 3, last: 8, n_layers: 6 };
+        assert!(message(parted(), &[]).ends_with(" (-ngl)") && message(parted(), &["bench"]).ends_with(" (-ngl)"));
         assert_eq!(Failure::Interrupted.message(&root), None);
     }
 }
