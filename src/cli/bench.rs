@@ -33,7 +33,7 @@ use crate::report::{SharedProgress, grouped};
 /// Seed of weights and prompts: the same ones every time.
 const SEED: u64 = 1;
 
-/// Measuring.
+/// What `bench` measures, and how often.
 #[derive(Args, Clone, Debug)]
 pub struct BenchArgs {
     /// Model, a GGUF file

@@ -14,7 +14,7 @@ use super::options::{DeviceArgs, OverrideArgs};
 use super::{inputs, interrupt, note, prompt, proxies, warn};
 use crate::report::{self, Progress};
 
-/// Making proxies.
+/// What `calibrate` makes proxies of.
 #[derive(Args, Clone, Debug)]
 pub struct CalibrateArgs {
     /// Model, a GGUF file

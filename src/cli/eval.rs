@@ -25,7 +25,7 @@ use super::{inputs, interrupt, prompt, schedule, warn};
 use crate::report::Progress;
 use configuration::{CONFIGURATIONS, Configuration};
 
-/// Measuring.
+/// What `eval` measures.
 #[derive(Args, Clone, Debug)]
 pub struct EvalArgs {
     #[command(subcommand)]

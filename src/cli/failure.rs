@@ -59,8 +59,8 @@ impl From<spts::Error> for Failure {
     }
 }
 
-/// The flags that mend what the library reports, which knows no flags. Commas stand between remedies, of which a command may have
-/// some.
+/// The flags that mend what the library reports, which knows no flags. Commas stand between remedies; a command may have some of
+/// them.
 fn remedy(e: &spts::Error) -> Option<&'static str> {
     use spts::SidecarError;
     use spts::ggml::GgmlError;

@@ -46,14 +46,18 @@ impl Ops {
     /// `-> I32 [1 + n_blocks, n_tiles, n_head]`
     pub fn block_lists<'a>(&'a self, kernels: Kernels, [q, k]: [Tensor<'a>; 2], rule: BlockRule) -> Tensor<'a> {
         let ne = [1 + (rule.first + q.ne(1)).div_ceil(BLOCK), q.ne(1).div_ceil(BLOCK), q.ne(2)];
-        if kernels.is_cpu() { self.cpu_block_lists([q, k], rule, ne) } else { self.cuda_block_lists([q, k], rule, ne) }
-    }
-
-    fn cpu_block_lists<'a>(&'a self, [q, k]: [Tensor<'a>; 2], rule: BlockRule, ne: [usize; 3]) -> Tensor<'a> {
-        let mut src = [q, k].map(Tensor::raw);
         let by_count = i32::from(matches!(rule.share, BlockShare::Density(_)));
         let [scale, share] = [rule.scale, rule.share.share()].map(|x| x.to_bits() as i32);
-        let arguments = [rule.first as i32, scale, share, by_count, rule.whole_from.min(q.ne(1)) as i32, 0];
+        let arguments = [rule.first as i32, scale, share, by_count, rule.whole_from.min(q.ne(1)) as i32];
+        if kernels.is_cpu() {
+            self.cpu_block_lists([q, k], arguments, ne)
+        } else {
+            self.cuda_block_lists([q, k], arguments, ne)
+        }
+    }
+
+    fn cpu_block_lists<'a>(&'a self, qk: [Tensor<'a>; 2], arguments: [i32; 5], ne: [usize; 3]) -> Tensor<'a> {
+        let mut src = qk.map(Tensor::raw);
         let [width, n_tiles, n_head] = ne.map(|n| n as i64);
         // SAFETY: a live context with room (nodes were counted); the operation reads these sources and arguments, and ggml's own
         // parameters of such a node end before them.
@@ -63,7 +67,10 @@ impl Ops {
             let none = std::ptr::null_mut();
             let out =
                 sys::ggml_custom_4d(self.c(), i32, width, n_tiles, n_head, 1, src.as_mut_ptr(), 2, OPERATION, all_threads, none);
-            (&mut (*out).op_params)[FIRST_ARGUMENT..][..arguments.len()].copy_from_slice(&arguments);
+            let parameters = &mut (&mut (*out).op_params)[FIRST_ARGUMENT..];
+            parameters[..arguments.len()].copy_from_slice(&arguments);
+            // Work that is given out, between the threads.
+            parameters[arguments.len()] = 0;
             out
         })
     }

@@ -6,10 +6,9 @@
 use ggml_sys as sys;
 
 use super::ops::Ops;
-use super::block_lists::BlockRule;
 use super::{Tensor, cpu_attention, type_id};
 use crate::gguf::GgmlType;
-use crate::attributes::{Activation, BlockShare, DeltaHeads, Heads, Join, Rope, RopeLayout};
+use crate::attributes::{Activation, DeltaHeads, Heads, Join, Rope, RopeLayout};
 
 /// Weights of which a CUDA device holds copies in 16 bits, made ahead of their products (`BUFFERS` in wide_weights.cu).
 pub const WIDE_WEIGHTS: usize = 3;
@@ -228,7 +227,7 @@ pub enum Target<'a> {
 
 impl Ops {
     /// Causal attention of `q [d, n_q, n_head]` over `k`, `v [d, n_kv, n_head_kv]` in F16, without a mask: query i sees the
-    /// rows up to `first + i`, of which blocks are read that `lists` name ([`Ops::block_lists`]). `-> F32 or BF16 [d, n_head, n_q]`
+    /// rows up to `first + i`, of which blocks are read that `lists` name (`Ops::block_lists`). `-> F32 or BF16 [d, n_head, n_q]`
     pub fn causal_attention<'a>(
         &'a self,
         [q, k, v]: [Tensor<'a>; 3],
@@ -242,13 +241,9 @@ impl Ops {
         self.ours(Op::CausalAttention, out, &[Some(q), Some(k), Some(v), lists], &[first as i32, bits(scale)])
     }
 
-    /// [`Ops::block_lists`] in `lists`, on a device with [`Ops::causal_attention`].
-    pub(super) fn cuda_block_lists<'a>(&'a self, [q, k]: [Tensor<'a>; 2], rule: BlockRule, ne: [usize; 3]) -> Tensor<'a> {
-        let lists = self.fresh(GgmlType::I32, ne);
-        let by_count = i32::from(matches!(rule.share, BlockShare::Density(_)));
-        let [scale, share] = [rule.scale, rule.share.share()].map(bits);
-        let arguments = [rule.first as i32, scale, share, by_count, rule.whole_from.min(q.ne(1)) as i32];
-        self.ours(Op::BlockLists, lists, &[q, k].map(Some), &arguments)
+    /// `Ops::block_lists` on a device with [`Ops::causal_attention`], by arguments in the order of spts_ops.h. `-> I32 ne`
+    pub(super) fn cuda_block_lists<'a>(&'a self, qk: [Tensor<'a>; 2], arguments: [i32; 5], ne: [usize; 3]) -> Tensor<'a> {
+        self.ours(Op::BlockLists, self.fresh(GgmlType::I32, ne), &qk.map(Some), &arguments)
     }
 
     /// `w [n_in, n_out] x [n_in, n]`, both rounded to BF16 (x may be so already), summed in F32. x is multiplied, feature by

@@ -21,7 +21,7 @@ pub(super) struct BenchReport {
     version: &'static str,
     commit: &'static str,
     ggml: &'static str,
-    /// UTC, ISO 8601.
+    /// When it was measured, in UTC (ISO 8601).
     date: String,
     model: ModelReport,
     devices: Vec<DeviceReport>,

@@ -4,7 +4,7 @@ use clap::Parser;
 
 use crate::cli::options::SptsArgs;
 
-/// For help texts.
+/// What help texts say of configurations.
 pub(super) const CONFIGURATIONS: &str =
     "A configuration is dense, or what --schedule takes, then more flags of token skipping; NAME= before it names it:
   --config dense --config paper --config 'mild=0.5,0.4,0.3,0.2 --probe-queries 16 --pool max:7'";

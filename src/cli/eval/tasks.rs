@@ -30,7 +30,7 @@ use crate::cli::proxies::{self as sidecars, Waiting};
 use crate::cli::{note, prompt, run, schedule};
 use crate::report::{Progress, grouped};
 
-/// For help texts.
+/// What the help says of data and configurations.
 pub(super) const HELP: &str = "A line of the data is a JSON object:
   task, answers (list), metric (all, any, exact, prefix), n_predict; prompt (text as it is), or messages (role and content of
   each) with the assistant's first words as prefix; and if you like length and id. scripts/ruler.py makes RULER's tasks.
@@ -43,7 +43,7 @@ The first one is what the others are compared with.";
 /// One of several parts of the prompts.
 #[derive(Clone, Copy, Debug)]
 struct Part {
-    /// From 1.
+    /// Which part it is, counted from 1.
     number: usize,
     of: usize,
 }
