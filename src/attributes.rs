@@ -103,7 +103,8 @@ impl fmt::Display for Join {
 pub enum BlockShare {
     /// Of the attention's weight, as the samples estimate it (XAttention's threshold, arXiv 2503.16428).
     Mass(f32),
-    /// Of the blocks that a query sees, whatever their weight: for measuring speed.
+    /// Of the blocks that a query sees, whatever their weight: for measuring speed, with random weights. Blocks of equal weight are
+    /// all read: more than the share, where many weigh nothing.
     Density(f32),
 }
 

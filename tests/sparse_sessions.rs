@@ -71,6 +71,23 @@ fn tiles_of_whole_blocks_read_the_same() {
     }
 }
 
+/// What a conversation has read stays, whatever the prompts to come look at.
+#[test]
+fn another_attention_leaves_a_conversation() {
+    let pair = Pair::new(Tiny::named("llama"));
+    let dense: Arc<dyn Method> = Arc::new(Dense);
+    let mut session = session(&pair, &dense, 512);
+    let report = prefill(&mut session, &pair.tiny.prompt(N)).expect("a prompt");
+    assert_eq!(report.sparse_layers, 0);
+    session.set_method(sparse(dense, BlockShare::Mass(0.9))).expect("a method");
+    assert_eq!(session.n_past(), N);
+    session.decode(3).expect("room");
+    session.clear();
+    // All but the first two, and the last, of which one query is left.
+    let report = prefill(&mut session, &pair.tiny.prompt(N)).expect("a prompt");
+    assert_eq!(report.sparse_layers, pair.tiny.n_layer - 3);
+}
+
 #[test]
 fn documents_belong_to_an_attention() {
     let pair = Pair::new(Tiny::named("llama"));

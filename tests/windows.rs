@@ -76,7 +76,6 @@ fn prompts_and_answers_are_those_of_whole_caches() {
     }
 }
 
-/// Token by token the memory is that of the window.
 /// However large the tiles: a prompt of which most is forgotten is read layer by layer.
 #[test]
 fn a_prompt_of_one_tile_is_read_in_turns_if_it_is_long() {
@@ -94,6 +93,7 @@ fn a_prompt_of_one_tile_is_read_in_turns_if_it_is_long() {
     }
 }
 
+/// Token by token the memory is that of the window.
 #[test]
 fn answers_of_any_length_take_no_more_memory_in_layers_with_a_window() {
     for name in ["gemma3", "gpt-oss"] {

@@ -127,7 +127,7 @@ const GROUPS: &[(&str, &str)] = &[
     ),
     (
         "text is generated, embeddings are not",
-        "--embedding --embeddings -embd --embd-* --pooling --attention --rerank --reranking --cls-separator",
+        "--embedding --embeddings -embd --embd-* --pooling --rerank --reranking --cls-separator",
     ),
     ("there is no RPC, only devices of this machine", "-rpc --rpc"),
     (

@@ -79,6 +79,9 @@ pub fn plan(args: &PlanArgs) -> Result<String, Failure> {
         cpu_experts: CpuExperts::of(&cpu_experts),
         reach: if args.forced { Reach::EveryLayer } else { Reach::AboveFirstBudget },
     };
+    if args.spts.attention.0.is_some() {
+        super::note("--attention: what sparse attention reads depends on the text; operations are those of all keys");
+    }
     let plan = match schedule {
         Some(schedule) => Plan::new(&shape, &schedule, n_tokens, &options)?,
         None => Plan::of_method(&shape, &*args.spts.method(None), n_tokens, &options)?,
@@ -118,8 +121,8 @@ fn graph(args: &PlanArgs, path: &Path) -> Result<String, Failure> {
     // Proxies of the size that would be made.
     let proxy = schedule.as_ref().map(|s| s.proxy);
     let kernels = Kernels::of_each(&placement.devices);
-    let target =
-        Target::new(&file, &placement, &kernels, args.memory.n_ubatch(), proxy).with_blocks(args.spts.attention.0);
+    let target = Target::new(&file, &placement, &kernels, args.memory.n_ubatch(), proxy)
+        .with_attention(args.spts.attention.0, args.memory.cache_types());
     let n_tokens = args.n_tokens as usize;
     let dense = file.graph(n_tokens, file.hparams().n_ctx_train.max(n_tokens));
     let method = args.spts.method(schedule);

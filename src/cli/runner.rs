@@ -8,7 +8,7 @@ use spts::Session;
 use spts::ggml::backend;
 use spts::session::document::ReadReport;
 use spts::session::generate::{GenerateOptions, Generation, StopReason};
-use spts::session::prefill::{PrefillOptions, PrefillProgress};
+use spts::session::prefill::{PrefillOptions, PrefillProgress, PrefillReport};
 use spts::session::sampler::Sampler;
 use spts::tokenizer::{ChatPrompt, StreamDecoder};
 
@@ -143,6 +143,12 @@ impl Runner<'_> {
             false => prefill.layers.iter().map(|l| (l.candidates, l.active_attn, l.active_ffn)).collect(),
         };
         let read_whole = prefill.n_reused == 0;
+        let (schedule, attention) = match (dense, self.args.spts.attention.0) {
+            (false, None) => (self.schedule.clone(), String::new()),
+            (true, None) => ("dense".to_owned(), String::new()),
+            (false, Some(_)) => (self.schedule.clone(), sparse_layers(prefill)),
+            (true, Some(share)) => (format!("dense, attention sparse:{share}"), sparse_layers(prefill)),
+        };
         RunReport {
             prompt_tokens: prefill.n_tokens,
             reused_tokens: prefill.n_reused,
@@ -163,7 +169,7 @@ impl Runner<'_> {
             prefill_tps: report::per_second(prefill.n_tokens, prefill.seconds).filter(|_| read_whole),
             decode_tps: report::per_second(generation.decoded, generation.decode_seconds),
             cache_kept: prefill.cache_kept,
-            schedule: if dense { "dense".to_owned() } else { self.schedule.clone() },
+            schedule: schedule + &attention,
             stages: report::stages(layers),
             peak_rss_bytes: report::peak_rss_bytes(),
             peak_device_bytes: backend::gpu_bytes_used().saturating_sub(self.device_bytes_before),
@@ -241,5 +247,14 @@ impl Answer {
             self.write("\n");
         }
         self.error.take().map_or(Ok(()), |e| Err(Failure::stdout(e)))
+    }
+}
+
+/// In how many layers attention read a part of the keys: of prompts that were read from the start it is known.
+fn sparse_layers(prefill: &PrefillReport) -> String {
+    match (prefill.n_reused, prefill.sparse_layers) {
+        (0, 1) => " in 1 layer".to_owned(),
+        (0, n) => format!(" in {n} layers"),
+        _ => String::new(),
     }
 }

@@ -288,8 +288,8 @@ fn flags_of_a_command_stand_under_no_groups_heading() {
     headings(&built(), &mut found);
     let others: Vec<_> = found.iter().filter(|(_, flag)| !options::OVERRIDES.contains(&flag.as_str())).collect();
     assert!(others.is_empty(), "{others:?}");
-    // A run, plan, bench and the four of eval.
-    assert_eq!(found.len(), 7 * options::OVERRIDES.len());
+    // A run, plan, bench, the four of eval, tune and calibrate.
+    assert_eq!(found.len(), 9 * options::OVERRIDES.len());
 }
 
 #[test]

@@ -107,17 +107,22 @@ fn computed(dense: Graph, method: &dyn Method, budgets: &Budgets, target: &Targe
 /// A prompt's graph with the attention that the target asks for.
 fn in_blocks(graph: Graph, target: &Target) -> Graph {
     match target.blocks() {
-        Some(share) => read_blocks(graph, share),
+        Some(share) => read_blocks(graph, share, &|node, heads| target.reads_blocks(node, heads)),
         None => graph,
     }
 }
+
+/// Bytes of keys and values from which on layers take turns on a GPU: a prompt in one phase is one graph, which is kept, captured, and
+/// computed without a pause.
+const WORTH_TURNS: usize = 256 << 20;
 
 /// The layers at which a prompt's phases end. A program that skips is long: cut by layers, it has a GPU compute one while the next
 /// is built. And layers with a window can take turns in one memory for the keys of a long prompt, even if a tile takes all of it.
 fn prompt_cuts(graph: &Graph, target: &Target) -> Cuts {
     let skips = target.has_gpu() && graph.layers.iter().any(|a| a.scores.is_some());
-    let forgets = |l: usize| graph.kept_rows(l).is_some_and(|rows| target.forgets_most(graph.first_layer + l, rows));
-    let in_turns = (0..graph.layers.len()).any(forgets);
+    let forgotten = |l: usize| graph.kept_rows(l).map_or(0, |rows| target.forgotten(graph.first_layer + l, rows));
+    let bytes: usize = (0..graph.layers.len()).map(forgotten).sum();
+    let in_turns = bytes > if target.has_gpu() { WORTH_TURNS } else { 0 };
     cuts(graph, target, &|l| in_turns || skips && l > 0)
 }
 

@@ -5,7 +5,7 @@ use spts_quant::ProxySize;
 use crate::attributes::CACHE_GROWTH;
 use crate::ggml::kernels::Kernels;
 use crate::gguf::GgmlType;
-use crate::graph::ir::{BlockShare, Node, Op, WeightId};
+use crate::graph::ir::{BlockShare, Heads, Node, Op, WeightId};
 use crate::model::file::ModelFile;
 use crate::model::placement::Placement;
 
@@ -27,6 +27,9 @@ pub struct Target<'m> {
     n_ubatch: Option<usize>,
     proxy: Option<ProxySize>,
     blocks: Option<BlockShare>,
+    /// Kernels of all devices, and types of the cached keys and values.
+    of_devices: Vec<Kernels>,
+    cache: [GgmlType; 2],
 }
 
 impl<'m> Target<'m> {
@@ -42,13 +45,21 @@ impl<'m> Target<'m> {
         // A device that has nothing but experts computes these by ggml's operations alone.
         let has_layers = |device: &usize| placement.layer.contains(device);
         let of_layers = (0..placement.devices.len()).filter(has_layers);
+        let of_devices = kernels.to_vec();
         let kernels = of_layers.map(|device| kernels[device]).collect();
-        Self { file, placement, kernels, n_ubatch, proxy, blocks: None }
+        let cache = [GgmlType::F16; 2];
+        Self { file, placement, kernels, n_ubatch, proxy, blocks: None, of_devices, cache }
     }
 
-    /// The same with attention of prompts that reads a share of the keys.
-    pub fn with_blocks(self, blocks: Option<BlockShare>) -> Self {
-        Self { blocks, ..self }
+    /// The same with attention of prompts that reads a share of the keys, if it is given, and caches of these types.
+    pub fn with_attention(self, blocks: Option<BlockShare>, cache: [GgmlType; 2]) -> Self {
+        Self { blocks, cache, ..self }
+    }
+
+    /// Whether the device of an attention has kernels that read a part of the keys.
+    pub(super) fn reads_blocks(&self, node: &Node, heads: &Heads) -> bool {
+        let rows = node.n_rows.min(self.tile());
+        self.of_devices[self.device_of(node)].causal_attention(rows, heads, self.cache)
     }
 
     /// What of the keys the attention of prompts reads, if not all.
@@ -116,9 +127,14 @@ impl<'m> Target<'m> {
         self.placement.fetches(node)
     }
 
-    /// Whether layer `l` has a window and keeps less than half of the keys and values of so many tokens.
-    pub(super) fn forgets_most(&self, l: usize, rows: usize) -> bool {
-        self.file.shape().window(l).is_some_and(|window| rows > 2 * (window + CACHE_GROWTH))
+    /// Bytes of the keys and values of so many tokens that layer `l` forgets, if it has a window and keeps less than half of them.
+    pub(super) fn forgotten(&self, l: usize, rows: usize) -> usize {
+        let shape = self.file.shape();
+        let Some(enough) = shape.window(l).map(|window| window + CACHE_GROWTH).filter(|enough| rows > 2 * enough) else {
+            return 0;
+        };
+        let row = |ty: GgmlType| shape.n_embd_kv(l) / ty.block_size() * ty.type_size();
+        (rows - enough) * self.cache.map(row).iter().sum::<usize>()
     }
 
     /// ggml's name of a device.

@@ -486,6 +486,11 @@ impl Graph {
         self.outputs.first().copied().filter(|id| self.node(*id).layer.is_none())
     }
 
+    /// Attentions that read a part of the keys.
+    pub fn n_sparse(&self) -> usize {
+        self.nodes.iter().filter(|n| matches!(n.op, Op::Attention { blocks: Some(_), .. })).count()
+    }
+
     /// Whether a value comes from outside.
     pub fn is_input(&self, id: NodeId) -> bool {
         matches!(self.node(id).op, Op::Tokens | Op::Positions | Op::Residual)

@@ -1,6 +1,7 @@
 //! A device of a session: its backend, its masks, the graph that is rebuilt for every tile.
 
 use crate::Result;
+use crate::ggml::block_lists;
 use crate::ggml::GgmlError;
 use crate::ggml::backend::Backend;
 use crate::ggml::kernels::{PROBE_LOGITS, WIDE_WEIGHTS};
@@ -64,6 +65,12 @@ impl Device {
             Op::ProbeScores { heads, .. } => {
                 let of_a_query = 4 * node.n_rows * heads.n_head;
                 (of_a_query * graph.node(node.src[0]).n_rows).min(PROBE_LOGITS.max(of_a_query))
+            }
+            // Groups of rows as one row each, of one head of keys, and their scores.
+            Op::Attention { heads, blocks: Some(_), .. } => {
+                let (group, keys) = (heads.n_head / heads.n_head_kv, run.sequence.n_past() + graph.node(node.src[1]).n_rows);
+                let scores = (keys / block_lists::STRIDE) * (rows(node) / block_lists::STRIDE);
+                2 * (heads.head_dim * (rows(node) * group + keys) + scores * group)
             }
             _ => 0,
         };

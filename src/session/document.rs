@@ -126,7 +126,8 @@ impl Document<'_> {
 
 impl Session {
     /// Reads a document, for prompts that begin with it: [`Session::prefill`] and all that is built on it then compute of each
-    /// prompt what is behind the tokens that it shares with the one before, as exactly as if it were read from the start.
+    /// prompt what is behind the tokens that it shares with the one before, as exactly as if it were read from the start (but for a
+    /// method whose attention reads a part of the keys: which part a document's last tokens read follows from where it ends).
     /// Nothing counts as read yet: the session is cleared, and so it is for every independent question ([`Session::clear`]); a
     /// conversation's next turn is a prompt that begins with the turns before. A document that begins like the one before is
     /// read from where they part.

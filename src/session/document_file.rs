@@ -35,7 +35,7 @@ use super::residual::Residual;
 use super::sequence::CacheType;
 
 /// Version of the format that is written and read.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 /// `general.architecture` of a document's file.
 pub const ARCHITECTURE: &str = "spts-document";
 

@@ -210,16 +210,17 @@ pub fn reserve(run: &Run, devices: &mut [Device]) -> Result<()> {
 }
 
 /// What decides how much scratch a phase takes: operations and sizes.
-fn shape(run: &Run, phase: &Phase) -> Vec<(std::mem::Discriminant<Op>, usize, usize)> {
+fn shape(run: &Run, phase: &Phase) -> Vec<(std::mem::Discriminant<Op>, bool, usize, usize)> {
     let of = |id: &NodeId| {
         let node = run.compiled.graph.node(*id);
-        (std::mem::discriminant(&node.op), node.n_feat, node.n_rows)
+        let has_lists = matches!(node.op, Op::Attention { blocks: Some(_), .. });
+        (std::mem::discriminant(&node.op), has_lists, node.n_feat, node.n_rows)
     };
     phase.nodes.iter().map(of).collect()
 }
 
 /// Rows of a phase's tiles: as many tiles as the largest size asks for, but of about one size, since a small rest costs
-/// nearly as much as a whole tile, and of whole blocks, for which attention chooses what it reads.
+/// nearly as much as a whole tile, and of whole blocks, for which attention chooses what it reads, if the size takes any.
 fn tile_rows(rows: usize, largest: usize) -> usize {
     let even = rows.div_ceil(rows.div_ceil(largest));
     even.next_multiple_of(BLOCK).min(largest).min(rows)

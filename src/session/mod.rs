@@ -258,15 +258,15 @@ impl Session {
     }
 
     /// Changes what is left out of the prompts to come. Caches and proxies stay where they are, so that one session measures
-    /// several methods in the memory of one.
+    /// several methods in the memory of one. A document is forgotten, and what was read with it, if its layers would look at other
+    /// keys ([`Method::blocks`]).
     ///
     /// # Errors
     /// The method does not fit the model.
     pub fn set_method(&mut self, method: Arc<dyn Method>) -> Result<()> {
         method.budgets(self.model.shape(), Prompt::of(1))?;
         self.prepared = None;
-        if method.blocks() != self.options.method.blocks() {
-            // Its layers were read with other keys.
+        if self.prefix.is_some() && method.blocks() != self.options.method.blocks() {
             self.forget_document();
         }
         self.options.method = method;

@@ -45,7 +45,7 @@ impl Session {
     /// `progress` is called between layers; breaking stops the prefill with [`Error::Interrupted`], and leaves the session as
     /// it was before.
     ///
-    /// The session's method acts if nothing was read before; behind what was read a prompt is dense.
+    /// The session's method acts if nothing was read before; behind what was read nothing of a prompt is skipped.
     ///
     /// # Errors
     /// Empty prompt, context full, out of memory, interrupted.
@@ -210,7 +210,10 @@ impl Session {
         let proxy = self.options.sidecar.as_ref().map(|s| s.size());
         let kernels: Vec<Kernels> = self.devices.iter().map(|device| device.backend.kernels()).collect();
         Target::new(self.model.file(), self.model.placement(), &kernels, self.options.n_ubatch, proxy)
-            .with_blocks(self.options.method.blocks())
+            .with_attention(
+                self.options.method.blocks(),
+                [self.options.cache_type_k, self.options.cache_type_v].map(|t| t.ggml()),
+            )
     }
 
     pub(super) fn check_prompt(&self, tokens: &[u32]) -> Result<()> {
@@ -278,6 +281,7 @@ impl Session {
             scratch_bytes: self.devices.iter().map(|d| d.backend.scratch_bytes()).sum(),
             n_nodes: graph.nodes.len(),
             tile: compiled.tile,
+            sparse_layers: graph.n_sparse(),
             selection: if self.options.record_selection { whole_selection(dense, n, selection) } else { Vec::new() },
         };
         // Another program of the same budgets begins with tokens.

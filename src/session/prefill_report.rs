@@ -27,6 +27,8 @@ pub struct PrefillReport {
     pub n_nodes: usize,
     /// Rows computed at a time, at most.
     pub tile: usize,
+    /// Layers whose attention read a part of the keys ([`crate::BlockSparse`]).
+    pub sparse_layers: usize,
     /// Candidates and active tokens by layer, if they were asked for.
     pub selection: Vec<LayerSelection>,
 }

@@ -183,9 +183,9 @@ pub(super) fn markdown(r: &BenchReport) -> String {
     }
     for p in &r.measured.prompts {
         let n = grouped(p.n_prompt);
-        let _ = writeln!(out, "{}", row(&n, Mode::Dense, &p.dense));
+        let _ = writeln!(out, "{}", row(&n, Mode::Dense.name(), &p.dense));
         if let Some(spts) = &p.spts {
-            let _ = writeln!(out, "{}", row(&n, Mode::Spts, spts));
+            let _ = writeln!(out, "{}", row(&n, name_of(r, spts), spts));
         }
         if let Some(ratios) = &p.ratios {
             let decode = ratios.decode.as_ref().map_or_else(String::new, |s| spread_of(s, 1.0, "x"));
@@ -239,8 +239,17 @@ fn shares(ops: &BTreeMap<String, f64>) -> String {
     each.join(", ")
 }
 
-fn row(n: &str, mode: Mode, m: &ModeResult) -> String {
-    let name = if mode == Mode::Spts && !m.skips { "SPTS (stays dense)" } else { mode.name() };
+/// What the second row of a prompt is called.
+fn name_of(r: &BenchReport, m: &ModeResult) -> &'static str {
+    let is_sparse = r.schedule.as_ref().is_some_and(|name| name.contains("attention sparse"));
+    match (m.skips, is_sparse) {
+        (true, _) => Mode::Spts.name(),
+        (false, true) => "sparse attention",
+        (false, false) => "SPTS (stays dense)",
+    }
+}
+
+fn row(n: &str, name: &str, m: &ModeResult) -> String {
     let decode = m.decode_tps.as_ref().map_or_else(String::new, |s| spread(s, 1.0));
     let device = if m.peak_device_bytes > 0 { report::mib(m.peak_device_bytes) } else { String::new() };
     format!(

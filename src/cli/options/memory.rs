@@ -2,6 +2,7 @@
 
 use clap::{Args, ValueEnum};
 use spts::SessionOptions;
+use spts::gguf::GgmlType;
 use spts::session::sequence::CacheType;
 
 use super::device::DeviceArgs;
@@ -81,6 +82,11 @@ impl MemoryArgs {
     /// Tokens of a tile, if it was asked for.
     pub fn n_ubatch(&self) -> Option<usize> {
         [self.ubatch_size, self.batch_size].into_iter().flatten().min().map(|n| n as usize)
+    }
+
+    /// Types of cached keys and values.
+    pub fn cache_types(&self) -> [GgmlType; 2] {
+        [self.cache_type_k, self.cache_type_v].map(|t| t.library().ggml())
     }
 
     /// What these flags and the threads say of a session; the rest is as it is by default.

@@ -116,14 +116,16 @@ __global__ void choose_blocks(const Blocks b, int32_t * lists) {
     // Blocks that are read in any case: the first, and the last ones.
     const int  n_judged = n_blocks - SPTS_BLOCKS_BEHIND;
     const auto is_whole = [&](const int block) { return block == 0 || block >= n_judged; };
-    if (last_query >= b.whole_from || n_squares <= 0 || n_judged <= 1) {
+    const auto read_all = [&] {
         for (int block = thread; block < n_blocks; block += THREADS) {
             list[1 + block] = block;
         }
         if (thread == 0) {
             list[0] = n_blocks;
         }
-        return;
+    };
+    if (last_query >= b.whole_from || n_squares <= 0 || n_judged <= 1) {
+        return read_all();
     }
 
     for (int block = thread; block < n_blocks; block += THREADS) {
@@ -160,10 +162,13 @@ __global__ void choose_blocks(const Blocks b, int32_t * lists) {
         for (int block = thread; block*SQUARES < n; block += THREADS) {
             sum += of_block(block);
         }
-        const float factor = ONE/total(sum, floats);
+        sum = total(sum, floats);
+        if (!(sum > 0.0f && sum < INFINITY)) {
+            return read_all(); // scores that are no numbers say nothing; all threads see the same sum
+        }
+        const float factor = ONE/sum;
         for (int block = thread; block*SQUARES < n; block += THREADS) {
-            const float share = of_block(block)*factor;
-            shares[block] += share <= ONE ? (uint32_t) share : (uint32_t) ONE; // no number counts as much
+            shares[block] += (uint32_t) fminf(of_block(block)*factor, ONE);
         }
     }
     __syncthreads();

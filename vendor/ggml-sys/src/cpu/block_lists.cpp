@@ -126,7 +126,7 @@ void write_list(const Problem & p, int64_t n_blocks, Scratch & s, int32_t * list
         }
     }
     std::sort(s.judged.begin(), s.judged.end(), std::greater<double>());
-    const double wanted = p.by_count ? std::ceil(p.share * all) : p.share * all;
+    const double wanted = p.by_count ? ceilf(p.share * (float) all) : p.share * all;
     double limit = INFINITY;
     for (size_t i = 0; i < s.judged.size() && have < wanted; i++) {
         limit = s.judged[i];
