@@ -13,7 +13,7 @@ use spts::session::document_file::ARCHITECTURE;
 use super::failure::Failure;
 use crate::report::{grouped, mib};
 
-/// Showing a file.
+/// What `info` shows of a file.
 #[derive(Args, Clone, Debug)]
 pub struct InfoArgs {
     /// GGUF file

@@ -3,8 +3,8 @@
 //! Clap would read `-fa` as `-f a`, a document called "a". The names are those of llama.cpp's `common/arg.cpp` (in the pinned
 //! package that also brings ggml), of its llama-bench, and some that older versions had.
 
-/// What is said about a group of flags, and the flags. A long one that ends with `*` stands for all that begin like it; the first
-/// match counts.
+/// What is said about a group of flags, and the flags. A long one that ends with `*` stands for all that begin like it. The first match
+/// counts.
 const GROUPS: &[(&str, &str)] = &[
     // Always so.
     ("flash attention is always on; leave it out", "-fa --flash-attn"),

@@ -29,9 +29,9 @@ fn compare_in(cache: CacheType, what: &str, tiny: &Tiny, [path, rounded]: [&Path
     println!(
         "{what}: sets overlap by {on_gpu:.4}, on the CPU {on_cpu:.4}; NMSE at most {gpu:.1e}, on the CPU {cpu:.1e}"
     );
-    let [_, bound] = bounds(tiny);
     assert!(1.0 - on_gpu <= 1.5 * (1.0 - on_cpu) + 0.01, "{what}: sets overlap by {on_gpu}, on the CPU {on_cpu}");
-    assert!(gpu <= bound.max(1.25 * cpu), "{what}: NMSE {gpu}, on the CPU {cpu}, bound {bound}");
+    let is_near = gpu <= SKIPPING.max(1.25 * cpu);
+    assert!(is_near || !says_something(tiny, on_gpu), "{what}: NMSE {gpu}, on the CPU {cpu}, bound {SKIPPING}");
 }
 
 fn skipping_in(cache: CacheType, schedule: &Schedule) -> SessionOptions {
@@ -66,8 +66,11 @@ fn sets_by_chance() {
             ["CPU", "CUDA0"].map(|on| run(&path, on, &prompt, &[3, 1, 4], options.clone()));
         assert_eq!(overlap(&gpu, &cpu), 1.0, "{}", tiny.name);
         for (step, (got, expected)) in got.iter().zip(&expected).enumerate() {
-            let [bound, _] = bounds(&tiny);
-            rounding.allows_error(&format!("{} by chance, step {step}", tiny.name), nmse(got, expected), bound);
+            rounding.allows_error(
+                &format!("{} by chance, step {step}", tiny.name),
+                nmse(got, expected),
+                dense_bound(&tiny),
+            );
         }
     }
 }
@@ -128,8 +131,8 @@ fn skipping_on_16_bit_rows() {
                 "{what}: sets overlap by {on_gpu:.4}, on the CPU {on_cpu:.4}; NMSE at most {errors:.1e}, on the CPU {by_rounding:.1e}"
             );
             assert!(1.0 - on_gpu <= 1.25 * (1.0 - on_cpu) + 0.005, "{what}: sets overlap by {on_gpu}");
-            let [_, bound] = bounds(&tiny);
-            assert!(errors <= bound.max(1.25 * by_rounding), "{what}: NMSE {errors}, on the CPU {by_rounding}");
+            let is_near = errors <= SKIPPING.max(1.25 * by_rounding);
+            assert!(is_near || !says_something(&tiny, on_gpu), "{what}: NMSE {errors}, on the CPU {by_rounding}");
         }
     }
 }

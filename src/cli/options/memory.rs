@@ -17,7 +17,7 @@ pub enum DocumentMemory {
 }
 
 impl DocumentMemory {
-    /// The library's.
+    /// The same place by the library's name.
     pub fn library(self) -> spts::DocumentMemory {
         match self {
             DocumentMemory::Device => spts::DocumentMemory::Device,

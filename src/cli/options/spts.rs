@@ -26,9 +26,9 @@ pub enum Queries {
 /// How scores by several tokens become one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum JoinArg {
-    /// Their mean.
+    /// The mean of the scores
     Mean,
-    /// Their maximum.
+    /// The maximum of the scores
     Max,
 }
 
